@@ -1,0 +1,370 @@
+//! The mirror: how a running guest's writes come to our NBD server.
+//!
+//! ```text
+//!             attach                    server dies: BLOCK_JOB_ERROR, action stop
+//!  (nothing) ───────► ready and level ─────────────────────────► standby (paused)
+//!      ▲                 │     ▲                                    │
+//!      └──── detach ─────┘     └──── resume: dirty chunks are sent ─┘
+//! ```
+//!
+//! *Level* means: ready, not paused, no error, actively synced. QEMU acknowledges a write to the
+//! guest only after the server replied to it. It still says level while such a write is in
+//! flight: [`Qemu::drain`], then look again, before anything is built on it.
+//!
+//! While a server hangs (alive, but not replying) nothing here may be called but [`Qemu::job`]:
+//! cancelling, draining and stopping wait for it in QEMU's main loop, and the guest with them.
+//! Ending the server with SIGKILL frees all at once.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+
+use super::{Backoff, Names, Qemu};
+use crate::{Error, Events, QemuEvent, Result};
+
+/// Bytes that the mirror's own bitmap tells apart. Smaller than QEMU's default of 64 KiB, since
+/// that costs small sequential writes a third of their rate.
+pub const MIRROR_GRANULARITY_BYTES: u32 = 4096;
+
+/// How long a fresh mirror may take to be level: it has nothing to copy.
+const LEVEL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a cancelled job may take to end, and its node to come free.
+const END_LIMIT: Duration = Duration::from_secs(10);
+/// How long QEMU tries to reach the server when the node is made, in seconds. The guest waits.
+const OPEN_TIMEOUT_S: u32 = 1;
+
+/// What is to be mirrored where.
+#[derive(Debug, Clone)]
+pub struct MirrorSpec {
+    /// The disk's own node ([`super::Disk::node`]).
+    pub node: String,
+    /// The NBD server's unix socket. The caller has probed it: a server that listens and hangs
+    /// would freeze the guest for a second.
+    pub socket: PathBuf,
+    /// The export's name at that server.
+    pub export: String,
+    /// The names to use.
+    pub names: Names,
+}
+
+/// A mirror in QEMU, by its names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// The disk's own node.
+    pub node: String,
+    /// The job.
+    pub job: String,
+    /// The NBD node that it writes to.
+    pub target: String,
+    /// The filter above the disk's own node.
+    pub filter: String,
+}
+
+impl Attachment {
+    /// The attachment that [`Qemu::attach`] makes for `node` with `names`: to take up one that
+    /// an earlier agent made.
+    pub fn of(node: &str, names: &Names) -> Attachment {
+        Attachment {
+            node: node.to_owned(),
+            job: names.job(),
+            target: names.target(),
+            filter: names.filter(),
+        }
+    }
+}
+
+/// What the caller knows about the server of a mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerHealth {
+    /// It replies.
+    Serving,
+    /// Its process has ended; nobody holds its sockets.
+    Dead,
+    /// It lives and doesn't reply, or nobody knows.
+    Hung,
+}
+
+/// The device state of a job, as QEMU tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoStatus {
+    /// No error.
+    Ok,
+    /// The target said that it is full.
+    NoSpace,
+    /// Any other error, such as a lost connection.
+    Failed,
+}
+
+/// The state of a block job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobState {
+    /// Its id.
+    pub job: String,
+    /// QEMU's word: `created`, `running`, `ready`, `standby`, `paused`, `aborting`, ...
+    pub status: String,
+    /// It has once caught up.
+    pub ready: bool,
+    /// It is paused, by an error or by somebody.
+    pub paused: bool,
+    /// Its last error.
+    pub io_status: IoStatus,
+    /// Why it failed, where it did.
+    pub error: Option<String>,
+    /// Nothing is left to copy and every guest write goes to the target before it is
+    /// acknowledged.
+    pub actively_synced: bool,
+    /// Bytes to copy in all, of what QEMU knows now.
+    pub len: u64,
+    /// Bytes copied of them.
+    pub offset: u64,
+}
+
+impl JobState {
+    /// Source and target are level, but for writes in flight.
+    pub fn is_level(&self) -> bool {
+        self.status == "ready"
+            && !self.paused
+            && self.io_status == IoStatus::Ok
+            && self.actively_synced
+    }
+
+    fn read(info: &Value) -> Result<JobState> {
+        let odd = |what: &str| Error::shape("query-block-jobs", what);
+        let flag = |k: &str| info[k].as_bool().unwrap_or(false);
+        Ok(JobState {
+            job: info["device"].as_str().ok_or_else(|| odd("no `device`"))?.to_owned(),
+            status: info["status"].as_str().ok_or_else(|| odd("no `status`"))?.to_owned(),
+            ready: flag("ready"),
+            paused: flag("paused"),
+            io_status: match info["io-status"].as_str() {
+                Some("ok") => IoStatus::Ok,
+                Some("nospace") => IoStatus::NoSpace,
+                _ => IoStatus::Failed,
+            },
+            error: info["error"].as_str().map(str::to_owned),
+            actively_synced: flag("actively-synced"),
+            len: info["len"].as_u64().unwrap_or(0),
+            offset: info["offset"].as_u64().unwrap_or(0),
+        })
+    }
+
+    fn in_words(&self) -> String {
+        let synced = if self.actively_synced { "" } else { ", not in sync" };
+        format!("{}, io-status {:?}{synced}", self.status, self.io_status)
+    }
+}
+
+impl Qemu {
+    /// All block jobs, whoever they belong to.
+    pub async fn jobs(&self) -> Result<Vec<JobState>> {
+        let jobs = self.run_list("query-block-jobs", Value::Null).await?;
+        jobs.iter().map(JobState::read).collect()
+    }
+
+    /// The state of a job; `None` when there is no such job (any more).
+    pub async fn job(&self, job: &str) -> Result<Option<JobState>> {
+        Ok(self.jobs().await?.into_iter().find(|j| j.job == job))
+    }
+
+    /// Mirrors a disk to our server and waits until both are level. Nothing is copied: what was
+    /// written before is the base, to be pulled.
+    ///
+    /// On an error nothing is left in QEMU, as far as it still answers.
+    pub async fn attach(&self, spec: &MirrorSpec) -> Result<Attachment> {
+        let attachment = Attachment::of(&spec.node, &spec.names);
+        let mut events = self.events();
+        let node = json!({
+            "driver": "nbd",
+            "node-name": attachment.target,
+            "server": { "type": "unix", "path": spec.socket },
+            "export": spec.export,
+            "open-timeout": OPEN_TIMEOUT_S,
+            "reconnect-delay": 0,
+        });
+        self.run("blockdev-add", node).await?;
+        let begun = self.begin_mirror(&attachment).await;
+        let level = match begun {
+            Ok(()) => self.wait_level(&attachment.job, &mut events, LEVEL_LIMIT).await,
+            Err(e) => Err(e),
+        };
+        match level {
+            Ok(_) => Ok(attachment),
+            Err(e) => {
+                // A timeout means that QEMU's main loop is blocked, perhaps by our own server:
+                // then asking for more only makes it worse.
+                if !matches!(e, Error::Timeout { .. } | Error::Closed { .. })
+                    && let Err(undo) = self.detach(&attachment, ServerHealth::Dead).await
+                {
+                    tracing::warn!(job = attachment.job, %undo, "a failed mirror was left behind");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    async fn begin_mirror(&self, attachment: &Attachment) -> Result<()> {
+        let mirror = json!({
+            "job-id": attachment.job,
+            "device": attachment.node,
+            "target": attachment.target,
+            "sync": "none",
+            "copy-mode": "write-blocking",
+            "on-target-error": "stop",
+            "granularity": MIRROR_GRANULARITY_BYTES,
+            "filter-node-name": attachment.filter,
+        });
+        self.run("blockdev-mirror", mirror).await.map(drop)
+    }
+
+    async fn wait_level(
+        &self,
+        job: &str,
+        events: &mut Events,
+        limit: Duration,
+    ) -> Result<JobState> {
+        let begun = Instant::now();
+        let mut backoff = Backoff::new(1, 100);
+        loop {
+            let Some(state) = self.job(job).await? else {
+                let reason = reason_of_end(job, events).await;
+                return Err(Error::JobGone { job: job.to_owned(), reason });
+            };
+            if state.is_level() {
+                return Ok(state);
+            }
+            let failed = state.paused && state.io_status != IoStatus::Ok;
+            if failed || begun.elapsed() > limit {
+                return Err(stuck(&state, "level", begun.elapsed()));
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Resumes a mirror that an error of its server has paused, until it is level again.
+    ///
+    /// The server must be back on the same socket. QEMU's NBD node waits longer after each failed
+    /// try to connect, so the job is resumed over and over for up to `limit` (20 s at least to be
+    /// sure; see [`RESUME_LIMIT`]). `progress` hears each state on the way. Dirty chunks are sent
+    /// in no order: until the end, and a drain and second look after it, this is a gap.
+    pub async fn resume(
+        &self,
+        job: &str,
+        limit: Duration,
+        mut progress: impl FnMut(&JobState) + Send,
+    ) -> Result<JobState> {
+        let begun = Instant::now();
+        let mut events = self.events();
+        let mut backoff = Backoff::new(10, 500);
+        loop {
+            let Some(state) = self.job(job).await? else {
+                let reason = reason_of_end(job, &mut events).await;
+                return Err(Error::JobGone { job: job.to_owned(), reason });
+            };
+            progress(&state);
+            if state.is_level() {
+                return Ok(state);
+            }
+            if begun.elapsed() > limit {
+                return Err(stuck(&state, "level", begun.elapsed()));
+            }
+            if state.paused {
+                match self.run("job-resume", json!({ "id": job })).await {
+                    // It was resumed, or ended, between the look and the command.
+                    Err(e) if e.refused_with("not paused") || e.refused_with("not found") => {}
+                    other => drop(other?),
+                }
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Takes the mirror away: the guest goes on with its disk alone.
+    ///
+    /// A level mirror of a serving server ends with every write on both sides. Any other is
+    /// cancelled by force; what it had not sent is lost with its bitmap, so that interval is
+    /// already a gap. Half-done states are no error: missing job, missing node.
+    ///
+    /// With [`ServerHealth::Hung`] nothing is done: [`Error::ServerHangs`].
+    pub async fn detach(&self, attachment: &Attachment, health: ServerHealth) -> Result<()> {
+        if health == ServerHealth::Hung {
+            let target = attachment.job.clone();
+            return Err(Error::ServerHangs { action: "cancelling the mirror", target });
+        }
+        self.end_job(&attachment.job, health).await?;
+        self.delete_node(&attachment.target).await
+    }
+
+    /// Ends a job and waits for it; done as well when there is none.
+    pub(super) async fn end_job(&self, job: &str, health: ServerHealth) -> Result<()> {
+        let begun = Instant::now();
+        let mut backoff = Backoff::new(2, 100);
+        let mut forced = None;
+        loop {
+            let Some(state) = self.job(job).await? else { return Ok(()) };
+            // By force at once where an orderly end can't come: it waits for the target.
+            let force = health == ServerHealth::Dead || state.paused || !state.ready;
+            if forced.is_none() || (force && forced == Some(false)) {
+                let arguments = json!({ "device": job, "force": force });
+                match self.run("block-job-cancel", arguments).await {
+                    Ok(_) => forced = Some(force),
+                    // Paused or ended since the look: look again.
+                    Err(e) if e.refused_with("paused") || e.refused_with("not found") => {}
+                    // On its way out already.
+                    Err(e) if e.refused_with("in state") => forced = Some(true),
+                    Err(e) => return Err(e),
+                }
+            }
+            if begun.elapsed() > END_LIMIT {
+                return Err(stuck(&state, "cancelled", begun.elapsed()));
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Deletes a node; done as well when there is none.
+    pub(super) async fn delete_node(&self, node: &str) -> Result<()> {
+        let begun = Instant::now();
+        let mut backoff = Backoff::new(2, 100);
+        loop {
+            match self.run("blockdev-del", json!({ "node-name": node })).await {
+                Err(e) if e.refused_with("Failed to find node") => return Ok(()),
+                // A job gives its nodes back a moment after it has gone from the list.
+                Err(e) if e.refused_with("in use") && begun.elapsed() < END_LIMIT => {}
+                other => return other.map(drop),
+            }
+            backoff.pause().await;
+        }
+    }
+}
+
+/// The limit to give [`Qemu::resume`] unless there is a reason for another: QEMU's pauses between
+/// tries grow to 16 s.
+pub const RESUME_LIMIT: Duration = Duration::from_secs(30);
+
+fn stuck(state: &JobState, wanted: &'static str, waited: Duration) -> Error {
+    Error::JobStuck {
+        job: state.job.clone(),
+        wanted,
+        waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+        state: state.in_words(),
+    }
+}
+
+/// Why a job ended: QEMU tells it in an event only, sent before the job went from the list.
+async fn reason_of_end(job: &str, events: &mut Events) -> Option<String> {
+    const WAIT: Duration = Duration::from_millis(100);
+    let find = async {
+        loop {
+            match events.next_meaning().await {
+                QemuEvent::BlockJobCompleted { job: ended, error } if ended == job => return error,
+                QemuEvent::BlockJobCancelled { job: ended } if ended == job => {
+                    return Some("it was cancelled".to_owned());
+                }
+                QemuEvent::Eof { reason } => return Some(reason),
+                _ => {}
+            }
+        }
+    };
+    timeout(WAIT, find).await.ok().flatten()
+}
