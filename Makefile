@@ -1,0 +1,70 @@
+# The entrance for people and for CI. Everything here works in a fresh clone on Debian with Rust;
+# what is missing on the machine is installed (as root or by sudo), what is there is left alone.
+#
+#   make demo        boot a real guest, protect it, destroy its database, bring it back
+#   make test        all tests but the long ones          make test-long   the long ones too
+#   make check       formatting and lints                 make bench       ours beside the peers
+#   make fuzz        each decoder for FUZZ_SECONDS        make install-tools
+
+SHELL := /bin/bash
+FUZZ_SECONDS ?= 60
+GUEST_MANIFEST := tests/guest/program/Cargo.toml
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+ifdef NEXTEST
+TEST := cargo nextest run --workspace
+TEST_LONG := $(TEST) --run-ignored all
+else
+TEST := cargo test --workspace
+TEST_LONG := $(TEST) -- --include-ignored
+endif
+
+.PHONY: all demo test test-long bench check fuzz install-tools guest guest-demo
+
+all:
+	cargo build
+
+# What the tests need on this machine, and the guest that they boot.
+guest:
+	@tests/guest/install.sh test
+	@tests/guest/build.sh
+
+# The same with less: the demo needs no other project's NBD clients.
+guest-demo:
+	@tests/guest/install.sh demo
+	@tests/guest/build.sh
+
+install-tools:
+	@tests/guest/install.sh test
+
+# A make that started without cargo-nextest chose its command before install.sh could install it.
+test: guest check
+	@$(MAKE) --no-print-directory run-tests
+
+test-long: guest check
+	@$(MAKE) --no-print-directory run-tests-long
+
+.PHONY: run-tests run-tests-long
+run-tests:
+	$(TEST)
+
+run-tests-long:
+	$(TEST_LONG)
+
+check:
+	cargo fmt --all --check
+	cargo fmt --manifest-path $(GUEST_MANIFEST) --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+bench: guest
+	cargo bench --workspace
+
+demo: guest-demo
+	cargo build --bin afterimage
+	@"$${CARGO_TARGET_DIR:-target}/debug/afterimage" demo
+
+# Needs cargo-fuzz and a nightly compiler, which nothing else here does.
+fuzz:
+	@test -d fuzz || { echo "fuzz: there is no fuzz/ directory in this tree"; exit 1; }
+	@cargo fuzz --version >/dev/null || { echo "fuzz: cargo install cargo-fuzz, and a nightly toolchain"; exit 1; }
+	@set -e; for target in $$(cargo +nightly fuzz list); do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS); done

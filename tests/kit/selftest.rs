@@ -1,0 +1,100 @@
+//! The kit is what everything else is judged by, so it is tried first.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::record::{SLOT_BYTES, SLOTS, encode, newest_at, place};
+use super::{Disk, VmBuilder, image, prefix};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[test]
+fn newest_at_agrees_with_a_replay() {
+    let (disks, slots) = (3, 4);
+    let mut replayed = vec![0; (disks * slots) as usize];
+    for last in 1..200 {
+        let there = place(last, disks, slots);
+        replayed[(there.disk * slots + there.slot) as usize] = last;
+        for disk in 0..disks {
+            for slot in 0..slots {
+                let wanted = replayed[(disk * slots + slot) as usize];
+                let there = super::record::Place { disk, slot };
+                assert_eq!(newest_at(there, last, disks, slots), wanted, "{there:?} at {last}");
+            }
+        }
+    }
+}
+
+#[test]
+fn guest_leaves_an_exact_prefix_and_the_judge_sees_a_lost_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = [dir.path().join("a.raw"), dir.path().join("b.raw")];
+    let builder = paths.iter().fold(VmBuilder::new("writer"), |builder, path| {
+        image::raw(path, 64 << 20);
+        builder.disk(Disk::raw(path))
+    });
+    let mut vm = builder.boot();
+    vm.ask("writer start until=3000", "writer started");
+    vm.wait_line("writer done last=3000", LIMIT);
+    let stats = vm.stats("writer");
+    assert_eq!((stats.last, stats.errors, stats.count), (3000, 0, 3000), "{stats:?}");
+    eprintln!("boot {:?}, {stats:?}", vm.boot_time());
+    vm.kill();
+    let disks = [paths[0].as_path(), paths[1].as_path()];
+    assert_eq!(prefix::last(&disks), Ok(3000));
+
+    // A second run on the same disks goes on where the first one stopped.
+    let vm = builder.boot();
+    assert!(vm.ready().contains("last=3000"), "{}", vm.ready());
+    vm.power_off();
+
+    // Record 2999 lost: its slot still holds what was there a round before.
+    let lost = place(2999, 2, SLOTS);
+    let mut block = [0; SLOT_BYTES];
+    encode(&mut block, 2999 - 2 * SLOTS, lost);
+    let file = File::options().write(true).open(&paths[lost.disk as usize]).unwrap();
+    file.write_all_at(&block, lost.slot * SLOT_BYTES as u64).unwrap();
+    let verdict = prefix::last(&disks).unwrap_err();
+    assert!(verdict.contains("holds 951, not 2999"), "{verdict}");
+}
+
+#[test]
+fn load_demo_and_guest_agent_work_on_every_kind_of_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    image::ext4(&path("fs.raw"), 128 << 20);
+    image::qcow2(&path("load.qcow2"), 64 << 20);
+    image::raw(&path("load.raw"), 64 << 20);
+    let mut vm = VmBuilder::new("demo,load")
+        .disk(Disk::raw(path("fs.raw")).blockdev().iothread())
+        .disk(Disk::qcow2(path("load.qcow2")).blockdev())
+        .disk(Disk::raw(path("load.raw")).writeback().iothread())
+        .append("ai.demo=vda ai.load=vdb,vdc")
+        .guest_agent()
+        .boot();
+    assert_eq!(vm.nodes()[0], "disk0");
+    vm.ask("load start threads=4 seed=7 rate=400", "load started");
+    vm.ask("demo start", "demo started last=0");
+    vm.send("demo grant to=50");
+    vm.wait_line("demo ack id=50", LIMIT);
+
+    let frozen = vm.guest_agent("guest-fsfreeze-freeze", json!({})).unwrap();
+    assert_eq!(frozen, 1, "one file system can be frozen");
+    assert_eq!(vm.guest_agent("guest-fsfreeze-thaw", json!({})).unwrap(), 1);
+
+    vm.send("demo grant to=60");
+    vm.wait_line("demo ack id=60", LIMIT);
+    vm.ask("load pause", "load paused");
+    let load = vm.stats("load");
+    assert!(load.errors == 0 && load.count > 0, "{load:?}");
+    let checked = vm.ask("demo check", "demo checked");
+    assert_eq!(checked, "demo checked integrity=ok rows=60 min=1 max=60 bad=0 holes=0");
+    vm.ask("demo destroy", "demo destroyed");
+    let checked = vm.ask("demo check", "demo checked");
+    assert!(checked.contains("integrity=missing"), "{checked}");
+    eprintln!("boot {:?}, {load:?}", vm.boot_time());
+    vm.quit();
+}
