@@ -1,0 +1,139 @@
+//! Stalls: what the guests see of a worker that hangs.
+
+use crate::guarded::{Guarded, signal, state, stop};
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+
+const STALL_LIMIT: Duration = Duration::from_secs(1);
+
+#[test]
+fn stopped_worker_is_killed_within_the_limit_when_a_guest_waits() {
+    let guarded = Guarded::start(&[]);
+    let mut guest = guarded.accept();
+    assert_eq!(guest.ask("echo"), Some("echo".into()));
+    stop(guest.pid());
+    let stall = guest.stall_of("echo");
+    assert!(stall < STALL_LIMIT, "{stall:?}");
+    let next = guarded.accept();
+    assert_eq!((next.told(2), next.told(3)), ("1", "1"), "a restart, a kill by stall");
+    assert_eq!(next.told(5), "Some(ProcessHung)");
+    let told_ms: u64 = next.told(6).parse().unwrap();
+    assert!((500..1000).contains(&told_ms), "the stall is told: {told_ms} ms");
+}
+
+#[test]
+fn stopped_in_the_middle_of_a_request_is_killed_within_the_limit() {
+    let guarded = Guarded::start(&[]);
+    let mut guest = guarded.accept();
+    let sent = Instant::now();
+    guest.send("sleep 100");
+    stop(guest.pid());
+    assert_eq!(guest.line(), None);
+    assert!(sent.elapsed() < STALL_LIMIT, "{:?}", sent.elapsed());
+}
+
+#[test]
+fn idle_stopped_worker_has_no_victim_until_a_request_comes() {
+    let guarded = Guarded::start(&[("STALL_MS", "300")]);
+    let mut guest = guarded.accept();
+    stop(guest.pid());
+    // Claims that nothing happens, so time is all there is to wait for.
+    std::thread::sleep(Duration::from_millis(900));
+    assert_eq!(state(guest.pid()), Some('T'));
+    let stall = guest.stall_of("echo");
+    assert!(stall < Duration::from_millis(300 + 100), "{stall:?}");
+}
+
+#[test]
+fn only_loop_that_hangs_costs_the_worker_its_life_at_once() {
+    let guarded = Guarded::start(&[]);
+    let mut guest = guarded.accept();
+    let stall = guest.stall_of("hang");
+    assert!(stall < STALL_LIMIT, "{stall:?}");
+    assert_eq!(guarded.accept().told(5), "Some(AllLoopsStuck)");
+}
+
+#[test]
+fn one_stuck_loop_loses_its_socket_and_no_other() {
+    let guarded = Guarded::start(&[("LOOPS", "3"), ("STALL_MS", "400")]);
+    let mut guests = [guarded.accept(), guarded.accept(), guarded.accept()];
+    let stall = guests[0].stall_of("mute");
+    assert!(stall < Duration::from_millis(400), "{stall:?}");
+    // Past the grace: the loop has ended, so the worker stays.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(900) {
+        assert_eq!(guests[1].ask("sleep 10"), Some("sleep 10".into()));
+    }
+    assert_eq!(guests[2].ask("echo"), Some("echo".into()));
+}
+
+#[test]
+fn loop_that_stays_stuck_after_its_socket_was_shut_costs_the_worker_its_life() {
+    let guarded = Guarded::start(&[("LOOPS", "2"), ("STALL_MS", "400")]);
+    let mut guests = [guarded.accept(), guarded.accept()];
+    let began = Instant::now();
+    let stall = guests[0].stall_of("hang");
+    assert!(stall < Duration::from_millis(400), "{stall:?}");
+    while guests[1].ask("sleep 10").is_some() {}
+    assert!(began.elapsed() > stall + Duration::from_millis(300), "{:?}", began.elapsed());
+    let next = guarded.accept();
+    assert_eq!((next.told(4), next.told(5)), ("1", "Some(LoopDidNotEnd)"));
+}
+
+#[test]
+fn slow_loop_below_the_threshold_is_left_alone() {
+    let guarded = Guarded::start(&[]);
+    let mut guest = guarded.accept();
+    for _ in 0..3 {
+        assert_eq!(guest.ask("sleep 400"), Some("sleep 400".into()));
+    }
+}
+
+#[test]
+fn held_reply_is_exempt_until_its_limit() {
+    let guarded = Guarded::start(&[("STALL_MS", "300"), ("HOLD_MS", "1000")]);
+    let mut guest = guarded.accept();
+    assert_eq!(guest.ask("hold 900"), Some("hold 900".into()), "675 ms, twice the limit");
+    let stall = guest.stall_of("hold 60000");
+    assert!(stall >= Duration::from_millis(1000), "{stall:?}");
+    assert!(stall < Duration::from_millis(1000 + 200), "{stall:?}");
+}
+
+#[test]
+fn kill_ends_the_stall_even_where_the_socket_outlives_the_worker() {
+    let guarded = Guarded::start(&[]);
+    let mut guest = guarded.accept();
+    let keeper: u32 = guest.ask("keep").unwrap().parse().unwrap();
+    stop(guest.pid());
+    let stall = guest.stall_of("echo");
+    assert!(stall < STALL_LIMIT, "{stall:?}");
+    assert!(state(keeper).is_some());
+    signal(keeper, Signal::KILL);
+}
+
+#[test]
+fn machine_that_was_paused_costs_no_worker() {
+    let guarded = Guarded::start(&[]);
+    let mut guest = guarded.accept();
+    guest.send("sleep 50");
+    stop(guarded.pid());
+    stop(guest.pid());
+    // The pause of both, as of a machine that was not run for a while.
+    std::thread::sleep(2 * STALL_LIMIT);
+    signal(guarded.pid(), Signal::CONT);
+    signal(guest.pid(), Signal::CONT);
+    assert_eq!(guest.line(), Some("sleep 50".into()));
+    assert_eq!(guest.ask("echo"), Some("echo".into()));
+}
+
+#[test]
+fn guest_that_stays_frozen_gets_the_worker_killed() {
+    let guarded = Guarded::start(&[("UNDO", "quick")]);
+    let mut guest = guarded.accept();
+    let began = Instant::now();
+    assert_eq!(guest.ask("freeze"), Some("freeze".into()));
+    assert_eq!(guest.line(), None);
+    assert_eq!(guarded.accept().told(0), "undo");
+    assert!(began.elapsed() < STALL_LIMIT, "{:?}", began.elapsed());
+    assert_eq!(guarded.accept().told(5), "Some(NoSocket)");
+}
