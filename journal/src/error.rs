@@ -1,0 +1,128 @@
+//! What can go wrong with a journal: the variant names the fact, [`Error::kind`] what to do.
+
+use std::path::{Path, PathBuf};
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What the caller can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Free or add space, then try again.
+    FreeSpace,
+    /// What was asked for can't be had from this journal: restore elsewhere, or another point.
+    NotRestorable,
+    /// The input (a path, a name, a version) has to change.
+    FixInput,
+    /// Somebody else holds it: try later.
+    Retry,
+    /// The device or the program failed; the text says how.
+    Broken,
+}
+
+/// An error of the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call failed.
+    #[error("{what} {}: {source}", path.display())]
+    Io {
+        /// Verb first: "open unit".
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's word.
+        source: std::io::Error,
+    },
+    /// Written by a newer program.
+    #[error(
+        "{} has format version {found}, this program reads up to {supported}: \
+         use the version of afterimage that wrote it, or a newer one",
+        path.display()
+    )]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// The version it has.
+        found: u32,
+        /// The newest version that is read here.
+        supported: u32,
+    },
+    /// Not what it should be.
+    #[error("{} is not usable: {why}", path.display())]
+    Unusable {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// Another process has the journal open for writing.
+    #[error(
+        "{} is in use by another process: stop that one first (is an agent running?)",
+        path.display()
+    )]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// A checksum doesn't match: nothing made from it is handed out (I-12).
+    #[error("{}: record {seq} at byte {at} is damaged: {why}", unit.display())]
+    Damaged {
+        /// The unit's file.
+        unit: PathBuf,
+        /// Byte offset of the record in the unit.
+        at: u64,
+        /// The record's sequence number.
+        seq: u64,
+        /// Which check failed.
+        why: &'static str,
+    },
+    /// The journal stopped taking records after an error; it must be opened anew.
+    #[error("the journal stopped at record {last_seq}: {why}")]
+    Stopped {
+        /// The newest record that was committed.
+        last_seq: u64,
+        /// The first error.
+        why: String,
+    },
+    /// A record that no unit can hold.
+    #[error("a record of {bytes} bytes is over the journal's limit of {limit_bytes}")]
+    TooLarge {
+        /// Asked for.
+        bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// A configuration, session or copy that doesn't fit what the journal holds.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Error {
+    /// Names the action and the path of a failed system call.
+    pub fn io(what: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Self::Io { what, path: path.to_owned(), source: source.into() }
+    }
+
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io { source, .. } => match source.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                    ErrorKind::FreeSpace
+                }
+                std::io::ErrorKind::NotFound
+                | std::io::ErrorKind::PermissionDenied
+                | std::io::ErrorKind::ReadOnlyFilesystem
+                | std::io::ErrorKind::NotADirectory => ErrorKind::FixInput,
+                _ => ErrorKind::Broken,
+            },
+            Self::NewerFormat { .. } | Self::Unusable { .. } | Self::Invalid(_) => {
+                ErrorKind::FixInput
+            }
+            Self::Locked { .. } => ErrorKind::Retry,
+            Self::Damaged { .. } => ErrorKind::NotRestorable,
+            Self::Stopped { .. } | Self::TooLarge { .. } => ErrorKind::Broken,
+        }
+    }
+}

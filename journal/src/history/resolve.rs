@@ -1,0 +1,146 @@
+//! From what a person asks for to a position: pure, over a loaded [`History`].
+
+use super::History;
+use crate::Seq;
+
+/// A wanted moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum When {
+    /// The newest recovery point.
+    Latest,
+    /// The state at this time, nanoseconds since the Unix epoch.
+    Time(u64),
+    /// A position.
+    Seq(Seq),
+    /// The checkpoint with this number.
+    Checkpoint(u64),
+    /// The newest checkpoint with this tag.
+    Tag(String),
+}
+
+/// A recovery point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Point {
+    /// Its position.
+    pub seq: Seq,
+    /// Wall time of its newest record, nanoseconds since the Unix epoch.
+    pub wall_ns: u64,
+}
+
+/// Why a moment can't be restored, and the nearest that can.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotRestorable {
+    /// The reason, for people.
+    pub why: String,
+    /// The nearest recovery point before it.
+    pub before: Option<Point>,
+    /// The nearest recovery point behind it.
+    pub after: Option<Point>,
+}
+
+/// A position whose newest record is at most this much older than the wanted time counts as the
+/// state at that time, even when nothing that is newer is known: an idle journal ticks every
+/// second.
+const TICK_TOLERANCE_NS: u64 = 3_000_000_000;
+
+impl History {
+    /// Finds the position for a wanted moment.
+    ///
+    /// # Errors
+    /// It lies in a gap, outside of the window, in the future, or needs what is damaged; or
+    /// there is no such checkpoint.
+    pub fn resolve(&self, when: &When) -> Result<Point, Box<NotRestorable>> {
+        match when {
+            When::Latest => match self.level.last() {
+                Some(range) => Ok(self.point(range.to)),
+                None => Err(self.refuse(self.head, "there is no recovery point yet".into())),
+            },
+            When::Seq(seq) => self.resolve_seq(*seq),
+            When::Time(ns) => self.resolve_time(*ns),
+            When::Checkpoint(id) => {
+                let found = self.checkpoints.iter().find(|c| c.checkpoint.id == *id);
+                found
+                    .map(|c| self.point(c.seq))
+                    .ok_or_else(|| self.refuse(self.head, format!("there is no checkpoint #{id}")))
+            }
+            When::Tag(tag) => {
+                let named = |t: &Option<String>| t.as_deref() == Some(tag);
+                let found = self.checkpoints.iter().rev().find(|c| named(&c.checkpoint.tag));
+                found.map(|c| self.point(c.seq)).ok_or_else(|| {
+                    self.refuse(self.head, format!("there is no checkpoint with the tag {tag:?}"))
+                })
+            }
+        }
+    }
+
+    /// The point at a position.
+    #[must_use]
+    pub fn point(&self, seq: Seq) -> Point {
+        Point { seq, wall_ns: self.wall_ns(seq) }
+    }
+
+    /// First and last recovery point.
+    #[must_use]
+    pub fn window(&self) -> Option<(Point, Point)> {
+        let (first, last) = (self.level.first()?, self.level.last()?);
+        Some((self.point(first.from), self.point(last.to)))
+    }
+
+    fn resolve_seq(&self, seq: Seq) -> Result<Point, Box<NotRestorable>> {
+        if self.is_restorable(seq) {
+            return Ok(self.point(seq));
+        }
+        let why = if seq > self.head {
+            format!("record {seq} doesn't exist yet: the newest is {}", self.head)
+        } else {
+            self.why_not(seq)
+        };
+        Err(self.refuse(seq, why))
+    }
+
+    fn resolve_time(&self, ns: u64) -> Result<Point, Box<NotRestorable>> {
+        // The newest record at or before that time; records are in the order of their numbers,
+        // and a clock that was set back makes the later stretch count.
+        let Some(found) = self.entries.iter().rfind(|e| e.record.wall_ns <= ns) else {
+            return Err(self.refuse(0, "it lies before the journal's window".into()));
+        };
+        let seq = found.record.seq;
+        if self.is_restorable(seq) {
+            let known_ns = self.wall_ns(self.head);
+            let is_last = self.level.last().is_some_and(|r| r.to == seq);
+            if is_last && ns > known_ns.saturating_add(TICK_TOLERANCE_NS) {
+                return Err(self.refuse(seq, "it lies behind the newest recovery point".into()));
+            }
+            // A session that ended here says nothing about the time behind its last record.
+            let range_end = self.level.iter().any(|r| r.to == seq);
+            if range_end && !is_last && ns > found.record.wall_ns {
+                return Err(self.refuse(seq, self.why_not(seq + 1)));
+            }
+            return Ok(self.point(seq));
+        }
+        Err(self.refuse(seq, self.why_not(seq)))
+    }
+
+    fn why_not(&self, seq: Seq) -> String {
+        if let Some(damage) =
+            self.damage.iter().find(|d| d.from <= seq && d.to.is_none_or(|to| seq < to))
+        {
+            return format!("it needs what is damaged: {}", damage.what);
+        }
+        let gap = self.gaps.iter().find(|g| g.from < seq && g.to.is_none_or(|to| seq < to));
+        match gap {
+            Some(gap) => format!("it lies in a gap ({})", gap.reason),
+            None => "it lies before the journal's window".into(),
+        }
+    }
+
+    fn refuse(&self, seq: Seq, why: String) -> Box<NotRestorable> {
+        let before = self.level.iter().rev().find(|r| r.from <= seq).map(|r| r.to.min(seq));
+        let after = self.level.iter().find(|r| r.to > seq).map(|r| r.from.max(seq));
+        Box::new(NotRestorable {
+            why,
+            before: before.map(|s| self.point(s)),
+            after: after.filter(|s| Some(*s) != before).map(|s| self.point(s)),
+        })
+    }
+}

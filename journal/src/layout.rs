@@ -1,0 +1,210 @@
+//! Where journals lie below a state directory.
+//!
+//! ```text
+//! STATE/format            the state directory's format version
+//! STATE/pool/             the first member of the pool
+//!   NAME/journal.json     identity of the journal of group NAME
+//!   NAME/unit-0000000001  units, numbered without a hole
+//!   NAME/lock             held by the one writer
+//!   NAME/pin              shared by readers, exclusive for deletion (I-7)
+//! ```
+//!
+//! `pool/` is all that a restore needs: copied to another place, it restores the same.
+
+use crate::error::{Error, Result};
+use crate::format::VERSION;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// Longest name of a group or guest, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Identity of a journal, in `journal.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Format version.
+    pub format: u32,
+    /// The group.
+    pub group: Uuid,
+    /// The group's name.
+    pub name: String,
+    /// Size of each new unit.
+    pub unit_bytes: u64,
+}
+
+/// Checks a name of a group or guest: it becomes a file name.
+///
+/// # Errors
+/// It is empty, too long, starts with a dot, or has other characters than letters, digits,
+/// `.`, `_`, `-`.
+pub fn check_name(name: &str) -> Result<()> {
+    let fits = !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && !name.starts_with(['.', '-'])
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if fits {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{name:?} can't be a name: use 1 to {NAME_BYTES_MAX} letters, digits, '.', '_' or '-', \
+         not starting with '.' or '-'"
+    )))
+}
+
+/// The directory of the pool's first member.
+#[must_use]
+pub fn pool_dir(state: &Path) -> PathBuf {
+    state.join("pool")
+}
+
+/// The directory of a group's journal.
+///
+/// # Errors
+/// The name can't be one.
+pub fn journal_dir(state: &Path, name: &str) -> Result<PathBuf> {
+    check_name(name)?;
+    Ok(pool_dir(state).join(name))
+}
+
+/// Names of the journals below a state directory, sorted.
+///
+/// # Errors
+/// The directory can't be read.
+pub fn journals(state: &Path) -> Result<Vec<String>> {
+    let pool = pool_dir(state);
+    let entries = match fs::read_dir(&pool) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("list the pool", &pool, e)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io("list the pool", &pool, e))?;
+        if entry.path().join("journal.json").is_file()
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The path of a unit.
+#[must_use]
+pub fn unit_path(journal: &Path, number: u64) -> PathBuf {
+    journal.join(format!("unit-{number:010}"))
+}
+
+/// Numbers of the units in a journal directory, ascending.
+///
+/// # Errors
+/// The directory can't be read.
+pub fn units(journal: &Path) -> Result<Vec<u64>> {
+    let entries = fs::read_dir(journal).map_err(|e| Error::io("list journal", journal, e))?;
+    let mut numbers = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io("list journal", journal, e))?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix("unit-")).map(str::parse::<u64>);
+        if let Some(Ok(number)) = number {
+            numbers.push(number);
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Reads a journal's identity.
+///
+/// # Errors
+/// There is no journal, or it is damaged, or a newer program wrote it.
+pub fn read_identity(journal: &Path) -> Result<Identity> {
+    let path = journal.join("journal.json");
+    let bytes = fs::read(&path).map_err(|e| Error::io("open journal", &path, e))?;
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let unusable = |e: serde_json::Error| Error::Unusable {
+        path: path.clone(),
+        why: format!(
+            "not a journal's identity ({e}); put it back from a copy of the pool, \
+             it never changes after its making"
+        ),
+    };
+    let version: Version = serde_json::from_slice(&bytes).map_err(unusable)?;
+    if version.format > VERSION {
+        return Err(Error::NewerFormat { path, found: version.format, supported: VERSION });
+    }
+    serde_json::from_slice(&bytes).map_err(unusable)
+}
+
+/// Writes a file so that after a crash either the old or the new content is there, durably.
+///
+/// # Errors
+/// A write, sync or rename failed; the old content is intact.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let draft = path.with_extension("tmp");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)
+        .map_err(|e| Error::io("create", &draft, e))?;
+    file.write_all(bytes).map_err(|e| Error::io("write", &draft, e))?;
+    file.sync_all().map_err(|e| Error::io("sync", &draft, e))?;
+    fs::rename(&draft, path).map_err(|e| Error::io("rename to", path, e))?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// The sync failed.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync directory", dir, e))
+}
+
+/// Creates a directory (0700) and its parents; those that exist are left as they are.
+///
+/// # Errors
+/// One of them can't be made.
+pub fn make_dir(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| Error::io("create directory", dir, e))
+}
+
+/// Checks (or, with `create`, writes) the state directory's format version.
+///
+/// # Errors
+/// It isn't a state directory, can't be written, or a newer program wrote it.
+pub fn check_state(state: &Path, create: bool) -> Result<()> {
+    let path = state.join("format");
+    match fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse::<u32>() {
+            Ok(found) if found <= VERSION => Ok(()),
+            Ok(found) => Err(Error::NewerFormat { path, found, supported: VERSION }),
+            Err(_) => Err(Error::Unusable {
+                path,
+                why: "it should hold the format version; is this a state directory?".into(),
+            }),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && create => {
+            make_dir(&pool_dir(state))?;
+            replace_file(&path, format!("{VERSION}\n").as_bytes())
+        }
+        // The pool alone, copied elsewhere, is enough for a restore.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && pool_dir(state).is_dir() => Ok(()),
+        Err(e) => Err(Error::io("open state directory", &path, e)),
+    }
+}

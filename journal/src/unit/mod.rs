@@ -1,0 +1,41 @@
+//! A unit: one preallocated file of the log.
+//!
+//! ```text
+//! 0      4096                                  index_at            size-64   size
+//! | header | record | record | ... | free ...   | index (when sealed) | footer |
+//! ```
+//!
+//! A unit's file appears under its name only when its header and its space are durable. Records
+//! never span units. The index and the footer are written when the unit is sealed; after that
+//! the file never changes.
+
+mod create;
+mod mapped;
+mod scan;
+
+pub use create::create;
+pub use mapped::MappedUnit;
+pub use scan::{ScanEnd, UnitContents, read_payload, read_unit};
+
+use crate::format::ALIGN_BYTES;
+use crate::format::index::{ENTRY_BYTES, FOOTER_BYTES};
+use crate::format::unit_header::BLOCK_BYTES;
+
+/// Smallest size of a unit.
+pub const UNIT_BYTES_MIN: u64 = 1 << 20;
+/// Largest size of a unit: the index counts in steps of 64 bytes in 32 bits.
+pub const UNIT_BYTES_MAX: u64 = 1 << 36;
+
+/// Whether `count` records that end at byte `end` leave room for their index.
+#[must_use]
+pub const fn fits(unit_bytes: u64, end: u64, count: u64) -> bool {
+    end + count * ENTRY_BYTES + FOOTER_BYTES + ALIGN_BYTES <= unit_bytes
+}
+
+/// Largest payload of one record in units of this size: an eighth of it, so that little is left
+/// empty at a unit's end, and at most 4 MiB.
+#[must_use]
+pub const fn payload_bytes_max(unit_bytes: u64) -> u64 {
+    let eighth = (unit_bytes - BLOCK_BYTES) / 8;
+    if eighth < 4 << 20 { eighth } else { 4 << 20 }
+}

@@ -1,0 +1,220 @@
+//! Reading a unit's records: from its index when it is sealed, from the records themselves
+//! otherwise. Payloads are not read, but for the few that hold metadata.
+
+use crate::error::{Error, Result};
+use crate::format::index::{self, ENTRY_BYTES, FOOTER_BYTES, Footer};
+use crate::format::record::{self, Decoded, HEADER_BYTES, Record};
+use crate::format::unit_header::{BLOCK_BYTES, HeaderError, UnitHeader};
+use crate::format::{VERSION, align_up, checksum};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// How the records of a unit ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScanEnd {
+    /// A valid index lists all of them.
+    Sealed,
+    /// No index: the last records, up to where nothing valid follows.
+    Open,
+    /// Something that isn't a record lies at these byte offsets, with records behind it, or an
+    /// index is damaged.
+    Damaged {
+        /// Byte offsets of what can't be read.
+        at: Vec<u64>,
+    },
+}
+
+/// A unit's records, without their payloads.
+#[derive(Debug)]
+pub struct UnitContents {
+    /// The file.
+    pub path: PathBuf,
+    /// It, open.
+    pub file: File,
+    /// Its header.
+    pub header: UnitHeader,
+    /// Byte offset and header of each record, in the order of their offsets.
+    pub records: Vec<(u64, Record)>,
+    /// How they ended.
+    pub end: ScanEnd,
+    /// Numbers in the commit words of headers that fail their checksum.
+    pub broken: Vec<u64>,
+}
+
+/// Opens a unit and lists its records.
+///
+/// # Errors
+/// It can't be read, its header is damaged or newer, or it isn't of this group.
+pub fn read_unit(path: &Path, group: [u8; 16], number: u64) -> Result<UnitContents> {
+    let file = File::open(path).map_err(|e| Error::io("open unit", path, e))?;
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    file.read_exact_at(&mut block, 0).map_err(|e| Error::io("read unit", path, e))?;
+    let header = UnitHeader::decode(&block).map_err(|e| header_error(path, e))?;
+    if header.group != group || header.number != number {
+        return Err(Error::Unusable {
+            path: path.to_owned(),
+            why: "it belongs to another journal, or has another unit's name".into(),
+        });
+    }
+    let length = file.metadata().map_err(|e| Error::io("read unit", path, e))?.len();
+    let mut unit = UnitContents {
+        path: path.to_owned(),
+        file,
+        header,
+        records: Vec::new(),
+        end: ScanEnd::Open,
+        broken: Vec::new(),
+    };
+    match read_index(&unit, length)? {
+        Index::Good(records) => {
+            unit.records = records;
+            unit.end = ScanEnd::Sealed;
+        }
+        Index::Absent => scan(&mut unit, length)?,
+        Index::Damaged(at) => {
+            scan(&mut unit, length)?;
+            match &mut unit.end {
+                ScanEnd::Damaged { at: all } => all.push(at),
+                end => *end = ScanEnd::Damaged { at: vec![at] },
+            }
+        }
+    }
+    Ok(unit)
+}
+
+fn header_error(path: &Path, error: HeaderError) -> Error {
+    let path = path.to_owned();
+    match error {
+        HeaderError::Version(found) => Error::NewerFormat { path, found, supported: VERSION },
+        HeaderError::Magic => Error::Unusable { path, why: "it isn't a unit of a journal".into() },
+        HeaderError::Checksum => {
+            Error::Unusable { path, why: "its header's checksum doesn't match".into() }
+        }
+    }
+}
+
+enum Index {
+    Good(Vec<(u64, Record)>),
+    Absent,
+    Damaged(u64),
+}
+
+fn read_index(unit: &UnitContents, length: u64) -> Result<Index> {
+    let unit_bytes = unit.header.unit_bytes;
+    if length < unit_bytes || unit_bytes < BLOCK_BYTES + FOOTER_BYTES {
+        return Ok(Index::Absent);
+    }
+    let footer_at = unit_bytes - FOOTER_BYTES;
+    let mut bytes = [0; FOOTER_BYTES as usize];
+    let io = |e| Error::io("read unit", &unit.path, e);
+    unit.file.read_exact_at(&mut bytes, footer_at).map_err(io)?;
+    if bytes == [0; FOOTER_BYTES as usize] {
+        return Ok(Index::Absent);
+    }
+    let Some(footer) = Footer::decode(&unit.header.salt, unit_bytes, &bytes) else {
+        return Ok(Index::Damaged(footer_at));
+    };
+    let mut index = vec![0; (footer.count * ENTRY_BYTES) as usize];
+    unit.file.read_exact_at(&mut index, footer.index_at).map_err(io)?;
+    if checksum::crc32c(&index) != footer.index_crc {
+        return Ok(Index::Damaged(footer.index_at));
+    }
+    Ok(match index::decode(&index, unit_bytes) {
+        Some(records) => Index::Good(records),
+        None => Index::Damaged(footer.index_at),
+    })
+}
+
+/// Bytes read at a time: large enough to be sequential, small enough to stop early.
+const WINDOW_BYTES: usize = 256 << 10;
+
+struct Window<'a> {
+    unit: &'a UnitContents,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window<'_> {
+    /// The 64 bytes at `at`, or `None` behind the end.
+    fn header(&mut self, at: u64, limit: u64) -> Result<Option<&[u8; HEADER_BYTES as usize]>> {
+        if at + HEADER_BYTES > limit {
+            return Ok(None);
+        }
+        let end = self.start + self.bytes.len() as u64;
+        if at < self.start || at + HEADER_BYTES > end {
+            self.start = at;
+            self.bytes.resize(WINDOW_BYTES.min((limit - at) as usize), 0);
+            self.unit
+                .file
+                .read_exact_at(&mut self.bytes, at)
+                .map_err(|e| Error::io("read unit", &self.unit.path, e))?;
+        }
+        let offset = (at - self.start) as usize;
+        Ok(self.bytes[offset..].first_chunk())
+    }
+}
+
+/// Walks the records. Where no frame is valid, looks on at every 64-byte boundary: the salt makes
+/// it certain that what is found was written as a record, so that rot in the middle is told from
+/// a tail (I-3).
+fn scan(unit: &mut UnitContents, length: u64) -> Result<()> {
+    let limit = length.min(unit.header.unit_bytes);
+    let salt = unit.header.salt;
+    let mut records = Vec::new();
+    let mut broken = Vec::new();
+    let mut holes = Vec::new();
+    let mut hole = None;
+    let mut at = BLOCK_BYTES;
+    let mut window = Window { unit, start: 0, bytes: Vec::new() };
+    while let Some(bytes) = window.header(at, limit)? {
+        let decoded = record::decode(&salt, at, bytes);
+        let payload_bytes = match decoded {
+            Decoded::None => {
+                hole.get_or_insert(at);
+                at += crate::format::ALIGN_BYTES;
+                continue;
+            }
+            Decoded::Record(r) => {
+                records.push((at, r));
+                r.payload_bytes
+            }
+            Decoded::Reserved { payload_bytes } => payload_bytes,
+            Decoded::Broken { payload_bytes, seq } => {
+                broken.push(seq);
+                payload_bytes
+            }
+        };
+        holes.extend(hole.take());
+        at = align_up(at + HEADER_BYTES + u64::from(payload_bytes));
+    }
+    unit.records = records;
+    unit.broken = broken;
+    if !holes.is_empty() {
+        unit.end = ScanEnd::Damaged { at: holes };
+    }
+    Ok(())
+}
+
+/// Reads and checks a record's whole payload into `buffer`, which must have its size.
+///
+/// # Errors
+/// It can't be read, or its checksum doesn't match.
+pub fn read_payload(
+    file: &File,
+    path: &Path,
+    at: u64,
+    record: &Record,
+    buffer: &mut [u8],
+) -> Result<()> {
+    file.read_exact_at(buffer, at + HEADER_BYTES).map_err(|e| Error::io("read unit", path, e))?;
+    if checksum::crc32c(buffer) == record.payload_crc {
+        return Ok(());
+    }
+    Err(Error::Damaged {
+        unit: path.to_owned(),
+        at,
+        seq: record.seq,
+        why: "its data doesn't match its checksum",
+    })
+}

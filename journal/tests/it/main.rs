@@ -1,0 +1,3 @@
+//! Tests of the journal engine over real files.
+
+mod append;
