@@ -1,1 +1,36 @@
-//! (being written)
+//! Restore: from a journal on disk to images of any recovery point, with or without an agent.
+//!
+//! Owns deciding ([`plan`](plan()), pure) and doing ([`restore`](restore())). What always holds:
+//! * a reader's lock on the journal is held as long as a [`Recovery`] lives (I-7);
+//! * only listed points are restored (I-4, I-6), and no byte of a record is used before the
+//!   record's checksum matched (I-12);
+//! * an image gets its final name only when it is whole and durable; nothing is overwritten.
+//!
+//! ```text
+//! open ─► History ─► plan (pure) ─► apply ─► target: raw | qcow2 ─► rename
+//!                       │             └────► temporary file ─► digest ┐
+//!                       └ refusal                                     ├ verify_at
+//!                                    replay (simple, no map) ─► digest ┘
+//! ```
+
+mod apply;
+mod error;
+mod names;
+mod open;
+mod plan;
+mod refusal;
+mod restore;
+mod start;
+mod target;
+mod time;
+mod verify;
+
+pub use afterimage_journal::history::{Point, When};
+pub use error::{DamagedRecord, Error, Kind, Nearest, Result};
+pub use open::{Recovery, open};
+pub use plan::{Format, Plan, Read, VolumePlan, Write, plan};
+pub use restore::{DiskReport, Progress, Report, RestoreOptions, restore};
+pub use time::{rfc3339, wall_clock};
+pub use verify::{
+    DamageFound, RefusedRange, VerifyAtReport, VerifyReport, VolumeDigest, verify, verify_at,
+};

@@ -1,0 +1,173 @@
+//! What can go wrong with a restore: the variant names the fact, [`Error::kind`] the exit code.
+
+use crate::time::wall_clock;
+use afterimage_journal::history::{NotRestorable, Point, When};
+use afterimage_journal::{ErrorKind, Seq};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What an error means to who called; the numbers are the program's exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Anything else: the text says what.
+    Other = 1,
+    /// What was asked for has to change.
+    Usage = 2,
+    /// The moment can't be restored: in a gap, outside of the window, damaged.
+    NotRestorable = 3,
+    /// What is needed can't be got at.
+    NotReachable = 4,
+}
+
+impl Kind {
+    /// The exit code.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        self as u8
+    }
+}
+
+/// The recovery points on both sides of a moment that can't be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Nearest {
+    /// The nearest before it.
+    pub before: Option<Point>,
+    /// The nearest behind it.
+    pub after: Option<Point>,
+}
+
+impl fmt::Display for Nearest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = |p: &Point| format!("{} (seq {})", wall_clock(p.wall_ns), p.seq);
+        match (&self.before, &self.after) {
+            (Some(b), Some(a)) => write!(f, "Nearest: {} before, {} behind.", show(b), show(a)),
+            (Some(b), None) => write!(f, "Nearest: {} before, none behind.", show(b)),
+            (None, Some(a)) => write!(f, "Nearest: {} behind, none before.", show(a)),
+            (None, None) => write!(f, "There is no other recovery point."),
+        }
+    }
+}
+
+/// A record that a point needs and that can't be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedRecord {
+    /// The unit's file.
+    pub unit: PathBuf,
+    /// Byte offset of the record in the unit.
+    pub at: u64,
+    /// The record's sequence number.
+    pub seq: Seq,
+    /// What is wrong with it.
+    pub why: String,
+    /// The disk: guest and node.
+    pub disk: String,
+    /// Byte address in the disk of the first byte that is needed from it.
+    pub addr: u64,
+    /// Recovery points that don't need it.
+    pub nearest: Nearest,
+}
+
+/// An error of a restore.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Wrong input: a name, a path, a disk.
+    #[error("{0}")]
+    Usage(String),
+    /// The wanted moment can't be restored.
+    #[error("{what}. {nearest}")]
+    NotRestorable {
+        /// The moment, and why not.
+        what: String,
+        /// The recovery points beside it.
+        nearest: Nearest,
+    },
+    /// The point needs a record that is damaged (I-12).
+    #[error(
+        "seq:{point} can't be restored: {}: record {} at byte {} is damaged ({}); \
+         it holds {} at byte {}. {}",
+        record.unit.display(), record.seq, record.at, record.why, record.disk, record.addr,
+        record.nearest
+    )]
+    Damaged {
+        /// The wanted position.
+        point: Seq,
+        /// The record.
+        record: Box<DamagedRecord>,
+    },
+    /// A file of the target could not be written.
+    #[error("{what} {}: {source}{}", path.display(), hint(source))]
+    Target {
+        /// Verb first: "write".
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's word.
+        source: std::io::Error,
+    },
+    /// The journal can't be read.
+    #[error(transparent)]
+    Journal(#[from] afterimage_journal::Error),
+}
+
+fn hint(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind as K;
+    match source.kind() {
+        K::StorageFull | K::QuotaExceeded => {
+            ": free space there, or restore to another directory (nothing was left behind)"
+        }
+        K::FileTooLarge => ": the file system or a limit allows no file of that size",
+        K::ReadOnlyFilesystem | K::PermissionDenied => ": restore to a directory you can write to",
+        _ => "",
+    }
+}
+
+impl Error {
+    pub(crate) fn target(
+        what: &'static str,
+        path: &Path,
+        source: impl Into<std::io::Error>,
+    ) -> Self {
+        Self::Target { what, path: path.to_owned(), source: source.into() }
+    }
+
+    /// What it means to who called.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Usage(_) => Kind::Usage,
+            Self::NotRestorable { .. } | Self::Damaged { .. } => Kind::NotRestorable,
+            Self::Target { .. } => Kind::Other,
+            Self::Journal(afterimage_journal::Error::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                Kind::NotReachable
+            }
+            Self::Journal(e) => match e.kind() {
+                ErrorKind::NotRestorable => Kind::NotRestorable,
+                ErrorKind::Retry => Kind::NotReachable,
+                _ => Kind::Other,
+            },
+        }
+    }
+
+    /// The refusal of a moment, as a person reads it.
+    pub(crate) fn refused(when: &When, refusal: &NotRestorable) -> Self {
+        let asked = match when {
+            When::Latest => "the newest point".to_owned(),
+            When::Time(ns) => wall_clock(*ns),
+            When::Seq(seq) => format!("seq:{seq}"),
+            When::Checkpoint(id) => format!("#{id}"),
+            When::Tag(tag) => format!("tag:{tag}"),
+        };
+        let what = match refusal.why.strip_prefix("it ") {
+            Some(rest) => format!("{asked} {rest}"),
+            None => format!("{asked} can't be restored: {}", refusal.why),
+        };
+        let nearest = Nearest { before: refusal.before, after: refusal.after };
+        Self::NotRestorable { what, nearest }
+    }
+}

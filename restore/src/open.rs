@@ -1,0 +1,229 @@
+//! Finding a journal by the name of a guest or group, and holding it while it is read (I-7).
+
+use crate::error::{Error, Nearest, Result};
+use afterimage_journal::history::{NotRestorable, Point, When};
+use afterimage_journal::meta::LevelRange;
+use afterimage_journal::{History, Seq, layout};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Longest wait for a reader's lock while another process deletes parts of the journal.
+const PIN_WAIT: Duration = Duration::from_secs(10);
+/// Pause between two tries: the lock has no wait with a time limit.
+const PIN_RETRY: Duration = Duration::from_millis(20);
+
+/// A journal open for reading, with what was asked for by name. While it lives, nothing that it
+/// lists is deleted.
+#[derive(Debug)]
+pub struct Recovery {
+    /// What the journal holds, as of the opening.
+    pub history: History,
+    /// The guest, when the name was a guest's; `None`: the whole group.
+    pub guest: Option<String>,
+    _pin: Option<File>,
+}
+
+/// Opens the journal of a guest or group below a state directory, or below a directory that
+/// holds a copy of its `pool`. A name that is both means the group.
+///
+/// # Errors
+/// There is no such directory, it is not a state directory, a newer program wrote it, it can't be
+/// read, or no journal knows the name (the names that there are get listed).
+pub fn open(state: &Path, name: &str) -> Result<Recovery> {
+    check_state(state)?;
+    let journals = layout::journals(state)?;
+    if journals.iter().any(|j| j == name) {
+        let (history, pin) = load(&layout::journal_dir(state, name)?)?;
+        return Ok(Recovery { history, guest: None, _pin: pin });
+    }
+    find_guest(state, name, &journals)
+}
+
+fn check_state(state: &Path) -> Result<()> {
+    let shown = state.display();
+    match std::fs::metadata(state) {
+        Ok(meta) if meta.is_dir() => {}
+        Ok(_) => {
+            return Err(Error::Usage(format!("{shown} is a file: give a state directory")));
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::Usage(format!(
+                "there is no directory {shown}: give the state directory with --state"
+            )));
+        }
+        Err(e) => return Err(afterimage_journal::Error::io("open directory", state, e).into()),
+    }
+    let format = state.join("format");
+    if !format.exists() && !layout::pool_dir(state).is_dir() {
+        return Err(Error::Usage(format!(
+            "{shown} is not a state directory: it has neither a file `format` nor a directory \
+             `pool`"
+        )));
+    }
+    Ok(layout::check_state(state, false)?)
+}
+
+/// Searches the guests of all journals; the one where it is a member now comes first.
+fn find_guest(state: &Path, name: &str, journals: &[String]) -> Result<Recovery> {
+    let mut guests = Vec::new();
+    let mut found: Vec<(bool, Recovery)> = Vec::new();
+    let mut unread = Vec::new();
+    for journal in journals {
+        let (history, pin) = match load(&layout::journal_dir(state, journal)?) {
+            Ok(loaded) => loaded,
+            Err(e) => {
+                unread.push(e);
+                continue;
+            }
+        };
+        let now = history.config().is_some_and(|c| c.guests.iter().any(|g| g.name == name));
+        let ever = history.configs.iter().flat_map(|(_, c)| &c.guests).any(|g| g.name == name);
+        if let Some(config) = history.config() {
+            guests.extend(config.guests.iter().map(|g| g.name.clone()));
+        }
+        if ever {
+            let recovery = Recovery { history, guest: Some(name.to_owned()), _pin: pin };
+            found.push((now, recovery));
+        }
+    }
+    let current = found.iter().filter(|(now, _)| *now).count();
+    if current == 1 || (current == 0 && found.len() == 1) {
+        let at = found.iter().position(|(now, _)| *now || current == 0).unwrap_or(0);
+        return Ok(found.swap_remove(at).1);
+    }
+    if !found.is_empty() {
+        let groups: Vec<&str> =
+            found.iter().map(|(_, r)| r.history.identity.name.as_str()).collect();
+        return Err(Error::Usage(format!(
+            "guest {name} is in several groups ({}): name the group",
+            groups.join(", ")
+        )));
+    }
+    if let Some(e) = unread.into_iter().next() {
+        return Err(e);
+    }
+    Err(Error::Usage(unknown_name(state, name, journals, guests)))
+}
+
+fn unknown_name(state: &Path, name: &str, journals: &[String], mut guests: Vec<String>) -> String {
+    if journals.is_empty() {
+        return format!("nothing is protected in {}: it has no journal", state.display());
+    }
+    guests.sort();
+    guests.dedup();
+    format!(
+        "there is no guest or group {name:?} in {}; groups: {}; guests: {}",
+        state.display(),
+        journals.join(", "),
+        guests.join(", ")
+    )
+}
+
+fn load(dir: &Path) -> Result<(History, Option<File>)> {
+    let pin = pin(dir)?;
+    Ok((History::load(dir)?, pin))
+}
+
+/// Takes the shared lock on `JOURNAL/pin`. A medium that can't be written has no deleter either.
+fn pin(dir: &Path) -> Result<Option<File>> {
+    let path: PathBuf = dir.join("pin");
+    let made = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .or_else(|_| File::open(&path));
+    let file = match made {
+        Ok(file) => file,
+        Err(e) => {
+            tracing::debug!(pin = %path.display(), error = %e, "reading without a lock");
+            return Ok(None);
+        }
+    };
+    let deadline = Instant::now() + PIN_WAIT;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => return Ok(Some(file)),
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(PIN_RETRY),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(afterimage_journal::Error::Locked { path }.into());
+            }
+            // A file system without locks: as on a medium that can't be written.
+            Err(e) => {
+                tracing::debug!(pin = %path.display(), error = %e, "reading without a lock");
+                return Ok(None);
+            }
+        }
+    }
+}
+
+impl Recovery {
+    /// The name that was found: the guest's, or the group's.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.guest.as_deref().unwrap_or(&self.history.identity.name)
+    }
+
+    /// The restorable ranges of what was asked for: those of the group, for a guest only where it
+    /// has been synced.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<LevelRange> {
+        let Some(guest) = &self.guest else { return self.history.level.clone() };
+        let mut ranges = Vec::new();
+        for level in &self.history.level {
+            for session in self.history.sessions.iter().filter(|s| s.guest == *guest) {
+                let from = level.from.max(session.from);
+                let to = session.to.map_or(level.to, |to| to.min(level.to));
+                if from <= to {
+                    ranges.push(LevelRange { from, to });
+                }
+            }
+        }
+        ranges
+    }
+
+    /// The recovery point for a wanted moment.
+    ///
+    /// # Errors
+    /// [`Error::NotRestorable`], with the nearest points on both sides.
+    pub fn resolve(&self, when: &When) -> Result<Point> {
+        let history = &self.history;
+        let ranges = self.ranges();
+        if let (When::Latest, Some(last), Some(_)) = (when, ranges.last(), &self.guest) {
+            return Ok(history.point(last.to));
+        }
+        let point = history.resolve(when).map_err(|refusal| Error::refused(when, &refusal))?;
+        if self.guest.is_some() && !ranges.iter().any(|r| r.from <= point.seq && point.seq <= r.to)
+        {
+            return Err(self.refuse_guest(when, point.seq));
+        }
+        Ok(point)
+    }
+
+    fn refuse_guest(&self, when: &When, seq: Seq) -> Error {
+        let nearest = self.nearest(seq);
+        let refusal = NotRestorable {
+            why: format!("guest {} was not synced and attached there", self.name()),
+            before: nearest.before,
+            after: nearest.after,
+        };
+        Error::refused(when, &refusal)
+    }
+
+    /// The nearest recovery points below and above a position.
+    #[must_use]
+    pub fn nearest(&self, seq: Seq) -> Nearest {
+        let ranges = self.ranges();
+        let before = ranges.iter().rev().find(|r| r.from < seq).map(|r| r.to.min(seq - 1));
+        let after = ranges.iter().find(|r| r.to > seq).map(|r| r.from.max(seq + 1));
+        let point = |seq: Option<Seq>| seq.map(|s| self.history.point(s));
+        Nearest { before: point(before), after: point(after) }
+    }
+}
