@@ -1,0 +1,334 @@
+//! What goes over the wire. Fields are only ever added; times are RFC 3339 in UTC.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+
+use afterimage_journal::Seq;
+use afterimage_journal::history;
+use afterimage_journal::meta::CopyCause;
+
+/// `protect`: a guest that is to be captured from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProtectRequest {
+    /// The guest's name.
+    pub name: String,
+    /// Its QMP socket, an absolute path. Either this or `libvirt`.
+    #[serde(default)]
+    pub qmp: Option<PathBuf>,
+    /// Its libvirt domain.
+    #[serde(default)]
+    pub libvirt: Option<String>,
+    /// Node names, device ids or qdev paths of the disks; empty: all that can be captured.
+    #[serde(default)]
+    pub disks: Vec<String>,
+    /// The group that it joins; `None`: a group of its own, with the guest's name.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// How far back the journal is to reach at least, in seconds.
+    pub window_s: u64,
+    /// Time between crash-consistent checkpoints, in milliseconds.
+    pub checkpoint_every_ms: u64,
+    /// Limit of initial sync and resync, in bytes a second; `None`: no limit.
+    #[serde(default)]
+    pub rate_bytes_per_s: Option<u64>,
+    /// The guest agent's socket, an absolute path, for `mark --quiesce`.
+    #[serde(default)]
+    pub guest_agent: Option<PathBuf>,
+}
+
+/// `set`: what is to change; the rest stays. No resync follows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetRequest {
+    /// As in [`ProtectRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_s: Option<u64>,
+    /// As in [`ProtectRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every_ms: Option<u64>,
+    /// Bytes a second; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_bytes_per_s: Option<u64>,
+    /// As in [`ProtectRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_agent: Option<PathBuf>,
+}
+
+/// `mark`: a checkpoint with a label.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkRequest {
+    /// The label.
+    pub tag: String,
+    /// Freeze the file systems by the guest agent first: application-consistent, or an error.
+    #[serde(default)]
+    pub quiesce: bool,
+}
+
+/// The checkpoint that `mark` made; it is durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkReply {
+    /// Its number.
+    pub id: u64,
+    /// Its position.
+    pub seq: Seq,
+    /// Its time.
+    pub time: Timestamp,
+    /// `crash` or `application`.
+    pub kind: String,
+}
+
+/// Where a guest stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestState {
+    /// Attached, the first full copy goes on: no recovery point yet.
+    InitialSync,
+    /// Attached and level: each moment is restorable.
+    Protected,
+    /// Attached again, changed blocks are copied: a gap until it ends.
+    Resync,
+    /// Writes are missed: the agent, the guest's monitor or the journal is out of service.
+    Gap,
+    /// Not attached because somebody asked for it, or because the guest isn't running.
+    Detached,
+}
+
+impl fmt::Display for GuestState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::InitialSync => "initial-sync",
+            Self::Protected => "protected",
+            Self::Resync => "resync",
+            Self::Gap => "gap",
+            Self::Detached => "detached",
+        })
+    }
+}
+
+/// `status NAME --json`. The fields up to `stall_ms_max` are stable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestStatus {
+    /// The guest.
+    pub guest: String,
+    /// Where it stands.
+    pub state: GuestState,
+    /// What a loss of this machine's memory would cost now: the age of the oldest write that is
+    /// not durable, or the time since the last recovery point, in milliseconds; `None`: there is
+    /// no recovery point.
+    pub rpo_ms: Option<u64>,
+    /// The newest record.
+    pub head_seq: Seq,
+    /// The durable watermark.
+    pub durable_seq: Seq,
+    /// First and last recovery point; `None`: there is none.
+    pub window: Option<WindowStatus>,
+    /// Intervals inside the window, and behind it, without recovery points.
+    pub gaps: Vec<GapStatus>,
+    /// What the journal takes on disk.
+    pub journal: JournalSize,
+    /// The guest's disks.
+    pub disks: Vec<DiskStatus>,
+    /// The longest that a guest write waited for us since this agent started, in milliseconds.
+    pub stall_ms_max: u64,
+    /// The guest's group.
+    pub group: String,
+    /// Why it isn't protected, and what to do; `None` when it is.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The journal's epoch.
+    #[serde(default)]
+    pub epoch: u64,
+    /// How far back the journal is to reach at least, in seconds.
+    #[serde(default)]
+    pub window_s: u64,
+    /// Time between checkpoints, in milliseconds; 0: not known.
+    #[serde(default)]
+    pub checkpoint_every_ms: u64,
+    /// Guest writes over the last seconds, bytes a second.
+    #[serde(default)]
+    pub write_rate_bytes_s: u64,
+    /// Guest writes over the last seconds, writes a second.
+    #[serde(default)]
+    pub writes_per_s: u64,
+    /// The initial sync or resync that goes on.
+    #[serde(default)]
+    pub copy: Option<CopyProgress>,
+    /// How often the agent's worker was started anew since the guard started.
+    #[serde(default)]
+    pub agent_restarts: u64,
+    /// Whether this was read from disk because no agent runs.
+    #[serde(default)]
+    pub offline: bool,
+}
+
+/// The journal window: from the oldest to the newest recovery point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowStatus {
+    /// The oldest recovery point.
+    pub from: Timestamp,
+    /// The newest recovery point.
+    pub to: Timestamp,
+}
+
+/// An interval without recovery points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapStatus {
+    /// The last recovery point before it.
+    pub from: Timestamp,
+    /// The first one behind it; `None` while it lasts.
+    pub to: Option<Timestamp>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a journal takes on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalSize {
+    /// Units.
+    pub units: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A disk of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Its guest.
+    pub guest: String,
+    /// Its stable name in the guest: device path or id.
+    pub id: String,
+    /// QEMU's node name.
+    pub node: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// How much of it is in the journal, in bytes: all of it once the initial sync is over.
+    pub synced_bytes: u64,
+}
+
+/// An initial sync or resync that goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyProgress {
+    /// Why it is made.
+    pub cause: CopyCause,
+    /// Bytes that are done.
+    pub done_bytes: u64,
+    /// Bytes that are to be done.
+    pub total_bytes: u64,
+    /// Its speed, bytes a second.
+    pub rate_bytes_s: u64,
+}
+
+/// The agent itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentInfo {
+    /// Its version.
+    pub version: String,
+    /// The process that does the work.
+    pub worker_pid: u32,
+    /// The process that guards it.
+    pub guard_pid: u32,
+    /// Its state directory.
+    pub state: PathBuf,
+    /// Since when the worker runs.
+    pub since: Timestamp,
+    /// The longest stall that a guest may see, in milliseconds.
+    pub stall_limit_ms: u64,
+    /// The guests, and how each is reached (a socket's path, or `libvirt:DOMAIN`).
+    #[serde(default)]
+    pub monitors: Vec<(String, String)>,
+}
+
+/// What the caller can do about an error; each is an exit code of the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// What was asked for makes no sense: ask for something else (2).
+    Usage,
+    /// The moment can't be restored: a gap, outside of the window, damaged (3).
+    NotRestorable,
+    /// The guest, its monitor or the agent doesn't answer (4).
+    NotReachable,
+    /// Anything else (1).
+    Other,
+}
+
+impl ErrorKind {
+    /// The exit code of the command line.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 2,
+            Self::NotRestorable => 3,
+            Self::NotReachable => 4,
+            Self::Other => 1,
+        }
+    }
+}
+
+/// An error of the API: the text says what happened, to what, and what to do next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// What the caller can do.
+    pub kind: ErrorKind,
+    /// For people.
+    pub message: String,
+}
+
+impl ApiError {
+    /// What was asked for makes no sense.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Usage, message: message.into() }
+    }
+
+    /// The moment can't be restored.
+    pub fn not_restorable(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::NotRestorable, message: message.into() }
+    }
+
+    /// Somebody doesn't answer.
+    pub fn not_reachable(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::NotReachable, message: message.into() }
+    }
+
+    /// Anything else.
+    pub fn other(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Other, message: message.into() }
+    }
+
+    /// No guest or group has this name: lists those there are.
+    #[must_use]
+    pub fn unknown_name(name: &str, known: &[String]) -> Self {
+        let known = match known {
+            [] => "nothing is protected here yet: `afterimage protect` begins".to_owned(),
+            known => format!("there are: {}", known.join(", ")),
+        };
+        Self::usage(format!("no guest or group is called {name:?}; {known}"))
+    }
+}
+
+/// A time of a record, from nanoseconds since the Unix epoch (0 where it has none; one beyond
+/// the year 9999 counts as the last moment of it).
+#[must_use]
+pub fn time(wall_ns: u64) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(wall_ns)).unwrap_or(Timestamp::MAX)
+}
+
+impl GapStatus {
+    /// A gap of a journal.
+    #[must_use]
+    pub fn of(gap: &history::Gap) -> Self {
+        let reason = gap.reason.clone();
+        Self { from: time(gap.from_ns), to: gap.to_ns.map(time), reason }
+    }
+}
+
+impl WindowStatus {
+    /// The window of a journal.
+    #[must_use]
+    pub fn of(history: &history::History) -> Option<Self> {
+        let (from, to) = history.window()?;
+        Some(Self { from: time(from.wall_ns), to: time(to.wall_ns) })
+    }
+}
