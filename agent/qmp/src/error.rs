@@ -238,8 +238,7 @@ impl Error {
             Error::Missing { .. }
             | Error::Refused { .. }
             | Error::Closed { .. }
-            | Error::Proc { .. }
-            | Error::JobGone { .. } => Kind::Gone,
+            | Error::Proc { .. } => Kind::Gone,
             Error::Timeout { .. }
             | Error::Overloaded { .. }
             | Error::JobStuck { .. }
@@ -256,7 +255,7 @@ impl Error {
             | Error::Virsh { .. } => Kind::FixInput,
             Error::TooOld { .. } => Kind::Unsupported,
             Error::Command { class, .. } if class == "CommandNotFound" => Kind::Unsupported,
-            Error::Command { .. } => Kind::Refused,
+            Error::Command { .. } | Error::JobGone { .. } => Kind::Refused,
             Error::Shape { .. } => Kind::Protocol,
         }
     }

@@ -33,8 +33,8 @@ pub struct Bitmap {
 }
 
 impl Bitmap {
-    /// The named bitmaps in QEMU's description of a node. Jobs have nameless ones; those are not
-    /// for us.
+    /// The named bitmaps in QEMU's description of a node, by name. Jobs have nameless ones; those
+    /// are not for us.
     pub(crate) fn read_all(node: &Value) -> Vec<Bitmap> {
         let all = node["dirty-bitmaps"].as_array().map(Vec::as_slice).unwrap_or_default();
         let read = |b: &Value| {
@@ -49,7 +49,9 @@ impl Bitmap {
                 dirty_bytes: b["count"].as_u64()?,
             })
         };
-        all.iter().filter_map(read).collect()
+        let mut found: Vec<Bitmap> = all.iter().filter_map(read).collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found
     }
 }
 

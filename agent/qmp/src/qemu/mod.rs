@@ -16,11 +16,11 @@ use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 
-pub use bitmap::{Bitmap, NewBitmap, Rotation};
+pub use bitmap::{Bitmap, GRANULARITY_BYTES, NewBitmap, Rotation};
 pub use disk::{Disk, DiskIdentity, Disks, Skipped};
-pub use export::{ExportSpec, NbdServer};
+pub use export::{Export, ExportSpec, NbdServer};
 pub use leftovers::Removed;
-pub use mirror::{Attachment, JobState, MirrorSpec, ServerHealth};
+pub use mirror::{Attachment, IoStatus, JobState, MirrorSpec, RESUME_LIMIT, ServerHealth};
 pub use names::Names;
 pub use process::Process;
 
