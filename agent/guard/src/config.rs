@@ -95,3 +95,8 @@ pub enum GuardError {
         source: io::Error,
     },
 }
+
+/// In nanoseconds; what is longer than 584 years is that long.
+pub(crate) fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -14,12 +14,13 @@
 
 use crate::backoff::Backoff;
 use crate::child::{Process, start_worker};
-use crate::config::{GuardConfig, GuardError};
+use crate::config::{GuardConfig, GuardError, ns};
 use crate::decide::{Action, KillReason, Limits, decide};
 use crate::report::Report;
 use crate::shared::{Counters, Region, now_ns};
 use crate::watch::Watch;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
 use rustix::mm::{MlockAllFlags, mlockall};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -34,6 +35,8 @@ use std::time::Duration;
 const FINAL_CODES: std::ops::RangeInclusive<u8> = 2..=4;
 /// The first wait before saying again that a killed worker does not die; it doubles.
 const COMPLAIN_AFTER_NS: u64 = 1_000_000_000;
+/// How long a killed `on_death` process is waited for.
+const UNDO_DEATH_LIMIT_NS: u64 = 1_000_000_000;
 
 /// Starts the worker, guards it and starts it again, until it ends for good or the guard gets
 /// SIGTERM or SIGINT. Returns the worker's exit code, 128 and the signal if a signal ended it.
@@ -59,6 +62,8 @@ struct Guard {
     counters: Counters,
     /// When a stopping worker is killed; set by the first signal.
     stop_ns: Option<u64>,
+    /// What ran `on_death`, was killed and is not dead yet.
+    unreaped: Option<Process>,
     config: GuardConfig,
 }
 
@@ -104,7 +109,6 @@ impl Guard {
         if let Err(error) = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::ONFAULT) {
             report.info(format!("the guard's memory is not locked: {error}"));
         }
-        let ns = |limit: Duration| limit.as_nanos() as u64;
         Ok(Guard {
             limits: Limits::new(ns(config.stall_limit), ns(config.hold_limit)),
             tick: config.tick(),
@@ -113,6 +117,7 @@ impl Guard {
             backoff: Backoff::new(&config),
             counters: Counters::default(),
             stop_ns: None,
+            unreaped: None,
             config,
         })
     }
@@ -122,6 +127,7 @@ impl Guard {
             self.wait(&phase);
             let now_ns = now_ns();
             self.take_signals(&phase, now_ns);
+            self.unreaped.take_if(|process| process.ended().is_some());
             phase = match phase {
                 Phase::Running(running) => self.tend(running, now_ns),
                 Phase::Undoing { undo, limit_ns, killed, next } => {
@@ -144,7 +150,6 @@ impl Guard {
         let mut fds = Vec::with_capacity(3);
         fds.push(PollFd::new(&self.signals, PollFlags::IN));
         let mut add = |fd| fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        use rustix::fd::AsFd;
         match phase {
             Phase::Running(Running { process, watch, .. }) => {
                 process.ended_fd.iter().for_each(|fd| add(fd.as_fd()));
@@ -170,7 +175,7 @@ impl Guard {
             self.stop_ns = Some(now_ns);
             return;
         }
-        self.stop_ns = Some(now_ns + self.config.stop_limit.as_nanos() as u64);
+        self.stop_ns = Some(now_ns.saturating_add(ns(self.config.stop_limit)));
         if let Phase::Running(running) = phase {
             running.process.terminate();
             self.report.info(format!("asked to stop: worker {} too", running.process.id()));
@@ -187,13 +192,12 @@ impl Guard {
     }
 
     fn start_again(&mut self, now_ns: u64) -> Phase {
-        self.counters.restarts += 1;
         match self.start() {
             Ok(running) => Phase::Running(running),
             Err(error) => {
                 let pause = self.backoff.after(Duration::ZERO).max(self.tick);
                 self.report.error(format!("{error}; next attempt in {pause:?}"));
-                Phase::Pausing { until_ns: now_ns + pause.as_nanos() as u64 }
+                Phase::Pausing { until_ns: now_ns.saturating_add(ns(pause)) }
             }
         }
     }
@@ -236,7 +240,9 @@ impl Guard {
                 running.watch.shut(slot, now_ns);
                 self.counters.shutdowns += 1;
                 self.note_stall(stall_ns);
-                format!("worker {id}: loop {slot} is stuck for {} ms: socket shut", ms(stall_ns))
+                let kind = running.watch.kind(slot);
+                let stall_ms = ms(stall_ns);
+                format!("worker {id}: {kind} {slot} is stuck for {stall_ms} ms: socket shut")
             }
             Action::Kill { reason, stall_ns } => {
                 running.process.kill();
@@ -262,9 +268,12 @@ impl Guard {
 
     /// After a death: all of the worker's is let go, then `on_death` unless it ended well.
     fn bury(&mut self, running: Running, code: u8, status: &str, now_ns: u64) -> Phase {
-        let Running { process, watch, started_ns, kill } = running;
+        let Running { process, mut watch, started_ns, kill } = running;
         let ready = watch.region.worker.ready.load(Acquire) != 0;
+        // A child that the worker left behind may hold a guest's socket open.
+        watch.shut_all(now_ns);
         drop(watch);
+        self.counters.restarts += 1;
         let id = process.id();
         let refused = kill.is_none() && !ready && FINAL_CODES.contains(&code);
         let clean = code == 0 || refused;
@@ -276,14 +285,19 @@ impl Guard {
             let pause = self.backoff.after(lived);
             let line = format!("worker {id} died: {status}; the next starts in {pause:?}");
             self.report.warn(line);
-            Next::Start { at_ns: now_ns + pause.as_nanos() as u64 }
+            Next::Start { at_ns: now_ns.saturating_add(ns(pause)) }
         };
         let Some(program) = self.config.on_death.as_ref().filter(|_| !clean) else {
             return next.phase();
         };
+        if let Some(unreaped) = &self.unreaped {
+            let id = unreaped.id();
+            self.report.error(format!("nothing is undone while killed process {id} lives on"));
+            return next.phase();
+        }
         match Process::start(program, None, [None, None]) {
             Ok(undo) => {
-                let limit_ns = now_ns + self.config.on_death_limit.as_nanos() as u64;
+                let limit_ns = now_ns.saturating_add(ns(self.config.on_death_limit));
                 Phase::Undoing { undo, limit_ns, killed: false, next }
             }
             Err(error) => {
@@ -293,11 +307,12 @@ impl Guard {
         }
     }
 
-    /// The next worker may freeze guests itself, so it waits until `on_death` is gone.
+    /// The next worker may freeze guests itself, so it waits until `on_death` is gone, or was
+    /// killed: then it does nothing any more, dead or not.
     fn tend_undo(
         &mut self,
         mut undo: Process,
-        limit_ns: u64,
+        mut limit_ns: u64,
         mut killed: bool,
         next: Next,
         now_ns: u64,
@@ -308,10 +323,17 @@ impl Guard {
             }
             return next.phase();
         }
-        if now_ns >= limit_ns && !killed {
+        if now_ns >= limit_ns {
+            let id = undo.id();
+            if killed {
+                self.report.error(format!("process {id} was killed but does not die: left alone"));
+                self.unreaped = Some(undo);
+                return next.phase();
+            }
             undo.kill();
             killed = true;
-            self.report.error(format!("process {} took too long: killed", undo.id()));
+            limit_ns = now_ns + UNDO_DEATH_LIMIT_NS;
+            self.report.error(format!("process {id} took too long after a death: killed"));
         }
         Phase::Undoing { undo, limit_ns, killed, next }
     }

@@ -3,6 +3,7 @@
 //! Nothing here waits: the control socket is read without blocking and boundedly, and a socket
 //! is asked for its unread bytes, never read.
 
+use crate::config::ns;
 use crate::decide::{Limits, SlotView, View};
 use crate::shared::{IN_USE, Message, Region, SLOTS};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -105,6 +106,16 @@ impl Watch {
         }
     }
 
+    /// What the loop of `slot` serves, for display.
+    pub(crate) fn kind(&self, slot: usize) -> &'static str {
+        match self.region.slots.get(slot).map(|line| line.kind.load(Relaxed)) {
+            Some(1) => "NBD connection",
+            Some(2) => "vhost-user connection",
+            Some(3) => "listening socket",
+            _ => "loop",
+        }
+    }
+
     fn receive(&mut self) {
         for _ in 0..MESSAGES_PER_TICK_MAX {
             let mut bytes = [0; Message::BYTES];
@@ -175,8 +186,8 @@ impl Pace {
         Pace {
             threshold_ns: limits.threshold_ns,
             look_again_ns,
-            late_ns: tick.as_nanos() as u64 + look_again_ns,
-            pardon_every_ns: 3 * limits.threshold_ns,
+            late_ns: ns(tick) + look_again_ns,
+            pardon_every_ns: limits.threshold_ns.saturating_mul(3),
             last_ns: 0,
             pardon_from_ns: 0,
             floor_ns: 0,
@@ -188,7 +199,7 @@ impl Pace {
         self.last_ns = now_ns;
         if late && now_ns >= self.pardon_from_ns {
             self.floor_ns = now_ns.saturating_sub(self.threshold_ns - self.look_again_ns);
-            self.pardon_from_ns = now_ns + self.pardon_every_ns;
+            self.pardon_from_ns = now_ns.saturating_add(self.pardon_every_ns);
         }
     }
 }
@@ -196,11 +207,97 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fd::AsFd;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::io::IoSlice;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::Ordering::Release;
 
     const MS: u64 = 1_000_000;
 
+    /// A watch, the worker's end of its control socket, and a guest's end of a connection of
+    /// slot 7, generation 1.
+    fn watch() -> (Watch, OwnedFd, UnixStream) {
+        let limits = Limits::new(1000 * MS, 5000 * MS);
+        let (_, region) = Region::create(50).unwrap();
+        let (ours, control) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        region.slots[7].generation.store(1, Release);
+        region.slots[7].state.store(IN_USE, Release);
+        let (socket, guest) = UnixStream::pair().unwrap();
+        let hold = Message::Hold { slot: 7, generation: 1 }.encode();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let sockets = [socket.as_fd()];
+        ancillary.push(SendAncillaryMessage::ScmRights(&sockets));
+        sendmsg(&control, &[IoSlice::new(&hold)], &mut ancillary, SendFlags::empty()).unwrap();
+        guest.set_nonblocking(true).unwrap();
+        (Watch::new(region, ours, Duration::from_millis(50), &limits), control, guest)
+    }
+
+    fn connected(mut guest: &UnixStream) -> bool {
+        std::io::Read::read(&mut guest, &mut [0]).is_err()
+    }
+
+    #[test]
+    fn duplicate_is_kept_while_its_slot_is_used_and_closed_with_it() {
+        let (mut watch, _control, guest) = watch();
+        assert!(watch.look(MS).slots[0].has_socket);
+        assert!(connected(&guest));
+        watch.region.slots[7].state.store(crate::shared::FREE, Release);
+        assert_eq!(watch.look(2 * MS).slots, []);
+        assert!(!connected(&guest));
+    }
+
+    #[test]
+    fn duplicate_of_an_earlier_use_of_a_slot_is_closed() {
+        let (mut watch, _control, guest) = watch();
+        assert!(watch.look(MS).slots[0].has_socket);
+        watch.region.slots[7].generation.store(2, Release);
+        assert!(!watch.look(2 * MS).slots[0].has_socket);
+        assert!(!connected(&guest));
+    }
+
+    #[test]
+    fn packets_that_make_no_sense_change_nothing() {
+        let (mut watch, control, guest) = watch();
+        let send = |packet: &[u8]| {
+            rustix::net::send(&control, packet, SendFlags::empty()).unwrap();
+        };
+        for packet in [&[1, 2, 3][..], &[0xff; 16], &[2; 64]] {
+            send(packet);
+        }
+        send(&Message::Freed { slot: 7, generation: 9 }.encode());
+        assert!(watch.look(MS).slots[0].has_socket);
+        assert!(connected(&guest));
+        send(&Message::Freed { slot: 7, generation: 1 }.encode());
+        assert!(!watch.look(2 * MS).slots[0].has_socket, "it goes on reading");
+    }
+
     fn pace() -> Pace {
         Pace::new(Duration::from_millis(50), &Limits::new(1000 * MS, 5000 * MS))
+    }
+
+    #[test]
+    fn peer_that_waits_to_be_accepted_counts_as_unread() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("listening.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let duplicate = listener.try_clone().unwrap().into();
+        assert!(!has_unread(&duplicate));
+        let _peer = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert!(has_unread(&duplicate));
+        listener.accept().unwrap();
+        assert!(!has_unread(&duplicate));
+    }
+
+    #[test]
+    fn end_of_a_connection_is_nothing_unread() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        drop(theirs);
+        assert!(!has_unread(&ours.into()));
     }
 
     #[test]

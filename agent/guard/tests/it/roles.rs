@@ -112,7 +112,8 @@ fn worker() {
 /// One I/O loop: a line is a request, a line the answer.
 fn serve(worker: &Worker, slot: SlotGuard, mut socket: UnixStream) {
     let mut frozen = None;
-    let mut requests = BufReader::new(socket.try_clone().unwrap());
+    // One byte: what a guest sent ahead stays in the socket.
+    let mut requests = BufReader::with_capacity(1, socket.try_clone().unwrap());
     let mut line = String::new();
     loop {
         line.clear();
@@ -126,6 +127,7 @@ fn serve(worker: &Worker, slot: SlotGuard, mut socket: UnixStream) {
         let value: u64 = value.parse().unwrap();
         match verb {
             "echo" => {}
+            "bye" => return,
             "sleep" => std::thread::sleep(Duration::from_millis(value)),
             // Never answers, but notices when its socket ends.
             "mute" => continue,

@@ -26,7 +26,7 @@ fn stopped_in_the_middle_of_a_request_is_killed_within_the_limit() {
     let guarded = Guarded::start(&[]);
     let mut guest = guarded.accept();
     let sent = Instant::now();
-    guest.send("sleep 100");
+    guest.send("sleep 400");
     stop(guest.pid());
     assert_eq!(guest.line(), None);
     assert!(sent.elapsed() < STALL_LIMIT, "{:?}", sent.elapsed());
@@ -34,14 +34,14 @@ fn stopped_in_the_middle_of_a_request_is_killed_within_the_limit() {
 
 #[test]
 fn idle_stopped_worker_has_no_victim_until_a_request_comes() {
-    let guarded = Guarded::start(&[("STALL_MS", "300")]);
+    let guarded = Guarded::start(&[("STALL_MS", "500")]);
     let mut guest = guarded.accept();
     stop(guest.pid());
     // Claims that nothing happens, so time is all there is to wait for.
-    std::thread::sleep(Duration::from_millis(900));
+    std::thread::sleep(Duration::from_millis(1000));
     assert_eq!(state(guest.pid()), Some('T'));
     let stall = guest.stall_of("echo");
-    assert!(stall < Duration::from_millis(300 + 100), "{stall:?}");
+    assert!(stall < Duration::from_millis(500 + 100), "{stall:?}");
 }
 
 #[test]
@@ -55,13 +55,13 @@ fn only_loop_that_hangs_costs_the_worker_its_life_at_once() {
 
 #[test]
 fn one_stuck_loop_loses_its_socket_and_no_other() {
-    let guarded = Guarded::start(&[("LOOPS", "3"), ("STALL_MS", "400")]);
+    let guarded = Guarded::start(&[("LOOPS", "3")]);
     let mut guests = [guarded.accept(), guarded.accept(), guarded.accept()];
     let stall = guests[0].stall_of("mute");
-    assert!(stall < Duration::from_millis(400), "{stall:?}");
+    assert!(stall < STALL_LIMIT, "{stall:?}");
     // Past the grace: the loop has ended, so the worker stays.
     let began = Instant::now();
-    while began.elapsed() < Duration::from_millis(900) {
+    while began.elapsed() < STALL_LIMIT + STALL_LIMIT / 4 {
         assert_eq!(guests[1].ask("sleep 10"), Some("sleep 10".into()));
     }
     assert_eq!(guests[2].ask("echo"), Some("echo".into()));
@@ -69,13 +69,13 @@ fn one_stuck_loop_loses_its_socket_and_no_other() {
 
 #[test]
 fn loop_that_stays_stuck_after_its_socket_was_shut_costs_the_worker_its_life() {
-    let guarded = Guarded::start(&[("LOOPS", "2"), ("STALL_MS", "400")]);
+    let guarded = Guarded::start(&[("LOOPS", "2")]);
     let mut guests = [guarded.accept(), guarded.accept()];
     let began = Instant::now();
     let stall = guests[0].stall_of("hang");
-    assert!(stall < Duration::from_millis(400), "{stall:?}");
+    assert!(stall < STALL_LIMIT, "{stall:?}");
     while guests[1].ask("sleep 10").is_some() {}
-    assert!(began.elapsed() > stall + Duration::from_millis(300), "{:?}", began.elapsed());
+    assert!(began.elapsed() > stall + STALL_LIMIT / 4 * 3, "{:?}", began.elapsed());
     let next = guarded.accept();
     assert_eq!((next.told(4), next.told(5)), ("1", "Some(LoopDidNotEnd)"));
 }
@@ -90,25 +90,47 @@ fn slow_loop_below_the_threshold_is_left_alone() {
 }
 
 #[test]
+fn loop_that_moves_is_left_alone_however_much_is_unread() {
+    let guarded = Guarded::start(&[]);
+    let mut guest = guarded.accept();
+    (0..40).for_each(|_| guest.send("sleep 50"));
+    for _ in 0..40 {
+        assert_eq!(guest.line(), Some("sleep 50".into()));
+    }
+}
+
+#[test]
+fn duplicate_keeps_no_connection_open_that_the_worker_ended() {
+    let guarded = Guarded::start(&[("LOOPS", "10")]);
+    let ends: Vec<Duration> =
+        (0..10).map(|_| guarded.accept()).map(|mut guest| guest.stall_of("bye")).collect();
+    assert!(ends.iter().min() < Some(&Duration::from_millis(10)), "sooner than a tick: {ends:?}");
+}
+
+#[test]
 fn held_reply_is_exempt_until_its_limit() {
     let guarded = Guarded::start(&[("STALL_MS", "300"), ("HOLD_MS", "1000")]);
     let mut guest = guarded.accept();
     assert_eq!(guest.ask("hold 900"), Some("hold 900".into()), "675 ms, twice the limit");
     let stall = guest.stall_of("hold 60000");
     assert!(stall >= Duration::from_millis(1000), "{stall:?}");
-    assert!(stall < Duration::from_millis(1000 + 200), "{stall:?}");
+    assert!(stall < Duration::from_millis(1000 + 500), "{stall:?}");
 }
 
 #[test]
-fn kill_ends_the_stall_even_where_the_socket_outlives_the_worker() {
-    let guarded = Guarded::start(&[]);
-    let mut guest = guarded.accept();
-    let keeper: u32 = guest.ask("keep").unwrap().parse().unwrap();
-    stop(guest.pid());
-    let stall = guest.stall_of("echo");
-    assert!(stall < STALL_LIMIT, "{stall:?}");
-    assert!(state(keeper).is_some());
-    signal(keeper, Signal::KILL);
+fn death_ends_the_stall_even_where_the_socket_outlives_the_worker() {
+    for ending in ["exit 9", "echo"] {
+        let guarded = Guarded::start(&[]);
+        let mut guest = guarded.accept();
+        let keeper: u32 = guest.ask("keep").unwrap().parse().unwrap();
+        if ending == "echo" {
+            stop(guest.pid());
+        }
+        let stall = guest.stall_of(ending);
+        assert!(stall < STALL_LIMIT, "{stall:?}");
+        assert!(state(keeper).is_some());
+        signal(keeper, Signal::KILL);
+    }
 }
 
 #[test]
