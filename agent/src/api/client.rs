@@ -41,6 +41,12 @@ impl Client {
         Self { state: state.to_owned(), connect_limit: CONNECT_LIMIT }
     }
 
+    /// Its state directory.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
     /// Whether an agent takes connections there.
     #[must_use]
     pub fn is_running(&self) -> bool {

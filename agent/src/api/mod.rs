@@ -38,3 +38,6 @@ pub const BODY_BYTES_MAX: usize = 8 << 20;
 pub fn socket_path(state: &Path) -> PathBuf {
     state.join("api.sock")
 }
+
+#[cfg(test)]
+mod tests;
