@@ -19,13 +19,18 @@ pub enum Source {
     Entry(usize),
 }
 
-/// A volume at a position.
-pub struct View<'h> {
-    history: &'h History,
+/// The block map of a volume at a position, apart from the history that it was made from.
+pub struct Blocks {
     map: ExtentMap<Source>,
     bytes: u64,
     cached: Option<usize>,
     payload: Vec<u8>,
+}
+
+/// A volume at a position.
+pub struct View<'h> {
+    history: &'h History,
+    blocks: Blocks,
 }
 
 /// Where a data record ranks at a position, or `None` when it doesn't count there.
@@ -48,6 +53,41 @@ impl<'h> View<'h> {
     /// # Errors
     /// The volume isn't in the configuration of that position.
     pub fn at(history: &'h History, volume: VolumeId, seq: Seq) -> Result<Self> {
+        Ok(Self { history, blocks: Blocks::at(history, volume, seq)? })
+    }
+
+    /// Size of the volume at that position.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.blocks.bytes
+    }
+
+    /// The history it was made from.
+    #[must_use]
+    pub fn history(&self) -> &'h History {
+        self.history
+    }
+
+    /// The extents, ascending; what lies between them is zero.
+    pub fn extents(&self) -> impl Iterator<Item = &Extent<Source>> {
+        self.blocks.map.iter()
+    }
+
+    /// Fills `buffer` with the bytes at `at`.
+    ///
+    /// # Errors
+    /// The range lies outside of the volume, or a record that it needs is damaged.
+    pub fn read(&mut self, at: u64, buffer: &mut [u8]) -> Result<()> {
+        self.blocks.read(self.history, at, buffer)
+    }
+}
+
+impl Blocks {
+    /// See [`View::at`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn at(history: &History, volume: VolumeId, seq: Seq) -> Result<Self> {
         let config = history.config_at(seq);
         let bytes = config
             .and_then(|c| c.volumes.iter().find(|v| v.id == volume))
@@ -72,31 +112,14 @@ impl<'h> View<'h> {
             let len = u64::from(record.len).min(bytes.saturating_sub(record.addr));
             map.insert(record.addr, len, source);
         }
-        Ok(Self { history, map, bytes, cached: None, payload: Vec::new() })
+        Ok(Self { map, bytes, cached: None, payload: Vec::new() })
     }
 
-    /// Size of the volume at that position.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// The history it was made from.
-    #[must_use]
-    pub fn history(&self) -> &'h History {
-        self.history
-    }
-
-    /// The extents, ascending; what lies between them is zero.
-    pub fn extents(&self) -> impl Iterator<Item = &Extent<Source>> {
-        self.map.iter()
-    }
-
-    /// Fills `buffer` with the bytes at `at`.
+    /// See [`View::read`]; `history` is the one that the map was made from.
     ///
     /// # Errors
-    /// The range lies outside of the volume, or a record that it needs is damaged.
-    pub fn read(&mut self, at: u64, buffer: &mut [u8]) -> Result<()> {
+    /// As there.
+    pub fn read(&mut self, history: &History, at: u64, buffer: &mut [u8]) -> Result<()> {
         let end = at.checked_add(buffer.len() as u64).filter(|end| *end <= self.bytes);
         let Some(end) = end else {
             return Err(Error::Invalid(format!(
@@ -111,7 +134,7 @@ impl<'h> View<'h> {
             let Source::Entry(i) = piece.source else { continue };
             if self.cached != Some(i) {
                 self.cached = None;
-                self.history.read_payload(&self.history.entries[i], &mut self.payload)?;
+                history.read_payload(&history.entries[i], &mut self.payload)?;
                 self.cached = Some(i);
             }
             let target = (piece.start - at) as usize..(piece.end - at) as usize;
@@ -120,7 +143,7 @@ impl<'h> View<'h> {
             let bytes = self.payload.get(from..from + len).ok_or_else(|| {
                 Error::Invalid(format!(
                     "record {} is shorter than what it covers",
-                    self.history.entries[i].record.seq
+                    history.entries[i].record.seq
                 ))
             })?;
             buffer[target].copy_from_slice(bytes);

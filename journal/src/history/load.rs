@@ -42,7 +42,8 @@ pub(super) fn load(dir: &Path, identity: Identity) -> Result<History> {
     read_units(&mut history, &mut epochs)?;
     drop_void(&mut history, &epochs);
     judge_numbers(&mut history, &epochs);
-    Reader { history: &mut history, epochs: &epochs }.read_meta()?;
+    let bounds = BTreeMap::new();
+    Reader { history: &mut history, epochs: &epochs, bounds }.read_meta()?;
     finish(&mut history);
     Ok(history)
 }
@@ -178,6 +179,8 @@ fn holes(history: &History) -> String {
 struct Reader<'a> {
     history: &'a mut History,
     epochs: &'a [EpochStart],
+    /// Last valid position of each session that an epoch's end has closed.
+    bounds: BTreeMap<u32, Seq>,
 }
 
 impl Reader<'_> {
@@ -226,6 +229,7 @@ impl Reader<'_> {
     fn end_sessions(&mut self, last: Seq, reason: &str) {
         for session in self.history.sessions.iter_mut().filter(|s| s.to.is_none()) {
             session.to = Some(last.max(session.from.saturating_sub(1)));
+            self.bounds.insert(session.id, last);
             session.reason = reason.to_owned();
         }
     }
@@ -255,12 +259,13 @@ impl Reader<'_> {
                     full: session.full,
                 }),
                 SessionEvent::Close => {
-                    // A close can also follow an epoch's end, with better evidence.
+                    // A later close has better evidence; an epoch's end bounds them all.
                     if let Some(open) =
                         history.sessions.iter_mut().rev().find(|s| s.id == session.id)
                     {
                         let upto = session.upto.unwrap_or(seq);
-                        open.to = Some(open.to.map_or(upto, |to| to.min(upto)));
+                        let bound = self.bounds.get(&session.id).copied().unwrap_or(Seq::MAX);
+                        open.to = Some(upto.min(bound));
                         open.reason = session.reason;
                         open.images = session.images;
                     }
