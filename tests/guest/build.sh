@@ -58,7 +58,7 @@ done
 modules_root=$out/kernel
 [ -d "$modules_root/lib/modules" ] || modules_root=$out/kernel/usr
 depmod -b "$modules_root" "$release"
-wanted=(virtio_pci virtio_blk virtio_console crc32c_generic)
+wanted=(virtio_pci virtio_blk virtio_console crc32c_generic ext4)
 for module in "${wanted[@]}"; do
     # Built into some kernels: nothing to load then.
     modprobe -S "$release" -d "$modules_root" --show-depends "$module" 2>/dev/null || true
