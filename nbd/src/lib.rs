@@ -28,3 +28,4 @@ pub use server::{
     CloseReason, ConnectionObserver, Limits, ListenError, NoObserver, Observer, Server,
     ServerHandle,
 };
+pub use transport::Transport;

@@ -86,7 +86,8 @@ impl<I: Iterator<Item = Range<u64>>> Iterator for Pieces<I> {
 impl Client {
     /// Fills `buf` with the bytes from `at` on.
     pub fn read(&mut self, at: u64, buf: &mut [u8]) -> Result<(), ClientError> {
-        let range = at..at.saturating_add(buf.len() as u64);
+        self.in_range(at, buf.len() as u64)?;
+        let range = at..at + buf.len() as u64;
         let mut sink = Into { from: at, buf };
         self.read_into(std::iter::once(range), DEPTH, &mut sink, |_| true)
     }

@@ -214,7 +214,11 @@ impl<'a> Handshake<'a> {
     fn list(&mut self) {
         for name in self.exports.names() {
             let length = (name.len() as u32).to_be_bytes();
-            self.reply(OPT_LIST, REP_SERVER, &[&length, name.as_bytes()]);
+            let text = self
+                .exports
+                .get(&name)
+                .map_or_else(String::new, |export| export.info().description);
+            self.reply(OPT_LIST, REP_SERVER, &[&length, name.as_bytes(), text.as_bytes()]);
         }
         self.ack(OPT_LIST);
     }

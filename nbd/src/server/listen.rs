@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -99,7 +99,7 @@ pub struct ServerHandle {
 impl ServerHandle {
     /// Serves one connected stream, as if it had been accepted. Fails when the connection limit
     /// is reached, the server is stopping, or no thread can be had.
-    pub fn adopt(&self, stream: UnixStream) -> io::Result<()> {
+    pub fn adopt(&self, stream: impl Transport) -> io::Result<()> {
         self.core.admit(stream)
     }
 

@@ -1,0 +1,113 @@
+//! What a watchdog is told, and in what order.
+
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use afterimage_nbd::proto::Mode;
+use afterimage_nbd::proto::flags::*;
+use afterimage_nbd::{
+    CloseReason, ConnectionObserver, Exports, Limits, MemoryExport, Observer, Server,
+};
+
+use crate::fixture::{PATIENCE, Raw};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Connected,
+    Exporting,
+    Waiting,
+    Received,
+    Sending,
+    Replied,
+    Closed,
+}
+
+struct Log(Sender<Call>);
+
+impl Log {
+    fn note(&self, call: Call) {
+        let _ = self.0.send(call);
+    }
+}
+
+impl Observer for Log {
+    fn connected(&self, fd: BorrowedFd<'_>) -> Box<dyn ConnectionObserver> {
+        assert!(fd.try_clone_to_owned().is_ok());
+        self.note(Call::Connected);
+        Box::new(Self(self.0.clone()))
+    }
+}
+
+impl ConnectionObserver for Log {
+    fn exporting(&self, name: &str) {
+        assert_eq!(name, "");
+        self.note(Call::Exporting);
+    }
+    fn waiting(&self) {
+        self.note(Call::Waiting);
+    }
+    fn received(&self) {
+        self.note(Call::Received);
+    }
+    fn sending(&self) {
+        self.note(Call::Sending);
+    }
+    fn replied(&self) {
+        self.note(Call::Replied);
+    }
+    fn closed(self: Box<Self>, reason: CloseReason) {
+        assert!(matches!(reason, CloseReason::Disconnected), "{reason:?}");
+        self.note(Call::Closed);
+    }
+}
+
+fn next(calls: &Receiver<Call>) -> Call {
+    calls.recv_timeout(PATIENCE).expect("the observer is called")
+}
+
+#[test]
+fn a_batch_is_received_answered_and_waited_after_in_that_order() {
+    let exports = Arc::new(Exports::single(Arc::new(MemoryExport::new(1 << 20))));
+    let (sender, calls) = channel();
+    let dir = tempfile::tempdir().unwrap();
+    let observer = Arc::new(Log(sender));
+    let server =
+        Server::listen(&dir.path().join("s"), exports, Limits::default(), observer).unwrap();
+    let stream = UnixStream::connect(dir.path().join("s")).unwrap();
+    let mut raw = Raw::over(stream).greet().go(Mode::Simple);
+    assert_eq!(next(&calls), Call::Connected);
+    while next(&calls) != Call::Exporting {}
+    // One request, one batch: whole, it is answered before the next wait.
+    for _ in 0..3 {
+        assert_eq!(next(&calls), Call::Waiting);
+        raw.request(CMD_FLUSH, 0, 0, 0);
+        assert_eq!(raw.error(), 0);
+        let batch = [next(&calls), next(&calls), next(&calls)];
+        assert_eq!(batch, [Call::Received, Call::Sending, Call::Replied]);
+    }
+    // Three requests in one send are one batch.
+    assert_eq!(next(&calls), Call::Waiting);
+    let three = raw.header(CMD_FLUSH, 0, 0, 0).repeat(3);
+    raw.send(&raw.header(CMD_TRIM, 0, 0, 512).repeat(3));
+    drop(three);
+    for _ in 0..3 {
+        assert_eq!(raw.error(), 0);
+    }
+    assert_eq!(
+        [next(&calls), next(&calls), next(&calls)],
+        [Call::Received, Call::Sending, Call::Replied]
+    );
+    // Half a payload: the server waits, and says so, before the rest comes.
+    assert_eq!(next(&calls), Call::Waiting);
+    raw.request(CMD_WRITE, 0, 0, 100_000);
+    assert_eq!([next(&calls), next(&calls)], [Call::Received, Call::Waiting]);
+    raw.send(&[1; 100_000]);
+    assert_eq!(raw.error(), 0);
+    while next(&calls) != Call::Replied {}
+    assert_eq!(next(&calls), Call::Waiting);
+    raw.request(CMD_DISC, 0, 0, 0);
+    assert_eq!([next(&calls), next(&calls)], [Call::Received, Call::Closed]);
+    server.shutdown();
+}
