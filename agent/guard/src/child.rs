@@ -1,7 +1,7 @@
 //! Starting processes that die with the guard.
 
 use crate::config::{GuardError, Program};
-use crate::shared::{ENVIRONMENT, Region};
+use crate::shared::{Counters, ENVIRONMENT, Region};
 use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -103,10 +103,13 @@ fn code_of(status: ExitStatus) -> u8 {
 pub(crate) fn start_worker(
     program: &Program,
     heartbeat_every_ms: u64,
+    counters: &Counters,
 ) -> Result<(Process, Region, OwnedFd), GuardError> {
     let setup = |what| move |source| GuardError::Setup { what, source };
     let (memory, region) =
         Region::create(heartbeat_every_ms).map_err(setup("make shared memory"))?;
+    // Before the start: the worker may read them as the first thing that it does.
+    region.store_counters(counters);
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|error| setup("make the control socket")(error.into()))?;

@@ -17,7 +17,7 @@ use crate::child::{Process, start_worker};
 use crate::config::{GuardConfig, GuardError, ns};
 use crate::decide::{Action, KillReason, Limits, decide};
 use crate::report::Report;
-use crate::shared::{Counters, Region, now_ns};
+use crate::shared::{Counters, now_ns};
 use crate::watch::Watch;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
@@ -27,7 +27,7 @@ use signal_hook::low_level::pipe;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 
 /// A worker that ends by itself with one of these before it was ready is not started again: the
@@ -184,9 +184,9 @@ impl Guard {
 
     fn start(&mut self) -> Result<Running, GuardError> {
         let heartbeat_every_ms = self.tick.as_millis() as u64;
-        let (process, region, control) = start_worker(&self.config.worker, heartbeat_every_ms)?;
+        let (process, region, control) =
+            start_worker(&self.config.worker, heartbeat_every_ms, &self.counters)?;
         let watch = Watch::new(region, control, self.tick, &self.limits);
-        store_counters(&watch.region, &self.counters);
         self.report.info(format!("worker {} started", process.id()));
         Ok(Running { process, watch, started_ns: now_ns(), kill: None })
     }
@@ -258,7 +258,7 @@ impl Guard {
                 format!("worker {id} killed: {reason:?}, a guest waited {} ms", ms(stall_ns))
             }
         };
-        store_counters(&running.watch.region, &self.counters);
+        running.watch.region.store_counters(&self.counters);
         self.report.warn(line);
     }
 
@@ -346,15 +346,6 @@ impl Next {
             Next::End { code } => Phase::Ended(code),
         }
     }
-}
-
-fn store_counters(region: &Region, counters: &Counters) {
-    let line = &region.guard;
-    line.restarts.store(counters.restarts, Release);
-    line.kills_by_stall.store(counters.kills_by_stall, Release);
-    line.shutdowns.store(counters.shutdowns, Release);
-    line.last_kill_reason.store(counters.last_kill.map_or(0, KillReason::number), Release);
-    line.stall_ms_max.store(counters.stall_ms_max, Release);
 }
 
 fn ms(ns: u64) -> u64 {

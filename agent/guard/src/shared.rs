@@ -115,6 +115,17 @@ impl Region {
         Ok((file, region))
     }
 
+    /// Tells the worker what earlier ones met with.
+    pub(crate) fn store_counters(&self, counters: &Counters) {
+        let line = &self.guard;
+        let last_kill = counters.last_kill.map_or(0, crate::KillReason::number);
+        line.restarts.store(counters.restarts, Release);
+        line.kills_by_stall.store(counters.kills_by_stall, Release);
+        line.shutdowns.store(counters.shutdowns, Release);
+        line.last_kill_reason.store(last_kill, Release);
+        line.stall_ms_max.store(counters.stall_ms_max, Release);
+    }
+
     /// The worker's side: the memory that was inherited, if it is of this layout.
     pub(crate) fn open(file: impl AsFd) -> io::Result<Region> {
         if fstat(&file)?.st_size != BYTES as i64 {
