@@ -66,12 +66,18 @@ pub enum FreezeState {
 #[derive(Debug, Clone)]
 pub struct GuestAgent {
     channel: AgentChannel,
+    freeze_limit: Duration,
 }
 
 impl GuestAgent {
     /// The agent behind `channel`. Nothing is sent yet.
     pub fn new(channel: AgentChannel) -> GuestAgent {
-        GuestAgent { channel }
+        GuestAgent { channel, freeze_limit: FREEZE_LIMIT }
+    }
+
+    /// The same with another limit for freezing than 20 s.
+    pub fn with_freeze_limit(self, freeze_limit: Duration) -> GuestAgent {
+        GuestAgent { freeze_limit, ..self }
     }
 
     /// How it is reached.
@@ -87,7 +93,7 @@ impl GuestAgent {
     /// Freezes all file systems and returns how many. On an error it has tried to thaw them.
     pub async fn freeze(&self) -> Result<u64> {
         let command = "guest-fsfreeze-freeze";
-        let frozen = self.call(command, FREEZE_LIMIT).await;
+        let frozen = self.call(command, self.freeze_limit).await;
         let count = frozen.and_then(|v| {
             v.as_u64().ok_or_else(|| Error::shape(command, "no number of file systems"))
         });

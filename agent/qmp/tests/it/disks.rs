@@ -9,8 +9,8 @@ use crate::rig::*;
 
 #[tokio::test]
 async fn each_style_of_disk_is_described_and_found_by_all_its_names() {
-    let vm = Vm::with(&all_styles(), &["-device", "virtio-scsi-pci", "-device", "scsi-cd,id=cd"]);
-    let vm = vm.await;
+    let cd = ["-device", "virtio-scsi-pci", "-device", "scsi-cd,id=cd"];
+    let vm = Vm::with(&all_styles(), &cd).await;
     let disks = vm.qemu.disks().await.unwrap();
     assert_eq!(disks.disks.len(), vm.styles.len());
     for (index, style) in vm.styles.iter().enumerate() {
@@ -33,7 +33,7 @@ async fn each_style_of_disk_is_described_and_found_by_all_its_names() {
     assert!(error.contains("cd is left out: nothing is inserted"), "{error}");
     let error = disks.find("vda").unwrap_err().to_string();
     assert!(error.contains("\"vda\"") && error.contains("drive0"), "{error}");
-    assert!(error.contains("node2"), "{error}");
+    assert!(error.contains("node4"), "{error}");
 }
 
 #[tokio::test]

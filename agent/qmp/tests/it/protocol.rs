@@ -159,13 +159,13 @@ async fn a_flood_of_events_is_reported_as_lost_and_its_end_is_kept() {
 
 #[tokio::test]
 async fn an_old_qemu_is_refused_by_its_version() {
-    let version = |major: u64, minor: u64| {
+    async fn version(major: u64, minor: u64) -> Result<Qemu, Error> {
         let fake = Fake::qmp(move |r| {
             let qemu = json!({ "major": major, "minor": minor, "micro": 3 });
             returns(r, json!({ "qemu": qemu, "package": "" }))
         });
-        async move { Qemu::connect(&fake.path).await }
-    };
+        Qemu::connect(&fake.path).await
+    }
     let error = version(8, 1).await.unwrap_err();
     assert!(matches!(error, Error::TooOld { .. }), "{error}");
     assert!(error.to_string().contains("QEMU 8.1.3 is too old"), "{error}");

@@ -141,7 +141,7 @@ impl Vm {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-accel", "tcg", "-m", "32", "-nodefaults", "-display", "none", "-S"]);
         command.args(["-object", "iothread,id=io0"]);
-        for name in ["qmp", "qmp2"] {
+        for name in ["qmp", "qmp2", "qmp3"] {
             let at = format!("unix:{},server=on,wait=off", dir.join(name).display());
             command.args(["-qmp", &at]);
         }
@@ -150,7 +150,7 @@ impl Vm {
         }
         command.args(more).stdout(Stdio::null());
         let process = Process::start(&mut command);
-        wait_for_socket(&dir.join("qmp2"));
+        wait_for_socket(&dir.join("qmp3"));
         let qemu = Qemu::connect(dir.join("qmp")).await.unwrap();
         Vm { process, qemu, styles: styles.to_vec(), folder }
     }
@@ -204,17 +204,20 @@ impl Vm {
         u32::from_str_radix(word, 16).unwrap()
     }
 
-    /// Waits until the guest has done `more` rounds from now on.
+    /// Waits until the guest has done `more` rounds from now on. Fails when it stands still.
     pub async fn rounds(&self, more: u32) {
-        let before = self.acknowledged().await;
-        let deadline = Instant::now() + SOON;
+        let wanted = self.acknowledged().await + more;
+        let (mut last, mut moved) = (0, Instant::now());
         loop {
             let now = self.acknowledged().await;
             assert_ne!(now, guest::FAILED, "the guest saw an I/O error");
-            if now >= before + more {
+            if now >= wanted {
                 return;
             }
-            assert!(Instant::now() < deadline, "the guest stands at {now}");
+            if now != last {
+                (last, moved) = (now, Instant::now());
+            }
+            assert!(moved.elapsed() < SOON, "the guest stands at {now}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
