@@ -1,14 +1,16 @@
 //! A guard under test, and the guests' ends of its worker's connections.
 
 use crate::roles::{DIR, SOCKET, role};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Far beyond anything that is waited for: a test that gets here has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running guard; killed with its worker when dropped.
 pub struct Guarded {
@@ -38,6 +40,7 @@ impl Guarded {
 
     /// The next connection from a loop of a worker, or from what runs after a death.
     pub fn accept(&self) -> Guest {
+        wait_for(&self.listener, "a process to say that it started");
         let (socket, _) = self.listener.accept().unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut guest = Guest { socket: BufReader::new(socket), hello: String::new() };
@@ -46,6 +49,8 @@ impl Guarded {
     }
 
     pub fn wait(&mut self) -> ExitStatus {
+        let pid = Pid::from_child(&self.guard);
+        wait_for(&pidfd_open(pid, PidfdFlags::empty()).unwrap(), "the guard to end");
         self.guard.wait().unwrap()
     }
 }
@@ -101,6 +106,12 @@ impl Guest {
         assert_eq!(self.line(), None, "{request} was answered");
         sent.elapsed()
     }
+}
+
+fn wait_for(readable: &impl AsFd, what: &str) {
+    let limit = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    let ready = poll(&mut [PollFd::new(readable, PollFlags::IN)], Some(&limit));
+    assert_eq!(ready, Ok(1), "waited for {what}");
 }
 
 pub fn signal(pid: u32, signal: Signal) {
