@@ -16,12 +16,15 @@ pub fn qcow2(path: &Path, bytes: u64) {
     run(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(path).arg(size));
 }
 
-/// Makes a raw image of `bytes` bytes with an empty ext4 file system.
+/// Makes a raw image of `bytes` bytes with an empty ext4 file system, nothing of it reserved for
+/// root.
 pub fn ext4(path: &Path, bytes: u64) {
     raw(path, bytes);
     let mut mke2fs = Command::new("mke2fs");
     mke2fs.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
-    run(mke2fs.args(["-q", "-F", "-t", "ext4", "-E", "nodiscard,lazy_itable_init=0"]).arg(path));
+    run(mke2fs
+        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-E", "nodiscard,lazy_itable_init=0"])
+        .arg(path));
 }
 
 /// A raw copy of the image at `from`, whatever its format.

@@ -9,6 +9,7 @@
 
 mod agent;
 mod disk;
+mod filesystem;
 pub mod image;
 mod port;
 pub mod prefix;
@@ -21,6 +22,7 @@ mod vm;
 
 pub use agent::{Agent, Cli, Outcome};
 pub use disk::{Cache, Disk, Format, Style};
+pub use filesystem::SmallFs;
 pub use port::{GuestPort, value};
 pub use qmp::Qmp;
 pub use vm::{Accel, Stats, Vm, VmBuilder};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::record::{SLOT_BYTES, SLOTS, encode, newest_at, place};
-use super::{Disk, VmBuilder, image, prefix};
+use super::{Disk, SmallFs, VmBuilder, image, prefix};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -97,4 +97,47 @@ fn load_demo_and_guest_agent_work_on_every_kind_of_disk() {
     assert!(checked.contains("integrity=missing"), "{checked}");
     eprintln!("boot {:?}, {load:?}", vm.boot_time());
     vm.quit();
+}
+
+#[test]
+fn small_file_system_fills_refuses_and_forgets_what_was_not_synced() {
+    let Some(mut fs) = SmallFs::new(32 << 20) else { return };
+    let (synced, unsynced) = (fs.path().join("synced"), fs.path().join("unsynced"));
+    std::fs::write(&synced, b"stays").unwrap();
+    File::open(&synced).unwrap().sync_all().unwrap();
+    File::open(fs.path()).unwrap().sync_all().unwrap();
+    std::fs::write(&unsynced, b"goes").unwrap();
+    fs.power_cut();
+    assert!(std::fs::write(fs.path().join("late"), b"x").is_err());
+    fs.power_on();
+    assert_eq!(std::fs::read(&synced).unwrap(), b"stays");
+    assert!(!unsynced.exists());
+
+    let filler = fs.fill(64 << 10);
+    assert!(std::fs::write(fs.path().join("big"), vec![1; 1 << 20]).is_err());
+    std::fs::remove_file(filler).unwrap();
+    fs.read_only(true);
+    assert!(std::fs::write(fs.path().join("small"), b"x").is_err());
+    fs.read_only(false);
+    std::fs::write(fs.path().join("small"), b"x").unwrap();
+}
+
+#[test]
+fn guest_moves_to_another_qemu_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let image_path = dir.path().join("a.raw");
+    image::raw(&image_path, 16 << 20);
+    let builder = VmBuilder::new("writer").disk(Disk::raw(&image_path));
+    let mut source = builder.boot();
+    source.ask("writer start rate=200", "writer started");
+    let socket = dir.path().join("migrate.sock");
+    let mut target = builder.clone().incoming(&socket).boot();
+    let uri = format!("unix:{}", socket.display());
+    source.qmp().execute("migrate", json!({"uri": uri}));
+    target.qmp().wait_event("RESUME", LIMIT).unwrap();
+    target.wait_line("writer ack", LIMIT);
+    let last = target.ask_last("writer pause", "writer paused");
+    source.kill();
+    target.kill();
+    assert_eq!(prefix::last(&[&image_path]), Ok(last));
 }

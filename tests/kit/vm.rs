@@ -30,6 +30,7 @@ pub struct VmBuilder {
     accel: Accel,
     guest_agent: bool,
     stopped: bool,
+    incoming: Option<PathBuf>,
     append: String,
     arguments: Vec<String>,
 }
@@ -45,6 +46,7 @@ impl VmBuilder {
             accel: Accel::Tcg,
             guest_agent: false,
             stopped: false,
+            incoming: None,
             append: String::new(),
             arguments: Vec::new(),
         }
@@ -78,6 +80,13 @@ impl VmBuilder {
     /// for the guest.
     pub fn stopped(mut self) -> Self {
         self.stopped = true;
+        self
+    }
+
+    /// Starts QEMU with `-incoming unix:PATH`: the guest arrives by migration, and
+    /// [`VmBuilder::boot`] does not wait for it.
+    pub fn incoming(mut self, path: impl Into<PathBuf>) -> Self {
+        self.incoming = Some(path.into());
         self
     }
 
@@ -120,7 +129,7 @@ impl VmBuilder {
             panic!("QEMU's sockets did not appear: {}", tail(&dir.path().join("qemu.log"), 10));
         };
         let mut vm = Vm { child, dir, port, qmp, ready: String::new(), boot: Duration::ZERO };
-        if !self.stopped {
+        if !self.stopped && self.incoming.is_none() {
             let begin = Instant::now();
             vm.ready = vm.wait_line("ready ", BOOT_LIMIT);
             vm.boot = begin.elapsed();
@@ -167,6 +176,9 @@ impl VmBuilder {
         }
         if self.stopped {
             command.arg("-S");
+        }
+        if let Some(path) = &self.incoming {
+            command.args(["-incoming", &format!("unix:{}", path.display())]);
         }
         command.args(&self.arguments);
         command
