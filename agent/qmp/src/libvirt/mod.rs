@@ -2,8 +2,8 @@
 //!
 //! Arguments are passed as they are, never through a shell. One `virsh` of ours runs at a time
 //! for a guest, so that commands keep their order. Events come from `virsh qemu-monitor-event`
-//! and, since that may be cut off or buffered at any time, from looking once a second as well:
-//! see [`watch`]. The same fact may so be told twice.
+//! and, since that may be cut off or buffered at any time, from looking once a second as well.
+//! The same fact may so be told twice.
 
 mod watch;
 

@@ -66,8 +66,7 @@ async fn what_virsh_says_of_a_domain_is_read() {
     assert!(matches!(&error, Error::Command { class, .. } if class == "CommandNotFound"));
     let log = fs::read_to_string(vm.path("virsh.log")).unwrap();
     let last: Vec<String> =
-        serde_json::from_str(log.lines().filter(|l| l.contains("nosuch")).next_back().unwrap())
-            .unwrap();
+        serde_json::from_str(log.lines().rfind(|l| l.contains("nosuch")).unwrap()).unwrap();
     let command = json!({ "execute": "nosuch", "arguments": { "a": "$(id) 'x' \"y\"" } });
     assert_eq!(last[..4], ["--connect", "qemu:///system", "qemu-monitor-command", "--domain"]);
     assert_eq!(serde_json::from_str::<serde_json::Value>(&last[5]).unwrap(), command);
