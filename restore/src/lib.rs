@@ -20,6 +20,7 @@ mod open;
 mod plan;
 mod refusal;
 mod restore;
+mod runs;
 mod start;
 mod target;
 mod time;
@@ -28,7 +29,7 @@ mod verify;
 pub use afterimage_journal::history::{Point, When};
 pub use error::{DamagedRecord, Error, Kind, Nearest, Result};
 pub use open::{Recovery, open};
-pub use plan::{Format, Plan, Read, VolumePlan, Write, plan};
+pub use plan::{Format, Plan, Read, Selection, VolumePlan, Write, plan};
 pub use restore::{DiskReport, Progress, Report, RestoreOptions, restore};
 pub use time::{rfc3339, wall_clock};
 pub use verify::{

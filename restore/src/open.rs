@@ -1,6 +1,7 @@
 //! Finding a journal by the name of a guest or group, and holding it while it is read (I-7).
 
 use crate::error::{Error, Nearest, Result};
+use crate::refusal;
 use afterimage_journal::history::{NotRestorable, Point, When};
 use afterimage_journal::meta::LevelRange;
 use afterimage_journal::{History, Seq, layout};
@@ -175,18 +176,7 @@ impl Recovery {
     /// has been synced.
     #[must_use]
     pub fn ranges(&self) -> Vec<LevelRange> {
-        let Some(guest) = &self.guest else { return self.history.level.clone() };
-        let mut ranges = Vec::new();
-        for level in &self.history.level {
-            for session in self.history.sessions.iter().filter(|s| s.guest == *guest) {
-                let from = level.from.max(session.from);
-                let to = session.to.map_or(level.to, |to| to.min(level.to));
-                if from <= to {
-                    ranges.push(LevelRange { from, to });
-                }
-            }
-        }
-        ranges
+        refusal::ranges(&self.history, self.guest.as_deref())
     }
 
     /// The recovery point for a wanted moment.
@@ -220,10 +210,6 @@ impl Recovery {
     /// The nearest recovery points below and above a position.
     #[must_use]
     pub fn nearest(&self, seq: Seq) -> Nearest {
-        let ranges = self.ranges();
-        let before = ranges.iter().rev().find(|r| r.from < seq).map(|r| r.to.min(seq - 1));
-        let after = ranges.iter().find(|r| r.to > seq).map(|r| r.from.max(seq + 1));
-        let point = |seq: Option<Seq>| seq.map(|s| self.history.point(s));
-        Nearest { before: point(before), after: point(after) }
+        refusal::nearest(&self.history, &self.ranges(), seq)
     }
 }

@@ -1,8 +1,19 @@
 //! Deciding a restore: which records are read, in the journal's order, and where their bytes go.
-//! Pure: a [`History`] and a wish go in, lists come out.
-use crate::error::Result;
-use afterimage_journal::History;
+//!
+//! Pure: a [`History`] and a wish go in, lists come out; no file is touched. What always holds:
+//! * the writes of a volume are disjoint; what none covers is zero and stays a hole;
+//! * each record is read at most once, in the order of units and offsets;
+//! * only volumes that were whole at the point are in it (I-4, I-5).
+
+use crate::error::{Error, Result};
+use crate::names;
+use crate::refusal;
 use afterimage_journal::history::Point;
+use afterimage_journal::meta::{CopyCause, Volume};
+use afterimage_journal::view::Source;
+use afterimage_journal::{History, Seq, View};
+use std::ops::Range;
+
 /// The format of restored images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
@@ -12,21 +23,258 @@ pub enum Format {
     /// QEMU's qcow2, version 3.
     Qcow2,
 }
-/// x
-#[derive(Debug)]
-pub struct Plan {}
-/// x
-#[derive(Debug)]
-pub struct Read {}
-/// x
-#[derive(Debug)]
-pub struct Write {}
-/// x
-#[derive(Debug)]
-pub struct VolumePlan {}
-/// x
+
+impl Format {
+    /// QEMU's name of the format, and the images' file name extension.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// Which volumes are wanted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Selection<'a> {
+    /// Those of this guest; `None`: of all.
+    pub guest: Option<&'a str>,
+    /// Those that one of these names (node, disk identity, UUID, image file, GUEST/NODE); empty:
+    /// all.
+    pub disks: &'a [String],
+}
+
+/// A volume of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumePlan {
+    /// The volume as configured at the point.
+    pub volume: Volume,
+    /// Name of its image.
+    pub file_name: String,
+    /// Bytes that come from records.
+    pub data_bytes: u64,
+}
+
+/// A record to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// Index in [`History::entries`].
+    pub entry: usize,
+    /// Index in [`Plan::volumes`].
+    pub volume: usize,
+    /// Its writes: a range of [`Plan::writes`].
+    pub writes: Range<usize>,
+}
+
+/// A part of a record's payload, and where it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Write {
+    /// Byte address in the volume.
+    pub addr: u64,
+    /// Offset in the payload, in bytes.
+    pub skip: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// A restore, decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The point.
+    pub point: Point,
+    /// The volumes, in the order of their ids.
+    pub volumes: Vec<VolumePlan>,
+    /// The records, in the order of the journal.
+    pub reads: Vec<Read>,
+    /// Where their bytes go, grouped by record.
+    pub writes: Vec<Write>,
+    /// Bytes that come from records, over all volumes.
+    pub data_bytes: u64,
+    /// Volumes (GUEST/NODE) that were not asked for by name and were not whole at the point.
+    pub skipped: Vec<String>,
+}
+
+/// Plans a restore of a point.
+///
 /// # Errors
-/// x
-pub fn plan(_: &History, _: Point) -> Result<Plan> {
-    Ok(Plan {})
+/// The point is not restorable, or a selected volume was not whole there; a selection matches
+/// nothing, or more than one volume.
+pub fn plan(
+    history: &History,
+    point: Point,
+    selection: Selection<'_>,
+    format: Format,
+) -> Result<Plan> {
+    let ranges = refusal::ranges(history, selection.guest);
+    if !ranges.iter().any(|r| r.from <= point.seq && point.seq <= r.to) {
+        return Err(Error::NotRestorable {
+            what: format!("seq:{} is not a recovery point", point.seq),
+            nearest: refusal::nearest(history, &ranges, point.seq),
+        });
+    }
+    let (chosen, skipped) = choose(history, point.seq, selection)?;
+    let file_names = names::image_names(&chosen, format);
+    let mut plan = Plan {
+        point,
+        volumes: Vec::new(),
+        reads: Vec::new(),
+        writes: Vec::new(),
+        data_bytes: 0,
+        skipped,
+    };
+    let mut pieces = Vec::new();
+    for (index, (volume, file_name)) in chosen.into_iter().zip(file_names).enumerate() {
+        let data_bytes = collect(history, point.seq, index, volume, &mut pieces)?;
+        plan.data_bytes += data_bytes;
+        plan.volumes.push(VolumePlan { volume: volume.clone(), file_name, data_bytes });
+    }
+    order(history, &mut plan, pieces);
+    Ok(plan)
+}
+
+/// An extent of a volume that comes from a record.
+struct Piece {
+    entry: usize,
+    volume: usize,
+    write: Write,
+}
+
+fn collect(
+    history: &History,
+    seq: Seq,
+    index: usize,
+    volume: &Volume,
+    pieces: &mut Vec<Piece>,
+) -> Result<u64> {
+    let view = View::at(history, volume.id, seq)?;
+    let mut data_bytes = 0;
+    for extent in view.extents() {
+        let Source::Entry(entry) = extent.source else { continue };
+        let len = extent.end - extent.start;
+        data_bytes += len;
+        // A record's length is 32 bits wide, and an extent lies within its record.
+        let write = Write { addr: extent.start, skip: extent.skip as u32, len: len as u32 };
+        pieces.push(Piece { entry, volume: index, write });
+    }
+    Ok(data_bytes)
+}
+
+/// Brings the pieces into the order of the journal, and groups them by record.
+fn order(history: &History, plan: &mut Plan, mut pieces: Vec<Piece>) {
+    pieces.sort_unstable_by_key(|p| {
+        let entry = &history.entries[p.entry];
+        (entry.unit, entry.at, p.write.skip)
+    });
+    plan.writes.reserve(pieces.len());
+    for piece in pieces {
+        let at = plan.writes.len();
+        plan.writes.push(piece.write);
+        match plan.reads.last_mut() {
+            Some(last) if last.entry == piece.entry => last.writes.end = at + 1,
+            _ => plan.reads.push(Read {
+                entry: piece.entry,
+                volume: piece.volume,
+                writes: at..at + 1,
+            }),
+        }
+    }
+}
+
+/// Whether a volume's every block was known at a position: its guest had a session, and its first
+/// copy was not still under way.
+fn is_whole(history: &History, volume: &Volume, seq: Seq) -> bool {
+    let session = history
+        .sessions
+        .iter()
+        .any(|s| s.guest == volume.guest && s.from <= seq && s.to.is_none_or(|to| seq <= to));
+    let ended = |c: &afterimage_journal::history::CopyState| c.ended.is_some_and(|e| e <= seq);
+    let mut initial = history
+        .copies
+        .values()
+        .filter(|c| c.volume == volume.id && c.cause == CopyCause::Initial && c.as_of <= seq)
+        .peekable();
+    session && (initial.peek().is_none() || initial.any(ended))
+}
+
+/// A volume's name in messages.
+pub(crate) fn shown(volume: &Volume) -> String {
+    format!("{}/{}", volume.guest, volume.node)
+}
+
+fn choose<'h>(
+    history: &'h History,
+    seq: Seq,
+    selection: Selection<'_>,
+) -> Result<(Vec<&'h Volume>, Vec<String>)> {
+    let mut all = history.volumes_at(seq);
+    all.retain(|v| selection.guest.is_none_or(|g| v.guest == g));
+    all.sort_by_key(|v| v.id);
+    let wanted = select(&all, selection.disks)?;
+    let (whole, rest): (Vec<_>, Vec<_>) =
+        wanted.into_iter().partition(|v| is_whole(history, v, seq));
+    let named = !selection.disks.is_empty();
+    if let Some(missing) = rest.first().filter(|_| named || whole.is_empty()) {
+        let ranges = refusal::ranges(history, Some(&missing.guest));
+        return Err(Error::NotRestorable {
+            what: format!("the first copy of {} had not ended at seq:{seq}", shown(missing)),
+            nearest: refusal::nearest(history, &ranges, seq),
+        });
+    }
+    if whole.is_empty() {
+        return Err(Error::NotRestorable {
+            what: format!("no disk was protected at seq:{seq}"),
+            nearest: refusal::nearest(history, &refusal::ranges(history, selection.guest), seq),
+        });
+    }
+    Ok((whole, rest.into_iter().map(shown).collect()))
+}
+
+fn select<'h>(all: &[&'h Volume], disks: &[String]) -> Result<Vec<&'h Volume>> {
+    if disks.is_empty() {
+        return Ok(all.to_vec());
+    }
+    let list = || all.iter().map(|v| described(v)).collect::<Vec<_>>().join("; ");
+    let mut chosen: Vec<&Volume> = Vec::new();
+    for wanted in disks {
+        let found: Vec<&&Volume> = all.iter().filter(|v| is_named(v, wanted)).collect();
+        match found[..] {
+            [] => {
+                return Err(Error::Usage(format!(
+                    "there is no disk {wanted:?}; disks: {}",
+                    list()
+                )));
+            }
+            [one] if chosen.iter().any(|c| c.id == one.id) => {}
+            [one] => chosen.push(one),
+            _ => {
+                return Err(Error::Usage(format!(
+                    "{wanted:?} is more than one disk: say GUEST/NODE; disks: {}",
+                    list()
+                )));
+            }
+        }
+    }
+    chosen.sort_by_key(|v| v.id);
+    Ok(chosen)
+}
+
+fn is_named(volume: &Volume, wanted: &str) -> bool {
+    let mut names = vec![shown(volume), volume.uuid.to_string()];
+    names.extend([volume.node.clone(), volume.disk.clone(), volume.source.clone()]);
+    if let Some((_, file)) = volume.source.rsplit_once('/') {
+        names.push(file.to_owned());
+    }
+    !wanted.is_empty() && names.iter().any(|n| n == wanted)
+}
+
+fn described(volume: &Volume) -> String {
+    let mut text = shown(volume);
+    if volume.disk != volume.node {
+        text += &format!(" ({})", volume.disk);
+    }
+    if !volume.source.is_empty() {
+        text += &format!(" on {}", volume.source);
+    }
+    text
 }

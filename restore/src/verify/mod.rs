@@ -1,11 +1,14 @@
 //! Checking a journal: every checksum ([`verify`]), or one point against a simple replay
 //! ([`verify_at`]).
 
-use crate::error::{Error, Result};
-use crate::open::Recovery;
-use crate::restore::Progress;
+mod at;
+mod replay;
+mod whole;
+
+pub use at::verify_at;
+pub use whole::verify;
+
 use afterimage_journal::Seq;
-use afterimage_journal::history::Point;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -104,26 +107,4 @@ impl VerifyAtReport {
     pub fn is_equal(&self) -> bool {
         self.disks.iter().all(VolumeDigest::is_equal)
     }
-}
-
-/// Checks every checksum of a journal: payloads, headers against the index, footers.
-///
-/// # Errors
-/// A unit can't be read at all. Damage is no error here: it is listed.
-pub fn verify(recovery: &Recovery, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport> {
-    let _ = (recovery, progress);
-    Err(Error::Usage("being written".into()))
-}
-
-/// Rebuilds a point twice, as a restore does and by a simple replay, and compares digests.
-///
-/// # Errors
-/// The point isn't restorable or needs a damaged record; the temporary files can't be written.
-pub fn verify_at(
-    recovery: &Recovery,
-    point: Point,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<VerifyAtReport> {
-    let _ = (recovery, point, progress);
-    Err(Error::Usage("being written".into()))
 }

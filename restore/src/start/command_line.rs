@@ -1,0 +1,342 @@
+//! QEMU's arguments with the disk images replaced, and without what ties them to the original's
+//! surroundings: monitors, sockets, inherited file descriptors.
+
+use super::RestoredDisk;
+use crate::plan::Format;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// A command line for a copy.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct CommandLine {
+    /// The program and its arguments, an option and its value together.
+    pub kept: Vec<Vec<String>>,
+    /// Options that a copy can't use.
+    pub dropped: Vec<Vec<String>>,
+    /// Images of the guest that are still named in it, or whose place was not found.
+    pub unreplaced: Vec<String>,
+}
+
+/// Options without a value.
+const FLAGS: &[&str] = &[
+    "S",
+    "daemonize",
+    "no-reboot",
+    "no-shutdown",
+    "nographic",
+    "nodefaults",
+    "no-user-config",
+    "snapshot",
+    "enable-kvm",
+    "no-acpi",
+    "no-hpet",
+    "no-fd-bootchk",
+    "full-screen",
+    "preconfig",
+    "enable-sync-profile",
+    "only-migratable",
+    "mem-prealloc",
+    "usb",
+    "singlestep",
+    "s",
+    "version",
+];
+
+/// Options that mean nothing for a copy, or that would take what is the original's.
+const TIED: &[&str] = &[
+    "S",
+    "daemonize",
+    "pidfile",
+    "qmp",
+    "qmp-pretty",
+    "monitor",
+    "mon",
+    "incoming",
+    "add-fd",
+    "gdb",
+    "s",
+    "preconfig",
+];
+
+/// Rewrites a command line.
+pub(crate) fn rewrite(args: &[String], disks: &[RestoredDisk<'_>], format: Format) -> CommandLine {
+    let mut line = CommandLine::default();
+    let options = split(args);
+    let sockets: BTreeSet<String> = options.iter().filter_map(|o| socket_id(o)).collect();
+    let mut replaced = BTreeSet::new();
+    let mut files = BTreeSet::new();
+    let mut kept = Vec::new();
+    for option in options {
+        if is_tied(&option) || uses_socket(&option, &sockets) {
+            line.dropped.push(option);
+            continue;
+        }
+        kept.push(replace(option, disks, format, &mut replaced, &mut files));
+    }
+    // A format node that names the file's node is another option, before or behind it.
+    line.kept = kept.into_iter().map(|o| adapt_format_node(o, &files, format)).collect();
+    for disk in disks {
+        let source = &disk.volume.source;
+        if disk.replacement().is_none() || !replaced.contains(source) {
+            let named = if source.is_empty() { &disk.volume.node } else { source };
+            line.unreplaced.push(named.clone());
+        }
+    }
+    line
+}
+
+/// Groups arguments into options with their values; the program comes first.
+fn split(args: &[String]) -> Vec<Vec<String>> {
+    let mut options: Vec<Vec<String>> = Vec::new();
+    let mut args = args.iter().peekable();
+    match args.peek() {
+        Some(first) if !first.starts_with('-') => {
+            options.push(args.next().into_iter().cloned().collect());
+        }
+        _ => options.push(vec!["qemu-system-x86_64".into()]),
+    }
+    while let Some(arg) = args.next() {
+        let mut option = vec![arg.clone()];
+        if name(arg).is_some_and(|n| !FLAGS.contains(&n))
+            && let Some(value) = args.next()
+        {
+            option.push(value.clone());
+        }
+        options.push(option);
+    }
+    options
+}
+
+fn name(arg: &str) -> Option<&str> {
+    arg.strip_prefix('-').map(|n| n.strip_prefix('-').unwrap_or(n)).filter(|n| !n.is_empty())
+}
+
+/// The id of a character device that is a socket.
+fn socket_id(option: &[String]) -> Option<String> {
+    let [option, value] = option else { return None };
+    if name(option) != Some("chardev") {
+        return None;
+    }
+    let fields = fields(value);
+    let kind = field(&fields, "backend").or_else(|| fields.first().map(|(k, _)| k.clone()))?;
+    (kind == "socket").then(|| field(&fields, "id")).flatten()
+}
+
+fn is_tied(option: &[String]) -> bool {
+    let Some(name) = option.first().and_then(|o| name(o)) else { return false };
+    let value = option.get(1).map_or("", String::as_str);
+    let socket = |v: &str| ["unix:", "tcp:", "telnet:"].iter().any(|p| v.starts_with(p));
+    TIED.contains(&name)
+        || (name == "chardev" && socket_id(option).is_some())
+        || (["serial", "parallel", "vnc"].contains(&name) && socket(value))
+        || (name == "spice" && value.contains("unix"))
+        || (name == "object" && value.contains("secret") && value.contains("file"))
+        || (name == "netdev" && fields(value).iter().any(|(k, _)| k == "fd" || k == "fds"))
+}
+
+fn uses_socket(option: &[String], sockets: &BTreeSet<String>) -> bool {
+    let Some(value) = option.get(1) else { return false };
+    let fields = fields(value);
+    let used =
+        field(&fields, "chardev").or_else(|| value.strip_prefix("chardev:").map(str::to_owned));
+    used.is_some_and(|id| sockets.contains(&id))
+}
+
+/// The fields of a value: JSON, or `a,b=c` where a doubled comma is a comma.
+fn fields(value: &str) -> Vec<(String, String)> {
+    if let Ok(Value::Object(object)) = serde_json::from_str(value) {
+        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+        return object.iter().map(|(k, v)| (k.clone(), text(v))).collect();
+    }
+    let part = |p: String| match p.split_once('=') {
+        Some((k, v)) => (k.to_owned(), v.to_owned()),
+        None => (p, String::new()),
+    };
+    parts(value).into_iter().map(part).collect()
+}
+
+fn field(fields: &[(String, String)], key: &str) -> Option<String> {
+    fields.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
+}
+
+fn parts(value: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = value.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == ',' && chars.next_if_eq(&',').is_none() {
+            parts.push(String::new());
+        } else if let Some(last) = parts.last_mut() {
+            last.push(c);
+        }
+    }
+    parts
+}
+
+/// Replaces a disk's image in an option. `replaced` gets the images found, `files` the names of
+/// the file nodes that were replaced.
+fn replace(
+    mut option: Vec<String>,
+    disks: &[RestoredDisk<'_>],
+    format: Format,
+    replaced: &mut BTreeSet<String>,
+    files: &mut BTreeSet<String>,
+) -> Vec<String> {
+    let Some(value) = option.get(1).cloned() else {
+        // The image as QEMU's only plain argument.
+        if let Some(new) = option.first().and_then(|v| find(disks, v)) {
+            replaced.insert(option[0].clone());
+            let file = new.replace(',', ",,");
+            return vec!["-drive".into(), format!("file={file},format={}", format.as_str())];
+        }
+        return option;
+    };
+    if let Ok(mut json @ Value::Object(_)) = serde_json::from_str::<Value>(&value) {
+        replace_json(&mut json, disks, format, replaced, files);
+        option[1] = json.to_string();
+        return option;
+    }
+    if let Some(new) = find(disks, &value) {
+        replaced.insert(value);
+        option[1] = new;
+        return option;
+    }
+    let mut all = parts(&value);
+    let mut found = false;
+    for part in &mut all {
+        let Some((key, file)) = part.split_once('=') else { continue };
+        if !(key == "file" || key == "filename" || key.ends_with(".filename")) {
+            continue;
+        }
+        if let Some(new) = find(disks, file) {
+            found = true;
+            replaced.insert(file.to_owned());
+            *part = format!("{key}={new}");
+        }
+    }
+    if found {
+        adapt_parts(&mut all, name(&option[0]) == Some("drive"), format, files);
+        let doubled: Vec<String> = all.iter().map(|p| p.replace(',', ",,")).collect();
+        option[1] = doubled.join(",");
+    }
+    option
+}
+
+fn find(disks: &[RestoredDisk<'_>], file: &str) -> Option<String> {
+    let file = file.strip_prefix("file:").unwrap_or(file);
+    disks.iter().filter_map(RestoredDisk::replacement).find(|(s, _)| *s == file).map(|(_, n)| n)
+}
+
+const FORMATS: &[&str] = &["raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc"];
+
+fn adapt_parts(
+    parts: &mut Vec<String>,
+    is_drive: bool,
+    format: Format,
+    files: &mut BTreeSet<String>,
+) {
+    let key = |p: &str| p.split_once('=').map_or(p.to_owned(), |(k, _)| k.to_owned());
+    let is_format = |p: &String| {
+        p.split_once('=').is_some_and(|(k, v)| {
+            (k == "format" && is_drive) || (k == "driver" && FORMATS.contains(&v))
+        })
+    };
+    let mut has = false;
+    for part in parts.iter_mut().filter(|p| is_format(p)) {
+        has = true;
+        *part = format!("{}={}", key(part), format.as_str());
+    }
+    if is_drive && !has {
+        parts.push(format!("format={}", format.as_str()));
+    }
+    if !has && let Some(node) = parts.iter().find_map(|p| p.strip_prefix("node-name=")) {
+        files.insert(node.to_owned());
+    }
+    if format == Format::Raw {
+        parts.retain(|p| !is_qcow2_only(&key(p)));
+    }
+    parts.retain(|p| !key(p).starts_with("backing"));
+}
+
+fn is_qcow2_only(key: &str) -> bool {
+    let key = key.strip_prefix("file.").map_or(key, |_| "");
+    [
+        "lazy-refcounts",
+        "pass-discard",
+        "overlap-check",
+        "l2-cache",
+        "refcount-cache",
+        "cache-size",
+        "cache-clean",
+        "discard-no-unref",
+        "encrypt",
+        "data-file",
+    ]
+    .iter()
+    .any(|p| key.starts_with(p))
+}
+
+fn replace_json(
+    json: &mut Value,
+    disks: &[RestoredDisk<'_>],
+    format: Format,
+    replaced: &mut BTreeSet<String>,
+    files: &mut BTreeSet<String>,
+) -> bool {
+    let Value::Object(object) = json else { return false };
+    let mut below = false;
+    for (_, value) in object.iter_mut() {
+        below |= replace_json(value, disks, format, replaced, files);
+    }
+    if below && is_format_node(object) {
+        set_format(object, format);
+    }
+    let old = object.get("filename").and_then(Value::as_str).map(str::to_owned);
+    let Some((old, new)) = old.and_then(|old| Some((old.clone(), find(disks, &old)?))) else {
+        return false;
+    };
+    replaced.insert(old);
+    object.insert("filename".into(), new.into());
+    if let Some(node) = object.get("node-name").and_then(Value::as_str) {
+        files.insert(node.to_owned());
+    }
+    true
+}
+
+fn is_format_node(object: &serde_json::Map<String, Value>) -> bool {
+    object.get("driver").and_then(Value::as_str).is_some_and(|d| FORMATS.contains(&d))
+}
+
+fn set_format(object: &mut serde_json::Map<String, Value>, format: Format) {
+    object.insert("driver".into(), format.as_str().into());
+    object.remove("backing");
+    if format == Format::Raw {
+        object.retain(|key, _| !is_qcow2_only(key));
+    }
+}
+
+fn adapt_format_node(
+    mut option: Vec<String>,
+    files: &BTreeSet<String>,
+    format: Format,
+) -> Vec<String> {
+    let [flag, value] = &mut option[..] else { return option };
+    if name(flag) != Some("blockdev") {
+        return option;
+    }
+    if let Ok(Value::Object(mut object)) = serde_json::from_str::<Value>(value) {
+        let names = object.get("file").and_then(Value::as_str).is_some_and(|f| files.contains(f));
+        if names && is_format_node(&object) {
+            set_format(&mut object, format);
+            *value = Value::Object(object).to_string();
+        }
+        return option;
+    }
+    let mut all = parts(value);
+    let names = all.iter().any(|p| p.strip_prefix("file=").is_some_and(|f| files.contains(f)));
+    if names {
+        adapt_parts(&mut all, false, format, &mut BTreeSet::new());
+        let doubled: Vec<String> = all.iter().map(|p| p.replace(',', ",,")).collect();
+        *value = doubled.join(",");
+    }
+    option
+}

@@ -1,0 +1,133 @@
+//! One point, rebuilt twice: by plan and apply as a restore does it, and by a simple replay.
+
+use super::{VerifyAtReport, VolumeDigest, replay::Replay};
+use crate::apply::apply;
+use crate::error::{Error, Result};
+use crate::open::Recovery;
+use crate::plan::{Format, Plan, Selection, plan};
+use crate::restore::Progress;
+use crate::target::{Raw, Target};
+use crate::time::rfc3339;
+use afterimage_journal::history::Point;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Bytes hashed at a time.
+const HASH_BYTES: usize = 1 << 20;
+
+/// Rebuilds a point twice, as a restore does and by a simple replay, and compares digests. Takes
+/// room for two copies of the largest disk's data in the directory for temporary files
+/// (`TMPDIR`).
+///
+/// # Errors
+/// The point isn't restorable or needs a damaged record; the temporary files can't be written.
+pub fn verify_at(
+    recovery: &Recovery,
+    point: Point,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<VerifyAtReport> {
+    let started = Instant::now();
+    let history = &recovery.history;
+    let guest = recovery.guest.as_deref();
+    let whole = plan(history, point, Selection { guest, disks: &[] }, Format::Raw)?;
+    let replay = Replay::new(history, point.seq);
+    let bytes = |volume: &crate::plan::VolumePlan| {
+        volume.data_bytes + replay.bytes(volume.volume.id) + 2 * volume.volume.bytes
+    };
+    let total_bytes = whole.volumes.iter().map(bytes).sum();
+    let mut before_bytes = 0;
+    let mut disks = Vec::new();
+    for (index, volume) in whole.volumes.iter().enumerate() {
+        let mut report = |bytes: u64| {
+            progress(Progress { done_bytes: before_bytes + bytes, total_bytes });
+        };
+        let meta = &volume.volume;
+        let restored = {
+            let file = rebuild(recovery, &whole, index, &mut report)?;
+            digest(&file, meta.bytes, volume.data_bytes, &mut report)?
+        };
+        let base = volume.data_bytes + meta.bytes;
+        let replayed = {
+            let file = scratch()?;
+            file.set_len(meta.bytes).map_err(scratch_error)?;
+            replay.run(meta, &file, &mut |b| report(base + b)).map_err(scratch_error)?;
+            digest(&file, meta.bytes, base + replay.bytes(meta.id), &mut report)?
+        };
+        before_bytes += bytes(volume);
+        disks.push(VolumeDigest {
+            guest: meta.guest.clone(),
+            node: meta.node.clone(),
+            bytes: meta.bytes,
+            restored,
+            replayed,
+        });
+    }
+    Ok(VerifyAtReport {
+        seq: point.seq,
+        time: rfc3339(point.wall_ns),
+        disks,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// The part of a plan that is about one volume.
+fn only(plan: &Plan, index: usize) -> Plan {
+    let mut one = Plan {
+        point: plan.point,
+        volumes: vec![plan.volumes[index].clone()],
+        reads: Vec::new(),
+        writes: plan.writes.clone(),
+        data_bytes: plan.volumes[index].data_bytes,
+        skipped: Vec::new(),
+    };
+    let mine = plan.reads.iter().filter(|r| r.volume == index);
+    one.reads = mine.map(|r| crate::plan::Read { volume: 0, ..r.clone() }).collect();
+    one
+}
+
+fn rebuild(
+    recovery: &Recovery,
+    whole: &Plan,
+    index: usize,
+    report: &mut dyn FnMut(u64),
+) -> Result<File> {
+    let history = &recovery.history;
+    let plan = only(whole, index);
+    let file = scratch()?;
+    let raw = file
+        .try_clone()
+        .and_then(|file| Raw::new(file, plan.volumes[0].volume.bytes))
+        .map_err(scratch_error)?;
+    let mut targets: Vec<Box<dyn Target>> = vec![Box::new(raw)];
+    apply(history, &plan, &mut targets, &mut |p| report(p.done_bytes)).map_err(|fault| {
+        fault.into_error(history, recovery.guest.as_deref(), &plan, |_| std::env::temp_dir())
+    })?;
+    Ok(file)
+}
+
+fn digest(file: &File, bytes: u64, base: u64, report: &mut dyn FnMut(u64)) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; HASH_BYTES];
+    let mut at = 0;
+    while at < bytes {
+        let len = HASH_BYTES.min(usize::try_from(bytes - at).unwrap_or(HASH_BYTES));
+        file.read_exact_at(&mut buffer[..len], at).map_err(scratch_error)?;
+        hasher.update(&buffer[..len]);
+        at += len as u64;
+        report(base + at);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// A file without a name: it goes when it is closed, however this process ends.
+fn scratch() -> Result<File> {
+    tempfile::tempfile().map_err(scratch_error)
+}
+
+fn scratch_error(source: io::Error) -> Error {
+    let path: PathBuf = std::env::temp_dir();
+    Error::target("write temporary file in", &path, source)
+}

@@ -1,0 +1,197 @@
+//! Every checksum of a journal, and the points that damage takes away.
+
+use super::{DamageFound, RefusedRange, VerifyReport};
+use crate::error::Result;
+use crate::open::Recovery;
+use crate::refusal;
+use crate::restore::Progress;
+use crate::runs;
+use crate::time::rfc3339;
+use afterimage_journal::format::record::{self, Decoded, Record};
+use afterimage_journal::format::unit_header::{BLOCK_BYTES, UnitHeader};
+use afterimage_journal::unit::ScanEnd;
+use afterimage_journal::{History, Seq};
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
+
+/// Most damaged records whose points are made out one by one. All that a record behind those
+/// could be needed for is refused.
+const JUDGED_RECORDS_MAX: usize = 1000;
+
+/// Checks every checksum of a journal: payloads, headers against the index, footers.
+///
+/// # Errors
+/// None at present: what can't be read is damage, and damage is listed.
+pub fn verify(recovery: &Recovery, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport> {
+    let started = Instant::now();
+    let history = &recovery.history;
+    let mut check = Check { history, damage: Vec::new(), judged: 0, claimed: Vec::new() };
+    check.units();
+    let bytes = check.records(progress);
+    check.known();
+    let damage = check.damage;
+    let refused = joined(history, &damage);
+    Ok(VerifyReport {
+        units: history.units.len() as u64,
+        records: history.entries.len() as u64,
+        bytes,
+        damage,
+        refused,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+struct Check<'h> {
+    history: &'h History,
+    damage: Vec<DamageFound>,
+    judged: usize,
+    /// Metadata records whose damage was found with its place: the history lists it without.
+    claimed: Vec<Seq>,
+}
+
+impl Check<'_> {
+    /// Footers, indexes, and stretches that hold no record.
+    fn units(&mut self) {
+        for unit in &self.history.units {
+            let ScanEnd::Damaged { at } = &unit.end else { continue };
+            for &at in at {
+                self.damage.push(DamageFound {
+                    unit: Some(unit.path.clone()),
+                    at: Some(at),
+                    seq: None,
+                    what: "neither a record nor a sound index: what lies here was read from the \
+                           records' own headers, or is missing below"
+                        .into(),
+                    refused: None,
+                });
+            }
+        }
+    }
+
+    /// Headers and payloads, in the order in which they lie.
+    fn records(&mut self, progress: &mut dyn FnMut(Progress)) -> u64 {
+        let history = self.history;
+        let mut entries: Vec<usize> = (0..history.entries.len()).collect();
+        entries.sort_unstable_by_key(|&i| (history.entries[i].unit, history.entries[i].at));
+        let bytes = |i: usize| u64::from(history.entries[i].record.payload_bytes);
+        let total_bytes = entries.iter().map(|&i| bytes(i)).sum();
+        let salts: Vec<_> = history.units.iter().map(|u| salt(&u.file)).collect();
+        let mut done_bytes = 0;
+        progress(Progress { done_bytes, total_bytes });
+        let done: std::result::Result<(), std::convert::Infallible> =
+            runs::for_each(history, &entries, |n, stored| {
+                let index = entries[n];
+                let unit = history.entries[index].unit as usize;
+                if let Some(salt) = salts.get(unit).copied().flatten() {
+                    self.header(index, &salt, stored.header);
+                }
+                if let Err(why) = stored.payload {
+                    self.payload(index, why);
+                }
+                done_bytes += bytes(index);
+                progress(Progress { done_bytes, total_bytes });
+                Ok(())
+            });
+        let Ok(()) = done;
+        done_bytes
+    }
+
+    /// A sealed unit's records are found by its index: their headers are a second copy.
+    fn header(&mut self, index: usize, salt: &[u8; 16], header: &[u8]) {
+        let entry = &self.history.entries[index];
+        let Some(bytes) = header.first_chunk() else { return };
+        let what = match record::decode(salt, entry.at, bytes) {
+            Decoded::Record(found)
+                if Record { mono_ms: entry.record.mono_ms, ..found } == entry.record =>
+            {
+                return;
+            }
+            Decoded::Record(_) => "its header and the unit's index differ",
+            _ => "its header is damaged; the unit's index has what it said",
+        };
+        self.push(index, what.into(), None);
+    }
+
+    fn payload(&mut self, index: usize, why: String) {
+        let record = &self.history.entries[index].record;
+        let refused = if !record.kind.is_data() {
+            self.claimed.push(record.seq);
+            let known = self.history.damage.iter().find(|d| d.from == record.seq);
+            known.map(|d| range(self.history, d.from, d.to))
+        } else if self.judged < JUDGED_RECORDS_MAX {
+            self.judged += 1;
+            needed(self.history, record.seq, refusal::needed_until(self.history, index))
+        } else {
+            needed(self.history, record.seq, None)
+        };
+        self.push(index, why, refused);
+    }
+
+    fn push(&mut self, index: usize, what: String, refused: Option<RefusedRange>) {
+        let entry = &self.history.entries[index];
+        self.damage.push(DamageFound {
+            unit: self.history.units.get(entry.unit as usize).map(|u| u.path.clone()),
+            at: Some(entry.at),
+            seq: Some(entry.record.seq),
+            what,
+            refused,
+        });
+    }
+
+    /// What the loading of the journal had found already.
+    fn known(&mut self) {
+        for damage in self.history.damage.iter().filter(|d| !self.claimed.contains(&d.from)) {
+            self.damage.push(DamageFound {
+                unit: None,
+                at: None,
+                seq: None,
+                what: damage.what.clone(),
+                refused: Some(range(self.history, damage.from, damage.to)),
+            });
+        }
+    }
+}
+
+fn salt(file: &std::fs::File) -> Option<[u8; 16]> {
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    file.read_exact_at(&mut block, 0).ok()?;
+    UnitHeader::decode(&block).ok().map(|h| h.salt)
+}
+
+/// The recovery points from `from` up to before `until`, if there are any.
+fn needed(history: &History, from: Seq, until: Option<Seq>) -> Option<RefusedRange> {
+    let last = until.map_or(Seq::MAX, |u| u.saturating_sub(1));
+    let hit = |r: &&afterimage_journal::meta::LevelRange| r.to >= from && r.from <= last;
+    let first = history.level.iter().find(hit)?.from.max(from);
+    let end = history.level.iter().rfind(hit)?.to.min(last);
+    Some(range(history, first, until.map(|_| end + 1)))
+}
+
+/// The range from `from` up to before `until`.
+fn range(history: &History, from: Seq, until: Option<Seq>) -> RefusedRange {
+    let to = until.map(|u| u.saturating_sub(1));
+    RefusedRange {
+        from,
+        to,
+        from_time: rfc3339(history.wall_ns(from)),
+        to_time: to.map(|to| rfc3339(history.wall_ns(to))),
+    }
+}
+
+fn joined(history: &History, damage: &[DamageFound]) -> Vec<RefusedRange> {
+    let mut all: Vec<_> =
+        damage.iter().filter_map(|d| d.refused.as_ref()).map(|r| (r.from, r.to)).collect();
+    all.sort_unstable();
+    let mut joined: Vec<(Seq, Option<Seq>)> = Vec::new();
+    for (from, to) in all {
+        match joined.last_mut() {
+            Some((_, None)) => {}
+            Some((_, Some(end))) if from <= *end + 1 => match to {
+                Some(to) => *end = to.max(*end),
+                None => joined.last_mut().map(|l| l.1 = None).unwrap_or_default(),
+            },
+            _ => joined.push((from, to)),
+        }
+    }
+    joined.into_iter().map(|(from, to)| range(history, from, to.map(|t| t + 1))).collect()
+}
