@@ -43,7 +43,7 @@ pub struct ClientOptions {
     pub extended: bool,
     /// Metadata contexts to ask for, such as `base:allocation`.
     pub contexts: Vec<String>,
-    /// How long connecting and the handshake may take together.
+    /// How long connecting may take, and the handshake after it.
     pub connect_max: Duration,
     /// How long a single wait for the server may take afterwards; `None` for ever.
     pub wait_max: Option<Duration>,

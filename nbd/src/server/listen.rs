@@ -191,7 +191,9 @@ impl Core {
             }
             _ => tracing::debug!(%reason, "NBD connection ended"),
         }
-        link.observer.closed(reason);
+        let Link { transport, observer, .. } = link;
+        drop(transport);
+        observer.closed(reason);
         drop(seat);
     }
 }

@@ -146,7 +146,8 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let entry = self.registry.lock().by_id.remove(&self.id);
-        self.registry.left.notify_all();
+        // The stream goes with it, and not under the lock.
         drop(entry);
+        self.registry.left.notify_all();
     }
 }

@@ -325,3 +325,99 @@ fn connections_past_the_limit_are_closed_and_the_rest_served() {
     }
     fixture.assert_serves();
 }
+
+#[test]
+fn noise_of_any_kind_harms_nobody() {
+    let fixture = fixture();
+    let mut honest = fixture.client();
+    let mut seed = 1;
+    let mut noise = move || {
+        seed += 1;
+        crate::fixture::pattern(seed, 4096)
+    };
+    for round in 0..150_u64 {
+        let mode = [Mode::Simple, Mode::Structured, Mode::Extended][round as usize % 3];
+        let raw = fixture.raw();
+        let mut raw = match round % 5 {
+            0 => raw,
+            1 => raw.greet(),
+            _ => raw.greet().go(mode),
+        };
+        // Requests that begin well, then anything.
+        let bytes = noise();
+        let mut stream = Vec::new();
+        for (index, word) in bytes.chunks_exact(32).enumerate().take(24) {
+            let field = |at: usize| u64::from_le_bytes(word[at..at + 8].try_into().unwrap());
+            let small = index % 3 != 0;
+            let (offset, length) = if small {
+                (field(0) % (2 * BYTES), field(8) % 5000)
+            } else {
+                (field(0), if raw.mode == Mode::Extended { field(8) } else { field(8) >> 32 })
+            };
+            let command = (field(16) % 9) as u16;
+            if command == CMD_DISC {
+                continue;
+            }
+            stream.extend(raw.header(command, (field(24) % 64) as u16, offset, length));
+            let payload = command == CMD_WRITE && small;
+            stream.extend(&bytes[..if payload { length as usize % 4096 } else { 0 }]);
+        }
+        // The server may have had enough at any time.
+        let _ = raw.stream.write_all(&stream);
+        let _ = raw.stream.shutdown(std::net::Shutdown::Write);
+        raw.rest();
+        let reason = fixture.reason();
+        assert!(!matches!(reason, CloseReason::Panicked), "round {round}");
+        if round % 10 == 0 {
+            honest.write(0, &[1; 512], false).unwrap();
+            honest.read(0, &mut [0; 512]).unwrap();
+        }
+    }
+    assert!(address_space_peak() < 3 << 30, "a declared size was allocated");
+}
+
+#[test]
+fn a_status_payload_selects_contexts_and_is_checked() {
+    let fixture = fixture();
+    let mut raw = fixture.raw().greet();
+    raw.option(OPT_EXTENDED_HEADERS, &[]);
+    assert_eq!(raw.last_answer(OPT_EXTENDED_HEADERS), REP_ACK);
+    let query = ContextQuery { name: "", queries: vec!["base:allocation"] }.encode();
+    raw.option(OPT_SET_META_CONTEXT, &query);
+    let (kind, data) = raw.answer(OPT_SET_META_CONTEXT);
+    assert_eq!((kind, &data[4..]), (REP_META_CONTEXT, &b"base:allocation"[..]));
+    let id = data[..4].to_vec();
+    assert_eq!(raw.last_answer(OPT_SET_META_CONTEXT), REP_ACK);
+    let go = InfoQuery { name: "", wanted: vec![] }.encode();
+    raw.option(OPT_GO, &go);
+    assert_eq!(raw.last_answer(OPT_GO), REP_ACK);
+    raw.mode = Mode::Extended;
+    let mut ask = |length: u64, ids: &[u8], at: u64| {
+        let payload = [&length.to_be_bytes()[..], ids].concat();
+        raw.request(CMD_BLOCK_STATUS, CMD_PAYLOAD_LEN, at, payload.len() as u64);
+        raw.send(&payload);
+        let header = raw.take(32);
+        let kind = u16::from_be_bytes([header[6], header[7]]);
+        let bytes = u64::from_be_bytes(header[24..].try_into().unwrap());
+        (kind, raw.take(bytes as usize))
+    };
+    let (kind, data) = ask(8192, &id, 4096);
+    assert_eq!(kind, CHUNK_BLOCK_STATUS_EXT);
+    let wanted = [&id[..], &1_u32.to_be_bytes(), &8192_u64.to_be_bytes(), &3_u64.to_be_bytes()];
+    assert_eq!(data, wanted.concat());
+    let twice = [&id[..], &id].concat();
+    let many = id.repeat(100);
+    for (what, length, ids, at) in [
+        ("no context", 512, &[][..], 0),
+        ("an unknown context", 512, &[0, 0, 0, 99], 0),
+        ("a context twice", 512, &twice, 0),
+        ("half a context", 512, &id[..2], 0),
+        ("too many", 512, &many, 0),
+        ("past the end", BYTES, &id, 512),
+        ("overflow", u64::MAX, &id, 512),
+        ("nothing", 0, &id, 512),
+    ] {
+        let (kind, data) = ask(length, ids, at);
+        assert_eq!((kind, &data[..4]), (CHUNK_ERROR, &[0, 0, 0, 22][..]), "{what}");
+    }
+}

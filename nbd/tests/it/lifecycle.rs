@@ -250,3 +250,62 @@ fn a_minimum_block_size_is_told_and_enforced() {
     assert_eq!(raw.error(), Errno::Inval.code());
     assert_eq!(fixture.client().block_bytes_min(), 512);
 }
+
+#[test]
+fn nothing_is_left_of_connections_that_are_over() {
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let fixture = Fixture::new(MemoryExport::new(1 << 20));
+    fixture.assert_serves();
+    fixture.reason();
+    while fixture.server.connections() > 0 {
+        std::thread::yield_now();
+    }
+    let before = descriptors();
+    for round in 0..300 {
+        let mut client = fixture.client();
+        client.write(0, &[1; 512], false).unwrap();
+        match round % 3 {
+            0 => client.disconnect().unwrap(),
+            1 => drop(client),
+            _ => drop(fixture.raw().greet()),
+        }
+    }
+    while fixture.server.connections() > 0 {
+        std::thread::yield_now();
+    }
+    // Other tests in this process may open and close some of their own.
+    let after = descriptors();
+    assert!(after < before + 150, "{before} descriptors before, {after} after");
+}
+
+#[test]
+fn ending_an_export_under_load_lets_no_write_in_afterwards() {
+    let fixture = Fixture::new(MemoryExport::new(4096));
+    for _ in 0..20 {
+        let memory = Arc::new(MemoryExport::new(1 << 20));
+        fixture.exports.insert("loaded", memory.clone());
+        let socket = fixture.socket();
+        let writers: Vec<_> = (0..3)
+            .map(|_| {
+                let socket = socket.clone();
+                std::thread::spawn(move || {
+                    let options =
+                        ClientOptions { export: "loaded".into(), ..ClientOptions::default() };
+                    let Ok(mut client) = Client::connect(&socket, &options) else { return };
+                    let data = [7; 4096];
+                    let writes = (0..).map(|round: u64| (round % 256 * 4096, &data[..]));
+                    assert!(client.write_many(writes, 16, false).is_err(), "never ends by itself");
+                })
+            })
+            .collect();
+        while fixture.server.connections() < 3 {
+            std::thread::yield_now();
+        }
+        fixture.exports.remove("loaded");
+        assert_eq!(fixture.server.end_export("loaded", PATIENCE), 0);
+        assert_eq!(Arc::strong_count(&memory), 1, "a connection still has the export");
+        for writer in writers {
+            writer.join().unwrap();
+        }
+    }
+}
