@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use agent::Daemon;
@@ -82,26 +83,34 @@ struct Destroyed {
     rows_per_second: u64,
 }
 
+/// What `restore` made.
+struct Restored {
+    disk: PathBuf,
+    /// How long before the wanted moment the restored point lies, in words.
+    before_ms: Option<String>,
+    seconds: f64,
+}
+
 impl Story {
     fn tell(&self) -> Result<()> {
         let accel = self.choose_accel()?;
         let disk = self.dir.join("disk.raw");
         guest::make_disk(&disk, DISK_BYTES)?;
 
-        let (destroyed, status, restored, restore_seconds) = {
+        let (destroyed, status, restored) = {
             let agent = self.start_agent()?;
             let mut guest = self.boot(accel, &disk, "original")?;
             let destroyed = self.protect_and_destroy(&mut guest)?;
             let status = self.status("What the agent says now:")?;
-            let (restored, seconds) = self.restore(&destroyed.moment)?;
+            let restored = self.restore(&destroyed.moment)?;
             self.step("The original guest and the agent are not needed any more: both end");
             guest.power_off()?;
             agent.stop()?;
-            (destroyed, status, restored, seconds)
+            (destroyed, status, restored)
         };
-        let checked = self.check_copy(accel, &restored)?;
+        let checked = self.check_copy(accel, &restored.disk)?;
         judge(&checked, &destroyed.moment)?;
-        self.sum_up(&destroyed, &checked, &status, restore_seconds);
+        self.sum_up(&destroyed, &checked, &status, &restored);
         Ok(())
     }
 
@@ -194,7 +203,7 @@ impl Story {
         self.commands.quiet_json(&["status", NAME, "--json"])
     }
 
-    fn restore(&self, moment: &Moment) -> Result<(PathBuf, f64)> {
+    fn restore(&self, moment: &Moment) -> Result<Restored> {
         self.step("Restore the disk to the moment");
         let to = self.dir.join("restored").display().to_string();
         let begin = Instant::now();
@@ -203,10 +212,12 @@ impl Story {
         let seconds = begin.elapsed().as_secs_f64();
         let result: Value = serde_json::from_str(&printed)
             .with_context(|| format!("restore --json printed no JSON: {printed}"))?;
-        let path = result["disks"][0]["path"]
+        let disk = result["disks"][0]["path"]
             .as_str()
-            .with_context(|| format!("restore --json names no disk: {result}"))?;
-        Ok((PathBuf::from(path), seconds))
+            .with_context(|| format!("restore --json names no disk: {result}"))?
+            .into();
+        let before_ms = before_ms(result["time"].as_str(), &moment.time);
+        Ok(Restored { disk, before_ms, seconds })
     }
 
     fn check_copy(&self, accel: Accel, disk: &Path) -> Result<Checked> {
@@ -221,7 +232,7 @@ impl Story {
         Ok(checked)
     }
 
-    fn sum_up(&self, told: &Destroyed, checked: &Checked, status: &Value, restore_seconds: f64) {
+    fn sum_up(&self, told: &Destroyed, checked: &Checked, status: &Value, restored: &Restored) {
         let moment = &told.moment;
         let number = |key: &str| status[key].as_f64().map_or("?".into(), |n| format!("{n:.0}"));
         println!("\nWhat happened");
@@ -244,9 +255,10 @@ impl Story {
             told.last_acked
         );
         println!(
-            "  RPO: {} ms (how far the newest recovery point lay behind the guest)",
+            "  RPO: {} ms when last asked; the point that was restored is the last write before the",
             number("rpo_ms")
         );
+        println!("  moment, {} earlier.", restored.before_ms.as_deref().unwrap_or("? ms"));
         println!(
             "  Worst guest stall: {} for one commit while protected ({} before); {} ms in the",
             ms(told.protected_worst_us),
@@ -255,7 +267,8 @@ impl Story {
         );
         println!("  agent's own measure of its slowest answer.");
         println!(
-            "  Restore: {restore_seconds:.1} s. The whole demo: {:.0} s.",
+            "  Restore: {:.1} s. The whole demo: {:.0} s.",
+            restored.seconds,
             self.begin.elapsed().as_secs_f64()
         );
         println!("\nThe journal is kept in {}. No agent runs; try on it:", self.dir.display());
@@ -331,6 +344,12 @@ fn fresh_directory(path: &Path) -> Result<PathBuf> {
     std::fs::write(path.join(MARKER), "")
         .with_context(|| format!("write to {}", path.display()))?;
     Ok(path)
+}
+
+/// From `point` to `moment`, both RFC 3339.
+fn before_ms(point: Option<&str>, moment: &str) -> Option<String> {
+    let (point, moment): (Timestamp, Timestamp) = (point?.parse().ok()?, moment.parse().ok()?);
+    Some(format!("{:.1} ms", moment.duration_since(point).as_secs_f64() * 1000.0))
 }
 
 fn ms(us: u64) -> String {
