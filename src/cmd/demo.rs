@@ -276,8 +276,8 @@ impl Story {
         for next in [
             vec!["checkpoints", NAME],
             vec!["verify", NAME],
-            vec!["restore", NAME, "--at", "latest", "--to", &to, "--format", "qcow2"],
             vec!["verify", NAME, "--at", &moment.time],
+            vec!["restore", NAME, "--at", &earlier(&moment.time), "--to", &to],
         ] {
             println!("  {}", self.commands.line(&next));
         }
@@ -350,6 +350,12 @@ fn fresh_directory(path: &Path) -> Result<PathBuf> {
 fn before_ms(point: Option<&str>, moment: &str) -> Option<String> {
     let (point, moment): (Timestamp, Timestamp) = (point?.parse().ok()?, moment.parse().ok()?);
     Some(format!("{:.1} ms", moment.duration_since(point).as_secs_f64() * 1000.0))
+}
+
+/// Another moment to try: two seconds before `moment`.
+fn earlier(moment: &str) -> String {
+    let Ok(time) = moment.parse::<Timestamp>() else { return "latest".into() };
+    format!("{:.3}", time - Duration::from_secs(2))
 }
 
 fn ms(us: u64) -> String {
