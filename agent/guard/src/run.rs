@@ -18,7 +18,7 @@ use crate::config::{GuardConfig, GuardError, ns};
 use crate::decide::{Action, KillReason, Limits, decide};
 use crate::report::Report;
 use crate::shared::{Counters, now_ns};
-use crate::watch::Watch;
+use crate::watch::{Pace, Watch};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 use rustix::mm::{MlockAllFlags, mlockall};
@@ -35,8 +35,8 @@ use std::time::Duration;
 const FINAL_CODES: std::ops::RangeInclusive<u8> = 2..=4;
 /// The first wait before saying again that a killed worker does not die; it doubles.
 const COMPLAIN_AFTER_NS: u64 = 1_000_000_000;
-/// How long a killed `on_death` process is waited for.
-const UNDO_DEATH_LIMIT_NS: u64 = 1_000_000_000;
+/// How long a killed process takes to die at most, unless it waits for a disk.
+const DEATH_NS: u64 = 200_000_000;
 
 /// Starts the worker, guards it and starts it again, until it ends for good or the guard gets
 /// SIGTERM or SIGINT. Returns the worker's exit code, 128 and the signal if a signal ended it.
@@ -62,14 +62,13 @@ struct Guard {
     counters: Counters,
     /// When a stopping worker is killed; set by the first signal.
     stop_ns: Option<u64>,
-    /// What ran `on_death`, was killed and is not dead yet.
-    unreaped: Option<Process>,
+    undo: Option<Undo>,
     config: GuardConfig,
 }
 
 enum Phase {
     Running(Running),
-    Undoing { undo: Process, limit_ns: u64, killed: bool, next: Next },
+    Undoing { next: Next },
     Pausing { until_ns: u64 },
     Ended(u8),
 }
@@ -83,8 +82,17 @@ struct Running {
 
 /// A SIGKILL that was sent.
 struct Kill {
+    sent_ns: u64,
+    undone: bool,
     complain_ns: u64,
     complain_after_ns: u64,
+}
+
+/// An `on_death` process. Once killed it does nothing any more, dead or not.
+struct Undo {
+    process: Process,
+    limit_ns: u64,
+    killed: bool,
 }
 
 /// What follows the death of a worker.
@@ -117,7 +125,7 @@ impl Guard {
             backoff: Backoff::new(&config),
             counters: Counters::default(),
             stop_ns: None,
-            unreaped: None,
+            undo: None,
             config,
         })
     }
@@ -127,12 +135,11 @@ impl Guard {
             self.wait(&phase);
             let now_ns = now_ns();
             self.take_signals(&phase, now_ns);
-            self.unreaped.take_if(|process| process.ended().is_some());
+            self.tend_undo(now_ns);
             phase = match phase {
                 Phase::Running(running) => self.tend(running, now_ns),
-                Phase::Undoing { undo, limit_ns, killed, next } => {
-                    self.tend_undo(undo, limit_ns, killed, next, now_ns)
-                }
+                Phase::Undoing { next } if self.undoing() => Phase::Undoing { next },
+                Phase::Undoing { next } => next.phase(),
                 Phase::Pausing { .. } if self.stop_ns.is_some() => Phase::Ended(0),
                 Phase::Pausing { until_ns } if now_ns < until_ns => Phase::Pausing { until_ns },
                 Phase::Pausing { .. } => self.start_again(now_ns),
@@ -155,7 +162,10 @@ impl Guard {
                 process.ended_fd.iter().for_each(|fd| add(fd.as_fd()));
                 watch.control.iter().for_each(|fd| add(fd.as_fd()));
             }
-            Phase::Undoing { undo, .. } => undo.ended_fd.iter().for_each(|fd| add(fd.as_fd())),
+            Phase::Undoing { .. } => {
+                let ended = self.undo.iter().filter_map(|undo| undo.process.ended_fd.as_ref());
+                ended.for_each(|fd| add(fd.as_fd()));
+            }
             Phase::Pausing { until_ns } => {
                 let left = Duration::from_nanos(until_ns.saturating_sub(now_ns()));
                 timeout = timeout.min(left);
@@ -183,12 +193,13 @@ impl Guard {
     }
 
     fn start(&mut self) -> Result<Running, GuardError> {
+        let started_ns = now_ns();
         let heartbeat_every_ms = self.tick.as_millis() as u64;
         let (process, region, control) =
             start_worker(&self.config.worker, heartbeat_every_ms, &self.counters)?;
-        let watch = Watch::new(region, control, self.tick, &self.limits);
+        let watch = Watch::new(region, control, Pace::new(self.tick, &self.limits, started_ns));
         self.report.info(format!("worker {} started", process.id()));
-        Ok(Running { process, watch, started_ns: now_ns(), kill: None })
+        Ok(Running { process, watch, started_ns, kill: None })
     }
 
     fn start_again(&mut self, now_ns: u64) -> Phase {
@@ -219,6 +230,11 @@ impl Guard {
             }
             // Sockets that were under way when it was killed.
             running.watch.shut_all(now_ns);
+            // What it froze must not wait for its disk; dying, it freezes nothing more.
+            if !kill.undone && now_ns >= kill.sent_ns + DEATH_NS {
+                kill.undone = true;
+                self.start_undo(now_ns);
+            }
             return Phase::Running(running);
         }
         let actions = decide(&running.watch.look(now_ns), &self.limits);
@@ -249,7 +265,8 @@ impl Guard {
                 running.watch.shut_all(now_ns);
                 let complain_ns = now_ns + COMPLAIN_AFTER_NS;
                 let complain_after_ns = 2 * COMPLAIN_AFTER_NS;
-                running.kill = Some(Kill { complain_ns, complain_after_ns });
+                running.kill =
+                    Some(Kill { sent_ns: now_ns, undone: false, complain_ns, complain_after_ns });
                 self.counters.last_kill = Some(reason);
                 if reason != KillReason::StopLimit {
                     self.counters.kills_by_stall += 1;
@@ -287,55 +304,50 @@ impl Guard {
             self.report.warn(line);
             Next::Start { at_ns: now_ns.saturating_add(ns(pause)) }
         };
-        let Some(program) = self.config.on_death.as_ref().filter(|_| !clean) else {
-            return next.phase();
-        };
-        if let Some(unreaped) = &self.unreaped {
-            let id = unreaped.id();
+        if !clean && !kill.is_some_and(|kill| kill.undone) {
+            self.start_undo(now_ns);
+        }
+        if self.undo.is_some() { Phase::Undoing { next } } else { next.phase() }
+    }
+
+    fn start_undo(&mut self, now_ns: u64) {
+        let Some(program) = &self.config.on_death else { return };
+        if let Some(Undo { process, .. }) = &self.undo {
+            let id = process.id();
             self.report.error(format!("nothing is undone while killed process {id} lives on"));
-            return next.phase();
+            return;
         }
         match Process::start(program, None, [None, None]) {
-            Ok(undo) => {
+            Ok(process) => {
                 let limit_ns = now_ns.saturating_add(ns(self.config.on_death_limit));
-                Phase::Undoing { undo, limit_ns, killed: false, next }
+                self.undo = Some(Undo { process, limit_ns, killed: false });
             }
-            Err(error) => {
-                self.report.error(format!("start {:?}: {error}", program.program));
-                next.phase()
-            }
+            Err(error) => self.report.error(format!("start {:?}: {error}", program.program)),
         }
     }
 
-    /// The next worker may freeze guests itself, so it waits until `on_death` is gone, or was
-    /// killed: then it does nothing any more, dead or not.
-    fn tend_undo(
-        &mut self,
-        mut undo: Process,
-        mut limit_ns: u64,
-        mut killed: bool,
-        next: Next,
-        now_ns: u64,
-    ) -> Phase {
-        if let Some((code, status)) = undo.ended() {
+    /// Reaps the `on_death` process, kills it at its limit.
+    fn tend_undo(&mut self, now_ns: u64) {
+        let Some(undo) = &mut self.undo else { return };
+        let id = undo.process.id();
+        if let Some((code, status)) = undo.process.ended() {
+            self.undo = None;
             if code != 0 {
-                self.report.error(format!("what runs after a worker's death failed: {status}"));
+                let line = format!("process {id}, run after a worker's death, failed: {status}");
+                self.report.error(line);
             }
-            return next.phase();
-        }
-        if now_ns >= limit_ns {
-            let id = undo.id();
-            if killed {
-                self.report.error(format!("process {id} was killed but does not die: left alone"));
-                self.unreaped = Some(undo);
-                return next.phase();
-            }
-            undo.kill();
-            killed = true;
-            limit_ns = now_ns + UNDO_DEATH_LIMIT_NS;
+        } else if now_ns >= undo.limit_ns && !undo.killed {
+            undo.process.kill();
+            undo.killed = true;
+            undo.limit_ns = now_ns + DEATH_NS;
             self.report.error(format!("process {id} took too long after a death: killed"));
         }
-        Phase::Undoing { undo, limit_ns, killed, next }
+    }
+
+    /// Whether the next worker has to wait for the `on_death` process: it may freeze guests
+    /// itself, which the other would undo.
+    fn undoing(&self) -> bool {
+        self.undo.as_ref().is_some_and(|undo| !undo.killed || now_ns() < undo.limit_ns)
     }
 }
 

@@ -42,10 +42,10 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(region: Region, control: OwnedFd, tick: Duration, limits: &Limits) -> Watch {
+    pub(crate) fn new(region: Region, control: OwnedFd, pace: Pace) -> Watch {
         let watched = std::iter::repeat_with(Watched::default).take(SLOTS).collect();
         let views = Vec::with_capacity(SLOTS);
-        Watch { region, control: Some(control), watched, views, pace: Pace::new(tick, limits) }
+        Watch { region, control: Some(control), watched, views, pace }
     }
 
     /// One look: takes in what the worker sent, then every slot.
@@ -170,7 +170,7 @@ fn has_unread(socket: &OwnedFd) -> bool {
 /// Then the worker most likely was too, and the ages seen are not its fault: nothing counts as
 /// older than leaves a little more time to look. One such pardon in a while, or a machine that
 /// is slow for good would never see a kill.
-struct Pace {
+pub(crate) struct Pace {
     threshold_ns: u64,
     look_again_ns: u64,
     late_ns: u64,
@@ -181,21 +181,21 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(tick: Duration, limits: &Limits) -> Pace {
+    pub(crate) fn new(tick: Duration, limits: &Limits, now_ns: u64) -> Pace {
         let look_again_ns = limits.look_again_ns();
         Pace {
             threshold_ns: limits.threshold_ns,
             look_again_ns,
             late_ns: ns(tick) + look_again_ns,
             pardon_every_ns: limits.threshold_ns.saturating_mul(3),
-            last_ns: 0,
+            last_ns: now_ns,
             pardon_from_ns: 0,
             floor_ns: 0,
         }
     }
 
     fn step(&mut self, now_ns: u64) {
-        let late = self.last_ns != 0 && now_ns.saturating_sub(self.last_ns) > self.late_ns;
+        let late = now_ns.saturating_sub(self.last_ns) > self.late_ns;
         self.last_ns = now_ns;
         if late && now_ns >= self.pardon_from_ns {
             self.floor_ns = now_ns.saturating_sub(self.threshold_ns - self.look_again_ns);
@@ -219,7 +219,6 @@ mod tests {
     /// A watch, the worker's end of its control socket, and a guest's end of a connection of
     /// slot 7, generation 1.
     fn watch() -> (Watch, OwnedFd, UnixStream) {
-        let limits = Limits::new(1000 * MS, 5000 * MS);
         let (_, region) = Region::create(50).unwrap();
         let (ours, control) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -234,7 +233,7 @@ mod tests {
         ancillary.push(SendAncillaryMessage::ScmRights(&sockets));
         sendmsg(&control, &[IoSlice::new(&hold)], &mut ancillary, SendFlags::empty()).unwrap();
         guest.set_nonblocking(true).unwrap();
-        (Watch::new(region, ours, Duration::from_millis(50), &limits), control, guest)
+        (Watch::new(region, ours, pace()), control, guest)
     }
 
     fn connected(mut guest: &UnixStream) -> bool {
@@ -277,7 +276,7 @@ mod tests {
     }
 
     fn pace() -> Pace {
-        Pace::new(Duration::from_millis(50), &Limits::new(1000 * MS, 5000 * MS))
+        Pace::new(Duration::from_millis(50), &Limits::new(1000 * MS, 5000 * MS), 0)
     }
 
     #[test]
@@ -309,8 +308,17 @@ mod tests {
 
     #[test]
     fn late_tick_leaves_a_quarter_of_the_threshold_to_look_again() {
+        for first_ns in [0, 50 * MS] {
+            let mut pace = pace();
+            pace.step(first_ns);
+            pace.step(2050 * MS);
+            assert_eq!(pace.floor_ns, (2050 - 450) * MS);
+        }
+    }
+
+    #[test]
+    fn late_first_look_is_pardoned_too() {
         let mut pace = pace();
-        pace.step(50 * MS);
         pace.step(2050 * MS);
         assert_eq!(pace.floor_ns, (2050 - 450) * MS);
     }

@@ -318,6 +318,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn slots_are_used_again_in_a_new_generation() {
+        let (_, region) = Region::create(50).unwrap();
+        let (_guard, control) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let free = Mutex::new((0..SLOTS).rev().collect());
+        let worker = Worker { inner: Arc::new(Inner { region, control: control.into(), free }) };
+        let held: Vec<SlotGuard> =
+            (0..SLOTS).map(|_| worker.slot_without_socket(SlotKind::Nbd)).collect();
+        assert!(worker.slot_without_socket(SlotKind::Nbd).tie.is_none());
+        drop(held);
+        let again = worker.slot_without_socket(SlotKind::Nbd);
+        assert_eq!(again.tie.as_ref().map(|tie| tie.generation), Some(2));
+    }
+
+    #[test]
     fn oldest_unanswered_request_is_known_when_answers_come_out_of_order() {
         let mut waiting = Waiting::default();
         let tickets: Vec<Ticket> = [10, 20, 30, 40].map(|ns| waiting.received(ns)).into();

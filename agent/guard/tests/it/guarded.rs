@@ -2,7 +2,7 @@
 
 use crate::roles::{DIR, SOCKET, role};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Guarded {
     guard: Child,
     listener: UnixListener,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Guarded {
@@ -31,7 +31,7 @@ impl Guarded {
             command.env(format!("GUARD_TEST_{name}"), value);
         }
         let guard = command.spawn().unwrap();
-        Guarded { guard, listener, _dir: dir }
+        Guarded { guard, listener, dir }
     }
 
     pub fn pid(&self) -> u32 {
@@ -48,9 +48,23 @@ impl Guarded {
         guest
     }
 
+    /// Whether anything says within `limit` that it started.
+    pub fn starts_within(&self, limit: Duration) -> bool {
+        readable_within(&self.listener, limit)
+    }
+
+    /// Starts a process that holds `pid`; to be killed by the test.
+    pub fn trace(&self, pid: u32) -> Child {
+        let program = role("roles::tracer");
+        let mut command = Command::new(program.program);
+        command.args(program.args).env(DIR, self.dir.path());
+        let tracer = command.env("GUARD_TEST_TRACE", pid.to_string()).spawn().unwrap();
+        assert_eq!(self.accept().told(0), "tracer");
+        tracer
+    }
+
     pub fn wait(&mut self) -> ExitStatus {
-        let pid = Pid::from_child(&self.guard);
-        wait_for(&pidfd_open(pid, PidfdFlags::empty()).unwrap(), "the guard to end");
+        wait_for(&ending(self.pid()), "the guard to end");
         self.guard.wait().unwrap()
     }
 }
@@ -108,10 +122,18 @@ impl Guest {
     }
 }
 
-fn wait_for(readable: &impl AsFd, what: &str) {
-    let limit = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-    let ready = poll(&mut [PollFd::new(readable, PollFlags::IN)], Some(&limit));
-    assert_eq!(ready, Ok(1), "waited for {what}");
+/// Readable once `pid` has ended.
+pub fn ending(pid: u32) -> OwnedFd {
+    pidfd_open(Pid::from_raw(pid as i32).unwrap(), PidfdFlags::empty()).unwrap()
+}
+
+pub fn wait_for(readable: &impl AsFd, what: &str) {
+    assert!(readable_within(readable, PATIENCE), "waited for {what}");
+}
+
+fn readable_within(readable: &impl AsFd, limit: Duration) -> bool {
+    let limit = Timespec::try_from(limit).unwrap();
+    poll(&mut [PollFd::new(readable, PollFlags::IN)], Some(&limit)) == Ok(1)
 }
 
 pub fn signal(pid: u32, signal: Signal) {

@@ -1,6 +1,6 @@
 //! Deaths of the worker and what follows.
 
-use crate::guarded::{Guarded, signal, state};
+use crate::guarded::{Guarded, ending, signal, state, wait_for};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
@@ -86,13 +86,31 @@ fn what_undoes_cannot_hang_the_guard() {
 }
 
 #[test]
+fn no_successor_before_the_predecessor_is_gone_but_guests_are_thawed() {
+    let guarded = Guarded::start(&[("UNDO", "quick")]);
+    let mut first = guarded.accept();
+    let mut tracer = guarded.trace(first.pid());
+    assert_eq!(first.ask("freeze"), Some("freeze".into()));
+    assert_eq!(first.line(), None, "its socket was shut");
+    assert_eq!(guarded.accept().told(0), "undo");
+    // Claims that nothing happens, so time is all there is to wait for.
+    assert!(!guarded.starts_within(Duration::from_millis(500)));
+    assert!(state(first.pid()).is_some());
+    tracer.kill().unwrap();
+    tracer.wait().unwrap();
+    assert_eq!(guarded.accept().told(0), "worker", "undone once, then the next");
+    assert_eq!(state(first.pid()), None);
+}
+
+#[test]
 fn worker_dies_with_its_guard() {
     let mut guarded = Guarded::start(&[]);
     let mut guest = guarded.accept();
+    let end = ending(guest.pid());
     signal(guarded.pid(), Signal::KILL);
     guarded.wait();
     assert_eq!(guest.line(), None);
-    assert!(matches!(state(guest.pid()), None | Some('Z')));
+    wait_for(&end, "the worker to end");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! name of one of the functions below. Without `GUARD_TEST_DIR` they return at once.
 
 use afterimage_guard::{GuardConfig, Program, SlotGuard, SlotKind, Worker, now_ns, run};
+use rustix::process::{PTracer, set_ptracer};
 use signal_hook::{consts::SIGTERM, low_level::pipe};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -66,6 +67,20 @@ fn undo() {
     std::process::exit(0);
 }
 
+/// Holds a process so that its death cannot be seen by its parent, until this one is gone.
+#[test]
+fn tracer() {
+    let Some(pid) = setting("TRACE") else { return };
+    let pid: libc::pid_t = pid.parse().unwrap();
+    // SAFETY: takes numbers alone.
+    let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) };
+    assert_eq!(seized, 0, "{}", std::io::Error::last_os_error());
+    writeln!(connect(), "tracer {}", std::process::id()).unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
 #[test]
 fn worker() {
     if setting("DIR").is_none() {
@@ -75,6 +90,8 @@ fn worker() {
     assert!(Worker::from_env().is_none(), "the inheritance is taken once");
     let (mut terminated, end) = UnixStream::pair().unwrap();
     pipe::register(SIGTERM, end).unwrap();
+    // Needed where Yama restricts who may trace whom; elsewhere it is an error.
+    let _ = set_ptracer(PTracer::Any);
     let counters = worker.counters();
     let hello = format!(
         "worker {} {} {} {} {:?} {}",

@@ -74,4 +74,5 @@ fn stop_in_a_pause_of_the_crash_loop_ends_the_guard() {
     let code = guarded.wait().code();
     // 1 when the signal met a worker that was just about to end.
     assert!(matches!(code, Some(0 | 1)), "{code:?}");
+    assert!(!guarded.starts_within(Duration::ZERO), "a worker was started after the stop");
 }
