@@ -1,7 +1,8 @@
 //! Dirty bitmaps on a disk's own node: QEMU's part of the changed-block map.
 //!
 //! One records under the mirror without being in its way. Rotation changes the recording one in a
-//! single transaction, over all disks at once: every write is in the old, the new, or both.
+//! single transaction, over all disks at once: every write is in the old, the new, or both. The
+//! new ones come before the old ones stop: disks in iothreads go on writing between two actions.
 //! On raw images they end with QEMU; on qcow2 a persistent one survives an orderly end, and is
 //! `inconsistent` (to be removed, never read) after any other.
 
@@ -104,14 +105,13 @@ impl Qemu {
     ///
     /// Drains like [`Qemu::drain`], with the same warning.
     pub async fn rotate_bitmaps(&self, rotations: &[Rotation]) -> Result<()> {
-        let both = |r: &Rotation| {
+        let add = |r: &Rotation| action("block-dirty-bitmap-add", r.new.arguments());
+        let stop = |r: &Rotation| {
             let old = json!({ "node": r.new.node, "name": r.old });
-            [
-                action("block-dirty-bitmap-disable", old),
-                action("block-dirty-bitmap-add", r.new.arguments()),
-            ]
+            action("block-dirty-bitmap-disable", old)
         };
-        self.transaction(rotations.iter().flat_map(both).collect()).await
+        let (add, stop) = (rotations.iter().map(add), rotations.iter().map(stop));
+        self.transaction(add.chain(stop).collect()).await
     }
 
     /// Adds what `sources` hold to `target`, all on `node`.

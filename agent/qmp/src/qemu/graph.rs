@@ -60,6 +60,11 @@ impl Graph {
         self.name(below.next()?.child)
     }
 
+    /// The nodes that jobs read from.
+    pub(crate) fn mirrored(&self) -> impl Iterator<Item = &str> {
+        self.edges.iter().filter(|e| e.role == "source").filter_map(|e| self.name(e.child))
+    }
+
     /// The job that reads from `node`, if one does.
     pub(crate) fn job_on(&self, node: &str) -> Option<&str> {
         let ours = |e: &&Edge| e.role == "source" && self.name(e.child) == Some(node);

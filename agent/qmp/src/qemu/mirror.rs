@@ -122,8 +122,11 @@ pub struct JobState {
 
 impl JobState {
     /// Source and target are level, but for writes in flight.
+    ///
+    /// `standby` without `paused` is a job that a drain has held for a moment.
     pub fn is_level(&self) -> bool {
-        self.status == "ready"
+        self.ready
+            && matches!(&*self.status, "ready" | "standby")
             && !self.paused
             && self.io_status == IoStatus::Ok
             && self.actively_synced

@@ -163,11 +163,22 @@ impl Qemu {
     /// Waits until every guest write that is under way has been answered, by the source and by
     /// the mirror's target.
     ///
-    /// An empty `transaction` does nothing but that: QEMU drains all disks before it looks at
-    /// the actions. New writes wait meanwhile. Never while a server hangs: QEMU's main loop,
-    /// its monitor and the guest would hang too, and only the server's death ends it.
+    /// A `transaction` does that: QEMU drains all disks before it looks at the actions. They
+    /// stand for a QEMU that would drain only the nodes which they name: a bitmap that comes and
+    /// goes on each mirrored disk. Never while a server hangs: QEMU's main loop, its monitor and
+    /// the guest would hang too, and only the server's death ends it.
     pub async fn drain(&self) -> Result<()> {
-        self.run("transaction", json!({ "actions": [] })).await.map(drop)
+        let passing = format!("{}drain", names::OURS);
+        let graph = self.graph().await?;
+        let actions: Vec<Value> = graph
+            .mirrored()
+            .flat_map(|node| {
+                let bitmap = json!({ "node": node, "name": passing });
+                ["block-dirty-bitmap-add", "block-dirty-bitmap-remove"]
+                    .map(|kind| json!({ "type": kind, "data": bitmap }))
+            })
+            .collect();
+        self.run("transaction", json!({ "actions": actions })).await.map(drop)
     }
 
     pub(crate) async fn run(&self, command: &str, arguments: Value) -> Result<Value> {

@@ -17,7 +17,9 @@ pub const BLOCKS: u64 = 256;
 pub const BLOCK_BYTES: u64 = 4096;
 /// Where the guest counts what was acknowledged.
 pub const ACKNOWLEDGED_ADDRESS: u32 = 0x7e00;
-/// What it says there once a disk failed.
+/// Where the round under way stands, which is also what its block begins with.
+pub const ROUND_ADDRESS: u32 = 0x8000;
+/// What the count says once a disk failed.
 pub const FAILED: u32 = u32::MAX;
 
 /// A boot sector that writes to the first `disks` disks.

@@ -74,6 +74,31 @@ async fn drain_waits_for_the_writes_in_flight() {
     }
 }
 
+/// The same with a guest that writes from an iothread, which a drain has to stop as well.
+#[tokio::test]
+async fn drain_waits_for_a_running_guest_in_an_iothread() {
+    let vm = Vm::prelaunch(&[Style { iothread: true, ..DRIVE_RAW }]).await;
+    let slow = ["--filter=delay", "--", "wdelay=500ms"];
+    let target = Target::with(&vm, "target", DISK_BYTES, &slow);
+    attach(&vm, 0, &target).await;
+    vm.qemu.cont().await.unwrap();
+    for _ in 0..3 {
+        // A round that is in the source and not in the target: in flight.
+        let round = loop {
+            let round = vm.word(guest::ROUND_ADDRESS).await;
+            let source = std::fs::read(vm.path("disk0")).unwrap();
+            if round > 0 && round < 256 && counter(&source, round) == round {
+                if counter(&target.content(), round) != round {
+                    break round;
+                }
+            }
+        };
+        vm.qemu.drain().await.unwrap();
+        assert_eq!(counter(&target.content(), round), round, "the drain did not wait");
+    }
+    assert_eq!(vm.qemu.bitmaps(&vm.node(0).await).await.unwrap(), []);
+}
+
 #[tokio::test]
 async fn a_target_that_is_too_small_is_refused_and_leaves_nothing() {
     let vm = Vm::prelaunch(&[BLOCKDEV_RAW]).await;

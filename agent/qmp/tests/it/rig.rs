@@ -27,7 +27,11 @@ pub struct Process(Child);
 
 impl Process {
     pub fn start(command: &mut Command) -> Process {
-        let child = command.stdin(Stdio::null()).spawn();
+        Process::start_on(command, Stdio::null())
+    }
+
+    pub fn start_on(command: &mut Command, stdin: Stdio) -> Process {
+        let child = command.stdin(stdin).spawn();
         Process(child.unwrap_or_else(|e| panic!("{command:?}: {e}; is it installed?")))
     }
 
@@ -199,7 +203,12 @@ impl Vm {
 
     /// Rounds that the guest saw acknowledged by all its disks.
     pub async fn acknowledged(&self) -> u32 {
-        let said = self.human(&format!("xp /1wx {}", guest::ACKNOWLEDGED_ADDRESS)).await;
+        self.word(guest::ACKNOWLEDGED_ADDRESS).await
+    }
+
+    /// A word of the guest's memory.
+    pub async fn word(&self, address: u32) -> u32 {
+        let said = self.human(&format!("xp /1wx {address}")).await;
         let word = said.split("0x").nth(1).unwrap_or_else(|| panic!("{said:?}")).trim();
         u32::from_str_radix(word, 16).unwrap()
     }
@@ -240,6 +249,33 @@ pub fn wait_for_socket(path: &Path) {
     while UnixStream::connect(path).is_err() {
         assert!(Instant::now() < deadline, "nobody listens on {}", path.display());
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A listening socket that outlives the servers behind it.
+pub struct HeldListener {
+    listener: std::os::unix::net::UnixListener,
+    socket: PathBuf,
+    file: PathBuf,
+}
+
+impl HeldListener {
+    pub fn bind(vm: &Vm, name: &str) -> HeldListener {
+        let (socket, file) = (vm.path(&format!("{name}.sock")), vm.path(&format!("{name}.raw")));
+        fs::File::create(&file).unwrap().set_len(DISK_BYTES).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        HeldListener { listener, socket, file }
+    }
+
+    /// A server that takes the socket over, in the way that systemd passes them on.
+    pub fn serve(&self) -> Target {
+        let script = "exec 3<&0; LISTEN_FDS=1 LISTEN_PID=$$ exec nbdkit -f file \"$0\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(&self.file);
+        let listener = std::os::fd::OwnedFd::from(self.listener.try_clone().unwrap());
+        let process = Process::start_on(&mut command, listener.into());
+        let (socket, file) = (self.socket.clone(), self.file.clone());
+        Target { process, socket, file, options: vec![] }
     }
 }
 
