@@ -1,0 +1,161 @@
+//! One volume's writes into its group's journal: the NBD export that a mirror writes to.
+
+use afterimage_journal::format::record::Kind;
+use afterimage_journal::log::Draft;
+use afterimage_journal::view::Blocks;
+use afterimage_journal::{Error, ErrorKind, History, Journal, VolumeId};
+use afterimage_nbd::Errno;
+use afterimage_nbd::export::{Export, ExportInfo, Payload, WriteFlags, ZeroFlags};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Longest zero range in one record, in bytes.
+const ZERO_BYTES_MAX: u64 = 1 << 30;
+
+/// What a tap has seen, for rates and status.
+#[derive(Debug, Default)]
+pub struct TapCounters {
+    /// Records of writes and zero ranges.
+    pub writes: AtomicU64,
+    /// Bytes that they cover.
+    pub bytes: AtomicU64,
+    /// Clients that are connected: a mirror that is level without one has not noticed its loss.
+    pub connected: AtomicU32,
+    /// Longest time from the arrival of a request to the sending of its reply, in microseconds.
+    pub answer_us_max: AtomicU64,
+}
+
+/// A volume's door into the journal.
+pub struct Tap {
+    journal: Journal,
+    volume: VolumeId,
+    bytes: u64,
+    session: Arc<AtomicU32>,
+    counters: Arc<TapCounters>,
+    reader: Mutex<Option<Reader>>,
+}
+
+/// The volume's blocks as of some number of writes; for clients that read. A mirror never does.
+struct Reader {
+    writes: u64,
+    history: History,
+    blocks: Blocks,
+}
+
+impl Tap {
+    /// A tap of a volume of `bytes`. `session` is the guest's session id, 0 outside of any.
+    #[must_use]
+    pub fn new(
+        journal: Journal,
+        volume: VolumeId,
+        bytes: u64,
+        session: Arc<AtomicU32>,
+        counters: Arc<TapCounters>,
+    ) -> Self {
+        Self { journal, volume, bytes, session, counters, reader: Mutex::new(None) }
+    }
+
+    /// Its volume.
+    #[must_use]
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<TapCounters> {
+        &self.counters
+    }
+
+    fn draft(&self, kind: Kind, addr: u64, len: u32) -> Draft {
+        let scope = self.session.load(Ordering::Relaxed);
+        Draft { kind, flags: 0, volume: self.volume, addr, len, scope }
+    }
+
+    fn count(&self, bytes: u64) {
+        self.counters.writes.fetch_add(1, Ordering::Relaxed);
+        self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+fn errno(error: &Error) -> Errno {
+    tracing::error!(%error, "a guest write was not journaled: its interval becomes a gap");
+    match error.kind() {
+        ErrorKind::FreeSpace => Errno::NoSpc,
+        _ => Errno::Io,
+    }
+}
+
+impl Export for Tap {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn info(&self) -> ExportInfo {
+        ExportInfo {
+            description: format!("afterimage capture of volume {}", self.volume),
+            can_flush: true,
+            can_fua: true,
+            can_trim: true,
+            can_zero: true,
+            can_fast_zero: true,
+            // Every connection writes to the one journal: a flush on any covers all.
+            multi_conn: true,
+            ..ExportInfo::default()
+        }
+    }
+
+    fn write(&self, at: u64, payload: &mut Payload<'_>, flags: WriteFlags) -> Result<(), Errno> {
+        let limit = self.journal.payload_bytes_max() as usize;
+        let mut addr = at;
+        while payload.left() > 0 {
+            let piece = payload.left().min(limit) as u32;
+            let mut space = self.journal.reserve(piece).map_err(|e| errno(&e))?;
+            payload.read_into(space.payload_mut()).map_err(|_| Errno::Io)?;
+            space.commit(&self.draft(Kind::Write, addr, piece)).map_err(|e| errno(&e))?;
+            self.count(piece.into());
+            addr += u64::from(piece);
+        }
+        if flags.fua { self.flush() } else { Ok(()) }
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
+        let (mut addr, end) = (at, at + len);
+        while addr < end {
+            let piece = (end - addr).min(ZERO_BYTES_MAX) as u32;
+            let draft = self.draft(Kind::Zero, addr, piece);
+            self.journal.append(&draft, &[]).map_err(|e| errno(&e))?;
+            self.count(piece.into());
+            addr += u64::from(piece);
+        }
+        if flags.fua { self.flush() } else { Ok(()) }
+    }
+
+    /// Recorded as zeroes, so that what the range reads as is defined. QEMU's mirror never sends
+    /// one: it keeps a guest's discard to itself while a target is attached.
+    fn trim(&self, at: u64, len: u64, flags: WriteFlags) -> Result<(), Errno> {
+        self.write_zeroes(at, len, ZeroFlags { fua: flags.fua, ..ZeroFlags::default() })
+    }
+
+    fn flush(&self) -> Result<(), Errno> {
+        let mut draft = Draft::of(Kind::Flush);
+        draft.volume = self.volume;
+        self.journal.append(&draft, &[]).map_err(|e| errno(&e))?;
+        self.journal.sync().map(drop).map_err(|e| errno(&e))
+    }
+
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let writes = self.counters.writes.load(Ordering::Relaxed);
+        if reader.as_ref().is_none_or(|r| r.writes != writes) {
+            *reader = None;
+            let history = History::load(self.journal.dir()).map_err(|e| errno(&e))?;
+            let blocks = Blocks::at(&history, self.volume, history.head).map_err(|e| errno(&e))?;
+            *reader = Some(Reader { writes, history, blocks });
+        }
+        match reader.as_mut() {
+            Some(r) => r.blocks.read(&r.history, at, buf).map_err(|e| errno(&e)),
+            None => Err(Errno::Io),
+        }
+    }
+}

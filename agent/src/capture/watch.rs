@@ -1,0 +1,123 @@
+//! What others see of a capture connection: the guard its unanswered requests, the guest's task
+//! its beginning and end.
+
+use super::TapCounters;
+use afterimage_guard::{SlotGuard, SlotKind, Ticket, Worker, now_ns};
+use afterimage_journal::VolumeId;
+use afterimage_nbd::server::{CloseReason, ConnectionObserver, Observer};
+use std::cell::Cell;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::mpsc;
+
+/// What happened to a capture connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CaptureEvent {
+    /// A client writes from now on.
+    Connected(VolumeId),
+    /// It is gone.
+    Closed {
+        /// The volume.
+        volume: VolumeId,
+        /// It said goodbye: an orderly end.
+        orderly: bool,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// Observes the connections of one volume's server.
+pub struct Watch {
+    volume: VolumeId,
+    counters: Arc<TapCounters>,
+    worker: Option<Worker>,
+    events: mpsc::UnboundedSender<CaptureEvent>,
+}
+
+impl Watch {
+    /// An observer; without a guard, `worker` is `None`.
+    #[must_use]
+    pub fn new(
+        volume: VolumeId,
+        counters: Arc<TapCounters>,
+        worker: Option<Worker>,
+        events: mpsc::UnboundedSender<CaptureEvent>,
+    ) -> Self {
+        Self { volume, counters, worker, events }
+    }
+}
+
+impl Observer for Watch {
+    fn connected(&self, fd: BorrowedFd<'_>) -> Box<dyn ConnectionObserver> {
+        let slot = match &self.worker {
+            Some(worker) => worker.slot(SlotKind::Nbd, fd),
+            None => SlotGuard::unguarded(),
+        };
+        Box::new(Connection {
+            volume: self.volume,
+            counters: Arc::clone(&self.counters),
+            slot,
+            open: Cell::new(None),
+            exporting: Cell::new(false),
+            events: self.events.clone(),
+        })
+    }
+}
+
+struct Connection {
+    volume: VolumeId,
+    counters: Arc<TapCounters>,
+    slot: SlotGuard,
+    /// The batch that is being answered, and when it arrived.
+    open: Cell<Option<(Ticket, u64)>>,
+    exporting: Cell<bool>,
+    events: mpsc::UnboundedSender<CaptureEvent>,
+}
+
+impl Connection {
+    fn settle(&self) {
+        if let Some((ticket, since_ns)) = self.open.take() {
+            self.slot.replied(ticket);
+            let us = now_ns().saturating_sub(since_ns) / 1000;
+            self.counters.answer_us_max.fetch_max(us, Ordering::Relaxed);
+        }
+    }
+}
+
+impl ConnectionObserver for Connection {
+    fn exporting(&self, _name: &str) {
+        self.exporting.set(true);
+        self.counters.connected.fetch_add(1, Ordering::AcqRel);
+        let _ = self.events.send(CaptureEvent::Connected(self.volume));
+    }
+
+    fn waiting(&self) {
+        self.settle();
+        self.slot.waiting();
+    }
+
+    fn received(&self) {
+        if self.open.get().is_none() {
+            let now = now_ns();
+            self.open.set(Some((self.slot.received(now), now)));
+        }
+    }
+
+    fn replied(&self) {
+        self.settle();
+    }
+
+    fn closed(self: Box<Self>, reason: CloseReason) {
+        self.settle();
+        if self.exporting.get() {
+            self.counters.connected.fetch_sub(1, Ordering::AcqRel);
+            let orderly = matches!(reason, CloseReason::Disconnected);
+            let _ = self.events.send(CaptureEvent::Closed {
+                volume: self.volume,
+                orderly,
+                reason: reason.to_string(),
+            });
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The agent's processes: the guard, and the worker that it starts.
+//!
+//! ```text
+//! afterimage agent ─ guard ─┬─ worker: engine + API (the same command, told by its environment)
+//!                           └─ after a worker's death: undo (thaws what was left frozen)
+//! ```
+
+use crate::api::{server, socket_path};
+use crate::engine::Engine;
+use crate::intent;
+use afterimage_guard::{GuardConfig, Program, Worker};
+use afterimage_journal::{ErrorKind, Options, layout};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Set for the process that undoes what a dead worker left.
+const UNDO: &str = "AFTERIMAGE_UNDO";
+
+/// How the agent is run.
+#[derive(Debug, Clone)]
+pub struct DaemonArgs {
+    /// The state directory.
+    pub state: PathBuf,
+    /// Longest stall that a guest may see, in milliseconds.
+    pub stall_limit_ms: u64,
+    /// Size of the units of new journals, in bytes.
+    pub unit_bytes: u64,
+}
+
+/// Runs the agent: as the guard, or, started by one, as its worker. To be called from the main
+/// thread before any other thread is started.
+#[must_use]
+pub fn run(args: &DaemonArgs) -> ExitCode {
+    if std::env::var_os(UNDO).is_some() {
+        return ExitCode::from(u8::from(intent::undo_all(&args.state) > 0));
+    }
+    match Worker::from_env() {
+        Some(worker) => work(args, worker),
+        None => guard(args),
+    }
+}
+
+fn complain(error: impl std::fmt::Display) {
+    eprintln!("afterimage: {error}");
+}
+
+fn guard(args: &DaemonArgs) -> ExitCode {
+    // Before anything is started: what can be said at once is said once.
+    if let Err(error) = layout::check_state(&args.state, true) {
+        complain(&error);
+        return code_of(error.kind());
+    }
+    let program = match std::env::current_exe() {
+        Ok(path) => path.into_os_string(),
+        Err(error) => {
+            complain(format!("find our own program: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    let mut config = GuardConfig::new(Program { program: program.clone(), args: words.clone() });
+    config.stall_limit = Duration::from_millis(args.stall_limit_ms);
+    // `env` sets the variable for that one process.
+    let mut undo = vec![format!("{UNDO}=1").into(), program];
+    undo.extend(words);
+    config.on_death = Some(Program { program: "/usr/bin/env".into(), args: undo });
+    match afterimage_guard::run(config) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn code_of(kind: ErrorKind) -> ExitCode {
+    ExitCode::from(if kind == ErrorKind::FixInput { 2 } else { 1 })
+}
+
+fn work(args: &DaemonArgs, worker: Worker) -> ExitCode {
+    if let Err(error) = worker.start_heartbeat() {
+        complain(format!("start the heartbeat: {error}"));
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("agent")
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(format!("start the runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(serve(args, worker));
+    // A thread that hangs in a system call must not hold the end up: the guard counts on it.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+/// Takes the state directory's lock; held until the process ends.
+fn take_lock(args: &DaemonArgs) -> Result<File, afterimage_journal::Error> {
+    use afterimage_journal::Error;
+    layout::check_state(&args.state, true)?;
+    let path = args.state.join("lock");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| Error::io("open", &path, e))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path }),
+        Err(e) => Err(Error::io("lock", &path, e)),
+    }
+}
+
+async fn serve(args: &DaemonArgs, worker: Worker) -> ExitCode {
+    let lock = match take_lock(args) {
+        Ok(lock) => lock,
+        Err(error) => {
+            complain(&error);
+            let code = if error.kind() == ErrorKind::Retry { 4 } else { 2 };
+            return ExitCode::from(code);
+        }
+    };
+    intent::undo_all(&args.state);
+    let ends = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = ends else {
+        complain("can't catch signals");
+        return ExitCode::FAILURE;
+    };
+    let listener = match server::bind(&socket_path(&args.state)) {
+        Ok(listener) => listener,
+        Err(error) => {
+            complain(format!("listen for commands: {error}"));
+            return ExitCode::from(2);
+        }
+    };
+    let options = Options { unit_bytes: args.unit_bytes, ..Options::default() };
+    let started =
+        Engine::start(&args.state, options, Some(worker.clone()), args.stall_limit_ms).await;
+    let engine = match started {
+        Ok(engine) => engine,
+        Err(error) => {
+            complain(&error);
+            return ExitCode::from(2);
+        }
+    };
+    worker.ready();
+    tracing::info!(state = %args.state.display(), "the agent is ready");
+    let end = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let served = server::serve(listener, Arc::new(Arc::clone(&engine)), end).await;
+    engine.stop().await;
+    drop(lock);
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(format!("serve commands: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! All guests of this agent, and what the API asks of them.
+//!
+//! What always holds: guests of a group share one open journal; settings are on disk before a
+//! guest counts as protected, and gone before it counts as not.
+
+mod status;
+
+use crate::api::control::Reply;
+use crate::api::{
+    AgentInfo, ApiError, Control, GuestStatus, MarkReply, MarkRequest, ProtectRequest, SetRequest,
+};
+use crate::group::Group;
+use crate::guest::{Context, Face, Guest};
+use crate::settings::GuestSettings;
+use afterimage_guard::Worker;
+use afterimage_journal::{ErrorKind, Options, layout};
+use status::Sampler;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::{Mutex, oneshot};
+
+/// Longest that `protect` waits for the first attach.
+const FIRST_ATTACH_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The agent's engine.
+pub struct Engine {
+    state: PathBuf,
+    options: Options,
+    worker: Option<Worker>,
+    stall_limit_ms: u64,
+    since: jiff::Timestamp,
+    guests: Mutex<BTreeMap<String, Entry>>,
+}
+
+struct Entry {
+    guest: Guest,
+    settings: GuestSettings,
+    group: Arc<Group>,
+    sampler: Arc<Sampler>,
+}
+
+fn api(error: &afterimage_journal::Error) -> ApiError {
+    match error.kind() {
+        ErrorKind::FixInput => ApiError::usage(error.to_string()),
+        ErrorKind::NotRestorable => ApiError::not_restorable(error.to_string()),
+        _ => ApiError::other(error.to_string()),
+    }
+}
+
+impl Engine {
+    /// An engine over a state directory; starts the guests that it had.
+    ///
+    /// # Errors
+    /// Settings can't be read.
+    pub async fn start(
+        state: &Path,
+        options: Options,
+        worker: Option<Worker>,
+        stall_limit_ms: u64,
+    ) -> afterimage_journal::Result<Arc<Self>> {
+        let engine = Arc::new(Self {
+            state: state.to_owned(),
+            options,
+            worker,
+            stall_limit_ms,
+            since: jiff::Timestamp::now(),
+            guests: Mutex::new(BTreeMap::new()),
+        });
+        let all = GuestSettings::load_all(state)?;
+        for settings in all {
+            let name = settings.name.clone();
+            if let Err(error) = engine.add(settings).await {
+                // Its journal can't be opened now: the others are served all the same.
+                tracing::error!(guest = name, %error, "not protected");
+            }
+        }
+        Ok(engine)
+    }
+
+    /// Closes every session and journal.
+    pub async fn stop(&self) {
+        let mut guests = self.guests.lock().await;
+        for entry in guests.values() {
+            if let Err(error) = entry.guest.stop().await {
+                tracing::warn!(%error, "stop");
+            }
+        }
+        let groups: Vec<_> = guests.values().map(|e| Arc::clone(&e.group)).collect();
+        guests.clear();
+        let closed = tokio::task::spawn_blocking(move || {
+            for group in groups {
+                if let Err(error) = group.close() {
+                    tracing::warn!(group = group.name(), %error, "not closed cleanly");
+                }
+            }
+        });
+        let _ = closed.await;
+    }
+
+    async fn add(
+        &self,
+        settings: GuestSettings,
+    ) -> Result<oneshot::Receiver<Result<(), ApiError>>, ApiError> {
+        let mut guests = self.guests.lock().await;
+        if guests.contains_key(&settings.name) {
+            return Err(ApiError::usage(format!(
+                "{} is protected already: change it with `afterimage set`, \
+                 or `afterimage unprotect` it first",
+                settings.name
+            )));
+        }
+        let group = match guests.values().find(|e| e.settings.group == settings.group) {
+            Some(entry) => Arc::clone(&entry.group),
+            None => {
+                let (state, name) = (self.state.clone(), settings.group.clone());
+                let options = self.options.clone();
+                let opened =
+                    tokio::task::spawn_blocking(move || Group::open(&state, &name, options)).await;
+                let opened = opened.map_err(|e| ApiError::other(e.to_string()))?;
+                Arc::new(opened.map_err(|e| api(&e))?)
+            }
+        };
+        let context = Context {
+            state: self.state.clone(),
+            settings: settings.clone(),
+            group: Arc::clone(&group),
+            worker: self.worker.clone(),
+            face: Face::new(&settings.name),
+        };
+        let (guest, first) = Guest::start(context);
+        let sampler = Sampler::start(Arc::clone(&group));
+        guests.insert(settings.name.clone(), Entry { guest, settings, group, sampler });
+        Ok(first)
+    }
+
+    /// Names of the guests that a name means: a guest, or all of a group.
+    async fn named(&self, name: &str) -> Result<Vec<String>, ApiError> {
+        let guests = self.guests.lock().await;
+        if guests.contains_key(name) {
+            return Ok(vec![name.to_owned()]);
+        }
+        let of_group: Vec<String> = guests
+            .values()
+            .filter(|e| e.settings.group == name)
+            .map(|e| e.settings.name.clone())
+            .collect();
+        if of_group.is_empty() {
+            let known: Vec<String> = guests.keys().cloned().collect();
+            return Err(ApiError::unknown_name(name, &known));
+        }
+        Ok(of_group)
+    }
+
+    async fn statuses(&self, names: &[String]) -> Vec<GuestStatus> {
+        let guests = self.guests.lock().await;
+        let counters = self.worker.as_ref().map(Worker::counters);
+        names
+            .iter()
+            .filter_map(|n| guests.get(n))
+            .map(|e| status::of(&e.guest.face, &e.settings, &e.group, &e.sampler, counters))
+            .collect()
+    }
+
+    async fn protect_guest(&self, request: ProtectRequest) -> Result<Vec<GuestStatus>, ApiError> {
+        let settings = settings_of(request)?;
+        layout::check_name(&settings.name).map_err(|e| api(&e))?;
+        layout::check_name(&settings.group).map_err(|e| api(&e))?;
+        let (name, journal) = (settings.name.clone(), settings.group.clone());
+        let existed = layout::journal_dir(&self.state, &journal)
+            .map_err(|e| api(&e))?
+            .join("journal.json")
+            .exists();
+        let first = self.add(settings.clone()).await?;
+        let attached = match tokio::time::timeout(FIRST_ATTACH_LIMIT, first).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(ApiError::other("the guest's task has ended")),
+            Err(_) => Err(ApiError::not_reachable(format!(
+                "{name} could not be attached to within {FIRST_ATTACH_LIMIT:?}"
+            ))),
+        };
+        let saved = match attached {
+            Ok(()) => settings.save(&self.state).map_err(|e| api(&e)),
+            Err(e) => Err(e),
+        };
+        if let Err(error) = saved {
+            // Nothing of it stays: neither in QEMU nor on disk.
+            self.drop_guest(&name, !existed).await?;
+            return Err(error);
+        }
+        Ok(self.statuses(&[name]).await)
+    }
+
+    /// Ends a guest's task, and its group with the last guest of it.
+    async fn drop_guest(&self, name: &str, purge: bool) -> Result<(), ApiError> {
+        let mut guests = self.guests.lock().await;
+        let Some(entry) = guests.remove(name) else { return Ok(()) };
+        let released = entry.guest.unprotect().await;
+        if let Err(error) = entry.group.remove_guest(name) {
+            tracing::warn!(guest = name, %error, "the journal still lists the guest");
+        }
+        let last = !guests.values().any(|e| e.settings.group == entry.settings.group);
+        let Entry { guest, group, sampler, .. } = entry;
+        drop(guest);
+        sampler.end();
+        if last {
+            let dir = group.dir().to_owned();
+            let closed = tokio::task::spawn_blocking(move || {
+                if let Err(error) = group.close() {
+                    tracing::warn!(group = group.name(), %error, "not closed cleanly");
+                }
+                if purge { crate::group::purge(&dir) } else { Ok(()) }
+            });
+            closed.await.map_err(|e| ApiError::other(e.to_string()))?.map_err(|e| api(&e))?;
+        }
+        released
+    }
+}
+
+fn settings_of(request: ProtectRequest) -> Result<GuestSettings, ApiError> {
+    if request.qmp.is_some() == request.libvirt.is_some() {
+        return Err(ApiError::usage("give either a QMP socket or a libvirt domain"));
+    }
+    Ok(GuestSettings {
+        group: request.group.unwrap_or_else(|| request.name.clone()),
+        name: request.name,
+        qmp: request.qmp,
+        libvirt: request.libvirt,
+        disks: request.disks,
+        window_s: request.window_s,
+        checkpoint_every_ms: request.checkpoint_every_ms.max(1000),
+        rate_bytes_per_s: request.rate_bytes_per_s,
+        guest_agent: request.guest_agent,
+        detached: false,
+    })
+}
+
+impl Control for Arc<Engine> {
+    fn protect(&self, request: ProtectRequest) -> Reply<'_, Vec<GuestStatus>> {
+        let engine = Arc::clone(self);
+        // A task of its own: a caller that goes away must not leave half of it behind.
+        Box::pin(async move {
+            let work = tokio::spawn(async move { engine.protect_guest(request).await });
+            work.await.map_err(|e| ApiError::other(e.to_string()))?
+        })
+    }
+
+    fn unprotect(&self, name: String, purge: bool) -> Reply<'_, ()> {
+        let engine = Arc::clone(self);
+        Box::pin(async move {
+            let work = tokio::spawn(async move {
+                for guest in engine.named(&name).await? {
+                    GuestSettings::remove(&engine.state, &guest).map_err(|e| api(&e))?;
+                    engine.drop_guest(&guest, purge).await?;
+                }
+                Ok(())
+            });
+            work.await.map_err(|e| ApiError::other(e.to_string()))?
+        })
+    }
+
+    fn detach(&self, name: String) -> Reply<'_, Vec<GuestStatus>> {
+        Box::pin(async move {
+            let names = self.named(&name).await?;
+            let guests = self.guests.lock().await;
+            for entry in names.iter().filter_map(|n| guests.get(n)) {
+                entry.guest.detach().await?;
+            }
+            drop(guests);
+            Ok(self.statuses(&names).await)
+        })
+    }
+
+    fn attach(&self, name: String) -> Reply<'_, Vec<GuestStatus>> {
+        Box::pin(async move {
+            let names = self.named(&name).await?;
+            let guests = self.guests.lock().await;
+            for entry in names.iter().filter_map(|n| guests.get(n)) {
+                entry.guest.attach().await?;
+            }
+            drop(guests);
+            Ok(self.statuses(&names).await)
+        })
+    }
+
+    fn status(&self, name: Option<String>) -> Reply<'_, Vec<GuestStatus>> {
+        Box::pin(async move {
+            let names = match name {
+                Some(name) => self.named(&name).await?,
+                None => self.guests.lock().await.keys().cloned().collect(),
+            };
+            Ok(self.statuses(&names).await)
+        })
+    }
+
+    fn mark(&self, name: String, request: MarkRequest) -> Reply<'_, MarkReply> {
+        Box::pin(async move {
+            let names = self.named(&name).await?;
+            let guests = self.guests.lock().await;
+            // One checkpoint stands for the whole group; a freeze is one guest's.
+            if request.quiesce && names.len() > 1 {
+                return Err(ApiError::usage(format!(
+                    "{name} is a group of {} guests: mark one of them with --quiesce",
+                    names.len()
+                )));
+            }
+            match names.first().and_then(|n| guests.get(n)) {
+                Some(entry) => entry.guest.mark(request).await,
+                None => Err(ApiError::other(format!("{name} is gone"))),
+            }
+        })
+    }
+
+    fn set(&self, name: String, request: SetRequest) -> Reply<'_, Vec<GuestStatus>> {
+        Box::pin(async move {
+            let names = self.named(&name).await?;
+            let mut guests = self.guests.lock().await;
+            for name in &names {
+                let Some(entry) = guests.get_mut(name) else { continue };
+                let settings = &mut entry.settings;
+                if let Some(window_s) = request.window_s {
+                    settings.window_s = window_s;
+                }
+                if let Some(ms) = request.checkpoint_every_ms {
+                    settings.checkpoint_every_ms = ms.max(1000);
+                }
+                if let Some(rate) = request.rate_bytes_per_s {
+                    settings.rate_bytes_per_s = Some(rate).filter(|r| *r > 0);
+                }
+                if let Some(path) = &request.guest_agent {
+                    settings.guest_agent = Some(path.clone());
+                }
+                settings.detached =
+                    entry.guest.face.shown().reason.as_deref() == Some("detached by the operator");
+                settings.save(&self.state).map_err(|e| api(&e))?;
+                entry.guest.set(settings.clone()).await?;
+            }
+            drop(guests);
+            Ok(self.statuses(&names).await)
+        })
+    }
+
+    fn info(&self) -> Reply<'_, AgentInfo> {
+        Box::pin(async move {
+            let guests = self.guests.lock().await;
+            Ok(AgentInfo {
+                version: env!("CARGO_PKG_VERSION").into(),
+                worker_pid: std::process::id(),
+                guard_pid: rustix::process::getppid()
+                    .map_or(0, |p| p.as_raw_nonzero().get().unsigned_abs()),
+                state: self.state.clone(),
+                since: self.since,
+                stall_limit_ms: self.stall_limit_ms,
+                monitors: guests
+                    .values()
+                    .map(|e| (e.settings.name.clone(), e.settings.monitor()))
+                    .collect(),
+            })
+        })
+    }
+}

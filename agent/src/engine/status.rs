@@ -1,0 +1,190 @@
+//! What `status` says of a guest: from its face, its settings and its group.
+
+use crate::api::types::time;
+use crate::api::{
+    CopyProgress, DiskStatus, GapStatus, GuestState, GuestStatus, JournalSize, WindowStatus,
+};
+use crate::group::{Group, Interval};
+use crate::guest::Face;
+use crate::settings::GuestSettings;
+use afterimage_guard::Counters;
+use afterimage_journal::Seq;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often the head is sampled: the grain of `rpo_ms`.
+const SAMPLE_EVERY: Duration = Duration::from_millis(100);
+/// Samples kept: a minute.
+const SAMPLES_MAX: usize = 600;
+
+/// Remembers when the journal's head was where, to tell the age of what is not durable yet.
+pub(super) struct Sampler {
+    samples: Mutex<VecDeque<(Instant, Seq)>>,
+    ended: AtomicBool,
+}
+
+impl Sampler {
+    pub(super) fn start(group: Arc<Group>) -> Arc<Self> {
+        let sampler = Arc::new(Self { samples: Mutex::default(), ended: AtomicBool::new(false) });
+        let this = Arc::downgrade(&sampler);
+        let group = Arc::downgrade(&group);
+        tokio::spawn(async move {
+            let mut every = tokio::time::interval(SAMPLE_EVERY);
+            loop {
+                every.tick().await;
+                let (Some(this), Some(group)) = (this.upgrade(), group.upgrade()) else { return };
+                if this.ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(journal) = group.journal() else { continue };
+                let mut samples = this.samples.lock().unwrap_or_else(PoisonError::into_inner);
+                if samples.len() >= SAMPLES_MAX {
+                    samples.pop_front();
+                }
+                samples.push_back((Instant::now(), journal.head()));
+            }
+        });
+        sampler
+    }
+
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    /// Age of the oldest record that is not durable, in milliseconds.
+    fn exposed_ms(&self, head: Seq, durable: Seq) -> u64 {
+        if durable >= head {
+            return 0;
+        }
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let covered = samples.iter().rev().find(|(_, at)| *at <= durable);
+        covered.map_or(0, |(when, _)| when.elapsed().as_millis() as u64)
+    }
+}
+
+/// The status of a guest.
+pub(super) fn of(
+    face: &Face,
+    settings: &GuestSettings,
+    group: &Group,
+    sampler: &Sampler,
+    counters: Option<Counters>,
+) -> GuestStatus {
+    let journal = group.journal().ok();
+    let (head, durable) = journal.as_ref().map_or((0, 0), |j| (j.head(), j.durable()));
+    let (units, bytes) = journal.as_ref().map_or((0, 0), afterimage_journal::Journal::size);
+    let now_ns = group.wall_ns();
+    let intervals = group.timeline(&settings.name);
+    let shown = face.shown();
+    let state = shown.state;
+    let copy = shown.copy.as_ref().map(|p| CopyProgress {
+        cause: p.cause,
+        done_bytes: p.done_bytes.load(Ordering::Relaxed),
+        total_bytes: p.total_bytes.load(Ordering::Relaxed),
+        rate_bytes_s: p.rate_bytes_s(),
+    });
+    let counted = shown.disks.iter().map(|d| d.counters.answer_us_max.load(Ordering::Relaxed));
+    let answer_us = counted.max().unwrap_or(0).max(shown.answer_us_max);
+    let stall_ms = counters.map_or(0, |c| c.stall_ms_max);
+    GuestStatus {
+        guest: settings.name.clone(),
+        state,
+        rpo_ms: rpo_ms(state, &intervals, now_ns, sampler.exposed_ms(head, durable)),
+        head_seq: head,
+        durable_seq: durable,
+        window: window(&intervals, now_ns),
+        gaps: gaps(&intervals),
+        journal: JournalSize { units, bytes },
+        disks: disks(settings, group, &shown.disks),
+        stall_ms_max: stall_ms.max(answer_us.div_ceil(1000)),
+        group: settings.group.clone(),
+        reason: shown.reason.clone(),
+        epoch: journal.as_ref().map_or(0, afterimage_journal::Journal::epoch),
+        window_s: settings.window_s,
+        checkpoint_every_ms: settings.checkpoint_every_ms,
+        write_rate_bytes_s: shown.bytes_per_s,
+        writes_per_s: shown.writes_per_s,
+        copy,
+        agent_restarts: counters.map_or(0, |c| c.restarts),
+        offline: false,
+    }
+}
+
+fn disks(
+    settings: &GuestSettings,
+    group: &Group,
+    faces: &[crate::guest::DiskFace],
+) -> Vec<DiskStatus> {
+    let config = group.config();
+    let volumes = config.volumes.iter().filter(|v| v.guest == settings.name && v.active);
+    volumes
+        .map(|v| {
+            let state = group.volume_state(v.id);
+            let face = faces.iter().find(|f| f.volume == v.id);
+            DiskStatus {
+                guest: v.guest.clone(),
+                id: v.disk.clone(),
+                node: face.map_or_else(|| v.node.clone(), |f| f.node.clone()),
+                bytes: v.bytes,
+                synced_bytes: if state.complete { v.bytes } else { state.initial_upto },
+            }
+        })
+        .collect()
+}
+
+fn rpo_ms(state: GuestState, intervals: &[Interval], now_ns: u64, exposed_ms: u64) -> Option<u64> {
+    let last = intervals.last()?;
+    match last.to_ns {
+        None if state == GuestState::Protected => Some(exposed_ms),
+        None => Some(now_ns.saturating_sub(last.from_ns) / 1_000_000),
+        Some(to_ns) => Some(now_ns.saturating_sub(to_ns) / 1_000_000),
+    }
+}
+
+fn window(intervals: &[Interval], now_ns: u64) -> Option<WindowStatus> {
+    let (first, last) = (intervals.first()?, intervals.last()?);
+    Some(WindowStatus { from: time(first.from_ns), to: time(last.to_ns.unwrap_or(now_ns)) })
+}
+
+fn gaps(intervals: &[Interval]) -> Vec<GapStatus> {
+    let mut gaps = Vec::new();
+    for (i, interval) in intervals.iter().enumerate() {
+        let Some(to_ns) = interval.to_ns else { continue };
+        gaps.push(GapStatus {
+            from: time(to_ns),
+            to: intervals.get(i + 1).map(|next| time(next.from_ns)),
+            reason: interval.reason.clone(),
+        });
+    }
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interval(from_s: u64, to_s: Option<u64>) -> Interval {
+        let ns = |s| s * 1_000_000_000;
+        Interval { from_ns: ns(from_s), to_ns: to_s.map(ns), reason: "why".into() }
+    }
+
+    #[test]
+    fn time_between_sessions_and_behind_a_closed_one_is_a_gap() {
+        let closed = gaps(&[interval(1, Some(5)), interval(8, Some(9))]);
+        assert_eq!(closed.len(), 2);
+        assert_eq!((closed[0].to, closed[1].to), (Some(time(8_000_000_000)), None));
+        assert_eq!(gaps(&[interval(1, Some(5)), interval(8, None)]).len(), 1);
+    }
+
+    #[test]
+    fn without_protection_the_rpo_grows_from_the_last_recovery_point() {
+        let now_ns = 20_000_000_000;
+        let closed = [interval(1, Some(5))];
+        assert_eq!(rpo_ms(GuestState::Gap, &closed, now_ns, 7), Some(15_000));
+        let open = [interval(1, None)];
+        assert_eq!(rpo_ms(GuestState::Protected, &open, now_ns, 7), Some(7));
+        assert_eq!(rpo_ms(GuestState::InitialSync, &[], now_ns, 7), None);
+    }
+}

@@ -1,0 +1,581 @@
+//! A group: one journal, its configuration, and the sessions of its guests.
+//!
+//! What always holds: a session is open only between a durable open record, written when its
+//! guest was proved level, and a close record, or the end of the epoch (I-4); ids of sessions,
+//! copies, volumes and checkpoints are never used twice in a journal; a journal that stopped is
+//! opened anew, never resumed.
+
+mod copy;
+mod timeline;
+
+pub use copy::CopyWriter;
+pub use timeline::Interval;
+
+use afterimage_journal::format::record::Kind;
+use afterimage_journal::log::Draft;
+use afterimage_journal::meta::{
+    Checkpoint, CheckpointKind, Config, CopyCause, Guest, ImageIdentity, Meta, Session,
+    SessionEvent, Volume,
+};
+use afterimage_journal::{Error, History, Journal, Options, Result, Seq, VolumeId, layout};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use timeline::Timeline;
+use uuid::Uuid;
+
+/// A group of guests with one journal.
+pub struct Group {
+    name: String,
+    dir: PathBuf,
+    options: Options,
+    state: Mutex<State>,
+}
+
+struct State {
+    journal: Option<Journal>,
+    config: Config,
+    volumes: BTreeMap<VolumeId, VolumeState>,
+    sessions: BTreeMap<String, OpenSession>,
+    timelines: BTreeMap<String, Timeline>,
+    images: BTreeMap<String, Vec<ImageIdentity>>,
+    last_sessions: BTreeMap<String, LastSession>,
+    next_session: u32,
+    next_copy: u32,
+    next_checkpoint: u64,
+    damaged: bool,
+    records_lost: bool,
+    marked: Option<Instant>,
+}
+
+/// What the journal has of a volume.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VolumeState {
+    /// A full copy has ended.
+    pub complete: bool,
+    /// The first full copy got to this byte address.
+    pub initial_upto: u64,
+    /// Any of its records is there.
+    pub has_data: bool,
+}
+
+/// An open session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenSession {
+    /// Its id.
+    pub id: u32,
+    /// Where it began.
+    pub from: Seq,
+    /// The last position at which the guest was looked at and found level.
+    pub confirmed: Seq,
+}
+
+/// How the session before this opening of the journal ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastSession {
+    /// Its id.
+    pub id: u32,
+    /// Last restorable position as the journal has it.
+    pub to: Seq,
+    /// The last position at which its guest was looked at and found level.
+    pub confirmed: Seq,
+    /// It was closed by its own close record, not by the end of its epoch.
+    pub closed: bool,
+}
+
+/// A checkpoint that was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marked {
+    /// Its number.
+    pub id: u64,
+    /// Its position.
+    pub seq: Seq,
+}
+
+impl Group {
+    /// Opens the group's journal below `state`, or creates it.
+    ///
+    /// # Errors
+    /// The name can't be one; the journal is damaged beyond opening, in use, of a newer version;
+    /// there is no space or no permission.
+    pub fn open(state: &Path, name: &str, options: Options) -> Result<Self> {
+        let dir = layout::journal_dir(state, name)?;
+        let group = Self {
+            name: name.to_owned(),
+            dir: dir.clone(),
+            options: options.clone(),
+            state: Mutex::new(State::empty(name)),
+        };
+        if dir.join("journal.json").exists() {
+            group.ensure_open()?;
+        } else {
+            let id = Uuid::new_v4();
+            let journal = Journal::create(&dir, id, name, options)?;
+            let mut state = group.lock();
+            state.config.group = id;
+            state.journal = Some(journal);
+        }
+        Ok(group)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Whole at every step: a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The group's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The journal's directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The journal, when it takes records.
+    ///
+    /// # Errors
+    /// It stopped, or could not be opened yet.
+    pub fn journal(&self) -> Result<Journal> {
+        let state = self.lock();
+        let journal = state.journal.clone().ok_or_else(stopped)?;
+        match journal.stopped() {
+            None => Ok(journal),
+            Some(why) => {
+                let space = journal.is_out_of_space();
+                Err(Error::Stopped { last_seq: journal.head(), why, space })
+            }
+        }
+    }
+
+    /// Why the journal takes no records, if so.
+    #[must_use]
+    pub fn stopped(&self) -> Option<String> {
+        match &self.lock().journal {
+            Some(journal) => journal.stopped(),
+            None => Some("the journal is not open".into()),
+        }
+    }
+
+    /// Opens the journal anew if it stopped. Blocking: it reads the journal's units.
+    ///
+    /// # Errors
+    /// As [`Journal::open`]; [`Error::Locked`] as long as somebody of us still writes to the old
+    /// one.
+    pub fn ensure_open(&self) -> Result<()> {
+        let mut state = self.lock();
+        if state.journal.as_ref().is_some_and(|j| j.stopped().is_none()) {
+            return Ok(());
+        }
+        state.journal = None;
+        let (journal, history) = Journal::open(&self.dir, self.options.clone())?;
+        state.take_history(&history);
+        state.journal = Some(journal);
+        Ok(())
+    }
+
+    /// Closes the journal cleanly.
+    ///
+    /// # Errors
+    /// The last records could not be made durable.
+    pub fn close(&self) -> Result<()> {
+        let journal = self.lock().journal.take();
+        journal.map_or(Ok(()), Journal::close)
+    }
+
+    /// Whether the journal lost records or holds damage: what it says of a volume can't be
+    /// trusted before all of it was compared.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.lock().damaged
+    }
+
+    /// Whether records that had been answered were lost to a failed sync.
+    #[must_use]
+    pub fn records_lost(&self) -> bool {
+        self.lock().records_lost
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.lock().config.clone()
+    }
+
+    /// Changes the configuration, in the journal if anything did change.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn update_config(&self, change: impl FnOnce(&mut Config)) -> Result<()> {
+        let mut state = self.lock();
+        let mut config = state.config.clone();
+        change(&mut config);
+        if config == state.config {
+            return Ok(());
+        }
+        let journal = state.journal.clone().ok_or_else(stopped)?;
+        journal.set_config(&config)?;
+        state.config = config;
+        Ok(())
+    }
+
+    /// The volume of a guest's disk: the one it had, or a new one.
+    ///
+    /// # Errors
+    /// The journal stopped; or there are no numbers left.
+    pub fn volume_of(&self, guest: &Guest, wanted: &Volume) -> Result<Volume> {
+        let mut found = None;
+        self.update_config(|config| {
+            match config.guests.iter_mut().find(|g| g.name == guest.name) {
+                Some(known) => *known = guest.clone(),
+                None => config.guests.push(guest.clone()),
+            }
+            let known = config
+                .volumes
+                .iter_mut()
+                .find(|v| v.guest == wanted.guest && v.disk == wanted.disk);
+            let volume = match known {
+                Some(known) => {
+                    *known = Volume { id: known.id, uuid: known.uuid, ..wanted.clone() };
+                    known.clone()
+                }
+                None => {
+                    let id = config.volumes.iter().map(|v| v.id).max().unwrap_or(0) + 1;
+                    let volume = Volume { id, uuid: Uuid::new_v4(), ..wanted.clone() };
+                    config.volumes.push(volume.clone());
+                    volume
+                }
+            };
+            found = Some(volume);
+        })?;
+        found.ok_or_else(|| Error::Invalid("no volume".into()))
+    }
+
+    /// What the journal has of a volume.
+    #[must_use]
+    pub fn volume_state(&self, volume: VolumeId) -> VolumeState {
+        self.lock().volumes.get(&volume).copied().unwrap_or_default()
+    }
+
+    fn change_volume(&self, volume: VolumeId, change: impl FnOnce(&mut VolumeState)) {
+        change(self.lock().volumes.entry(volume).or_default());
+    }
+
+    /// Starts a copy of blocks into the journal.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn begin_copy(
+        self: &std::sync::Arc<Self>,
+        volume: VolumeId,
+        cause: CopyCause,
+    ) -> Result<CopyWriter> {
+        let id = {
+            let mut state = self.lock();
+            let id = state.next_copy;
+            state.next_copy += 1;
+            id
+        };
+        CopyWriter::begin(std::sync::Arc::clone(self), volume, cause, id)
+    }
+
+    /// Opens a session: the guest is level now. Durable when this returns. Blocking.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn open_session(&self, guest: &str, full: bool) -> Result<OpenSession> {
+        let journal = self.journal()?;
+        let id = {
+            let mut state = self.lock();
+            let id = state.next_session;
+            state.next_session += 1;
+            id
+        };
+        let seq = journal.append_meta(&Meta::Session(Session {
+            id,
+            guest: guest.to_owned(),
+            event: SessionEvent::Open,
+            reason: String::new(),
+            upto: None,
+            full,
+            images: Vec::new(),
+        }))?;
+        journal.sync()?;
+        let session = OpenSession { id, from: seq, confirmed: seq };
+        let mut state = self.lock();
+        state.sessions.insert(guest.to_owned(), session);
+        state.timelines.entry(guest.to_owned()).or_default().opened(self.wall_ns());
+        state.images.remove(guest);
+        if full {
+            state.damaged = false;
+        }
+        state.records_lost = false;
+        Ok(session)
+    }
+
+    /// Closes a guest's session. `upto` is the last position that was proved level, if it isn't
+    /// the journal's end.
+    pub fn close_session(&self, guest: &str, reason: &str, upto: Option<Seq>) {
+        let Some(session) = self.lock().sessions.remove(guest) else { return };
+        self.lock().timelines.entry(guest.to_owned()).or_default().closed(self.wall_ns(), reason);
+        self.write_close(guest, session.id, reason, upto, Vec::new());
+    }
+
+    /// Says more of a session that is closed: better evidence of its end, and the images as they
+    /// lie now that the guest has ended.
+    pub fn amend_close(
+        &self,
+        guest: &str,
+        id: u32,
+        reason: &str,
+        upto: Option<Seq>,
+        images: Vec<ImageIdentity>,
+    ) {
+        {
+            let mut state = self.lock();
+            state.timelines.entry(guest.to_owned()).or_default().reworded(reason);
+            if images.is_empty() {
+                state.images.remove(guest);
+            } else {
+                state.images.insert(guest.to_owned(), images.clone());
+            }
+        }
+        self.write_close(guest, id, reason, upto, images);
+    }
+
+    fn write_close(
+        &self,
+        guest: &str,
+        id: u32,
+        reason: &str,
+        upto: Option<Seq>,
+        images: Vec<ImageIdentity>,
+    ) {
+        let record = Meta::Session(Session {
+            id,
+            guest: guest.to_owned(),
+            event: SessionEvent::Close,
+            reason: reason.to_owned(),
+            upto,
+            full: false,
+            images,
+        });
+        // A journal that stopped takes no close: its next epoch closes every session.
+        if let Err(error) = self.journal().and_then(|j| j.append_meta(&record)) {
+            tracing::warn!(guest, %error, "the end of the session is left to the next epoch");
+        }
+    }
+
+    /// A guest's open session.
+    #[must_use]
+    pub fn session(&self, guest: &str) -> Option<OpenSession> {
+        self.lock().sessions.get(guest).copied()
+    }
+
+    /// How the guest's session before this opening of the journal ended.
+    #[must_use]
+    pub fn last_session(&self, guest: &str) -> Option<LastSession> {
+        self.lock().last_sessions.get(guest).copied()
+    }
+
+    /// The guest's images as they lay when it had ended.
+    #[must_use]
+    pub fn images(&self, guest: &str) -> Vec<ImageIdentity> {
+        self.lock().images.get(guest).cloned().unwrap_or_default()
+    }
+
+    /// Notes that a guest was found level at `position`, with a tick record.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn confirm(&self, guest: &str, position: Seq) -> Result<()> {
+        let id = {
+            let mut state = self.lock();
+            let Some(session) = state.sessions.get_mut(guest) else { return Ok(()) };
+            session.confirmed = session.confirmed.max(position);
+            session.id
+        };
+        let mut draft = Draft::of(Kind::Tick);
+        draft.addr = position;
+        draft.scope = id;
+        self.journal()?.append(&draft, &[]).map(drop)
+    }
+
+    /// Makes the regular checkpoint if it is due and every guest of the group is level.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn checkpoint_if_due(&self, every_ms: u64) -> Result<()> {
+        {
+            let mut state = self.lock();
+            let due = state.marked.is_none_or(|t| t.elapsed().as_millis() >= every_ms.into());
+            if !due || !state.all_level() {
+                return Ok(());
+            }
+            state.marked = Some(Instant::now());
+        }
+        self.mark(CheckpointKind::Crash, None).map(drop)
+    }
+
+    /// Makes a checkpoint. Not durable yet when this returns.
+    ///
+    /// # Errors
+    /// A guest of the group is not level; or the journal stopped.
+    pub fn mark(&self, kind: CheckpointKind, tag: Option<String>) -> Result<Marked> {
+        let journal = self.journal()?;
+        let mut state = self.lock();
+        if !state.all_level() {
+            return Err(Error::Invalid(format!(
+                "the group {} is not protected at this moment: a checkpoint now could not be \
+                 restored; see `afterimage status`",
+                self.name
+            )));
+        }
+        let id = state.next_checkpoint;
+        let seq = journal.append_meta(&Meta::Mark(Checkpoint { id, kind, tag }))?;
+        state.next_checkpoint += 1;
+        Ok(Marked { id, seq })
+    }
+
+    /// The guest's sessions over time, oldest first.
+    #[must_use]
+    pub fn timeline(&self, guest: &str) -> Vec<Interval> {
+        self.lock().timelines.get(guest).map(|t| t.intervals().to_vec()).unwrap_or_default()
+    }
+
+    /// Wall time by the journal's clock.
+    #[must_use]
+    pub fn wall_ns(&self) -> u64 {
+        self.options.clock.wall_ns()
+    }
+
+    /// Takes a guest out of the configuration; its volumes stay restorable.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn remove_guest(&self, guest: &str) -> Result<()> {
+        self.update_config(|config| {
+            config.guests.retain(|g| g.name != guest);
+            for volume in config.volumes.iter_mut().filter(|v| v.guest == guest) {
+                volume.active = false;
+            }
+        })
+    }
+}
+
+/// Deletes a journal that nobody writes to.
+///
+/// # Errors
+/// A restore or export reads it (I-7); or it can't be deleted.
+pub fn purge(dir: &Path) -> Result<()> {
+    let path = dir.join("pin");
+    let pin = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|e| Error::io("open", &path, e))?;
+    match rustix::fs::flock(&pin, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            return Err(Error::Invalid(format!(
+                "a restore reads {}: nothing was deleted; purge it when that has ended",
+                dir.display()
+            )));
+        }
+        Err(e) => return Err(Error::io("lock", &path, e)),
+    }
+    // Out of sight at once and whole, then piece by piece.
+    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let doomed = dir.with_file_name(format!(".purged-{name}-{}", Uuid::new_v4()));
+    std::fs::rename(dir, &doomed).map_err(|e| Error::io("rename", dir, e))?;
+    layout::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
+    std::fs::remove_dir_all(&doomed).map_err(|e| Error::io("delete", &doomed, e))
+}
+
+fn stopped() -> Error {
+    Error::Stopped { last_seq: 0, why: "it is not open".into(), space: false }
+}
+
+impl State {
+    fn empty(name: &str) -> Self {
+        Self {
+            journal: None,
+            config: Config {
+                group: Uuid::nil(),
+                name: name.to_owned(),
+                guests: Vec::new(),
+                volumes: Vec::new(),
+            },
+            volumes: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            timelines: BTreeMap::new(),
+            images: BTreeMap::new(),
+            last_sessions: BTreeMap::new(),
+            next_session: 1,
+            next_copy: 1,
+            next_checkpoint: 1,
+            damaged: false,
+            records_lost: false,
+            marked: None,
+        }
+    }
+
+    /// Every guest that has ever been level is level.
+    fn all_level(&self) -> bool {
+        let known = self.config.guests.iter().filter(|g| self.timelines.contains_key(&g.name));
+        let mut any = false;
+        for guest in known {
+            if !self.sessions.contains_key(&guest.name) {
+                return false;
+            }
+            any = true;
+        }
+        any
+    }
+
+    fn take_history(&mut self, history: &History) {
+        self.config = history.config().cloned().unwrap_or_else(|| Config {
+            group: history.identity.group,
+            ..Self::empty(&history.identity.name).config
+        });
+        self.sessions.clear();
+        self.damaged = history.damage.iter().any(|d| d.to.is_none());
+        let level_since = history.sessions.iter().map(|s| s.from).max().unwrap_or(0);
+        self.records_lost |= history.cut_at > level_since;
+        self.next_session = history.sessions.iter().map(|s| s.id).max().unwrap_or(0) + 1;
+        self.next_copy = history.copies.keys().max().copied().unwrap_or(0) + 1;
+        self.next_checkpoint = history.last_checkpoint_id + 1;
+        self.timelines = Timeline::of(history);
+        self.images.clear();
+        self.last_sessions.clear();
+        for session in &history.sessions {
+            if session.images.is_empty() {
+                self.images.remove(&session.guest);
+            } else {
+                self.images.insert(session.guest.clone(), session.images.clone());
+            }
+            let ticks = history.entries.iter().rev().map(|e| &e.record);
+            let confirmed = ticks
+                .filter(|r| r.kind == Kind::Tick && r.scope == session.id)
+                .map(|r| r.addr)
+                .next()
+                .unwrap_or(session.from);
+            self.last_sessions.insert(
+                session.guest.clone(),
+                LastSession {
+                    id: session.id,
+                    to: session.to.unwrap_or(history.head),
+                    confirmed,
+                    closed: session.to.is_some(),
+                },
+            );
+        }
+        self.volumes = copy::volume_states(history);
+    }
+}

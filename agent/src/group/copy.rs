@@ -1,0 +1,132 @@
+//! Blocks copied into the journal beside the captured writes (I-5).
+
+use super::{Group, VolumeState};
+use afterimage_journal::format::record::{FLAG_COPIED, Kind};
+use afterimage_journal::log::Draft;
+use afterimage_journal::meta::{Copy, CopyCause, CopyEvent, Meta};
+use afterimage_journal::{History, Journal, Result, Seq, VolumeId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Longest zero range in one record, in bytes.
+const ZERO_BYTES_MAX: u64 = 1 << 30;
+
+/// A copy that is going on. Dropped without [`CopyWriter::end`] it stays unfinished, and what it
+/// brought still ranks where it began.
+pub struct CopyWriter {
+    group: Arc<Group>,
+    journal: Journal,
+    volume: VolumeId,
+    cause: CopyCause,
+    id: u32,
+    as_of: Seq,
+}
+
+impl CopyWriter {
+    pub(super) fn begin(
+        group: Arc<Group>,
+        volume: VolumeId,
+        cause: CopyCause,
+        id: u32,
+    ) -> Result<Self> {
+        let journal = group.journal()?;
+        let mut writer = Self { group, journal, volume, cause, id, as_of: 0 };
+        writer.as_of = writer.say(CopyEvent::Start, 0)?;
+        writer.group.change_volume(volume, |v| v.has_data = true);
+        Ok(writer)
+    }
+
+    fn say(&self, event: CopyEvent, upto: u64) -> Result<Seq> {
+        self.journal.append_meta(&Meta::Copy(Copy {
+            id: self.id,
+            volume: self.volume,
+            event,
+            cause: self.cause,
+            upto,
+        }))
+    }
+
+    /// Where its blocks rank.
+    #[must_use]
+    pub fn as_of(&self) -> Seq {
+        self.as_of
+    }
+
+    fn draft(&self, kind: Kind, addr: u64, len: u32) -> Draft {
+        Draft { kind, flags: FLAG_COPIED, volume: self.volume, addr, len, scope: self.id }
+    }
+
+    /// Adds blocks.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn put(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        let limit = self.journal.payload_bytes_max() as usize;
+        let mut addr = at;
+        for piece in bytes.chunks(limit) {
+            let len = piece.len() as u32;
+            self.journal.append(&self.draft(Kind::Write, addr, len), piece)?;
+            addr += u64::from(len);
+        }
+        Ok(())
+    }
+
+    /// Adds a range of zeroes.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn zero(&self, at: u64, bytes: u64) -> Result<()> {
+        let (mut addr, end) = (at, at + bytes);
+        while addr < end {
+            let len = (end - addr).min(ZERO_BYTES_MAX) as u32;
+            self.journal.append(&self.draft(Kind::Zero, addr, len), &[])?;
+            addr += u64::from(len);
+        }
+        Ok(())
+    }
+
+    /// Everything below this byte address is in.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn progress(&self, upto: u64) -> Result<()> {
+        self.say(CopyEvent::Progress, upto)?;
+        if self.cause == CopyCause::Initial {
+            self.group.change_volume(self.volume, |v| v.initial_upto = upto);
+        }
+        Ok(())
+    }
+
+    /// All of it is in.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn end(self, volume_bytes: u64) -> Result<Seq> {
+        let seq = self.say(CopyEvent::End, volume_bytes)?;
+        if self.cause != CopyCause::Bitmap {
+            self.group.change_volume(self.volume, |v| v.complete = true);
+        }
+        Ok(seq)
+    }
+}
+
+/// What a journal has of each volume.
+pub(super) fn volume_states(history: &History) -> BTreeMap<VolumeId, VolumeState> {
+    let mut states: BTreeMap<VolumeId, VolumeState> = BTreeMap::new();
+    for entry in history.entries.iter().filter(|e| e.record.kind.is_data()) {
+        states.entry(entry.record.volume).or_default().has_data = true;
+    }
+    for copy in history.copies.values() {
+        let state = states.entry(copy.volume).or_default();
+        state.has_data = true;
+        match copy.cause {
+            CopyCause::Bitmap => {}
+            CopyCause::Initial => {
+                state.initial_upto = state.initial_upto.max(copy.upto);
+                state.complete |= copy.ended.is_some();
+            }
+            CopyCause::Compare => state.complete |= copy.ended.is_some(),
+        }
+    }
+    states
+}

@@ -1,0 +1,529 @@
+//! Taking hold of a running guest's disks: what is there already, what has to be copied, and the
+//! mirrors.
+//!
+//! The decision is pure ([`decide`]); what is found in QEMU and in the journal goes in, and for
+//! each disk a [`Plan`] comes out. A map is trusted only when it is ours, consistent and was
+//! recording all the time; everything else is compared (I-4).
+
+use super::task::Context;
+use crate::capture::{Capture, CaptureEvent, Tap, TapCounters};
+use crate::group::{LastSession, VolumeState};
+use afterimage_journal::meta::{Guest, Volume};
+use afterimage_nbd::client::Client;
+use afterimage_qmp::Qemu;
+use afterimage_qmp::qemu::{
+    Attachment, Bitmap, Disk, GRANULARITY_BYTES, MirrorSpec, Names, NewBitmap, Process, Rotation,
+    RunState, ServerHealth,
+};
+use anyhow::{Context as _, Result, bail};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How long our own server may take to answer the probe before QEMU is told to connect.
+const PROBE_LIMIT: Duration = Duration::from_millis(500);
+/// Longest path of a unix socket (`sun_path`, less its end).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Notes which QEMU process was attached to.
+const PROCESS_FILE: &str = "qemu-process";
+
+/// What has to be done until a disk is level.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// The mirror is there, paused by the end of its server: it sends what it noted.
+    pub resume: bool,
+    /// Maps of what was written while nobody listened: their blocks are pulled.
+    pub bitmaps: Vec<String>,
+    /// A copy of the whole disk.
+    pub full: Option<FullCopy>,
+}
+
+/// A copy of a whole disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FullCopy {
+    /// Everything from this byte address on, the first time.
+    Initial {
+        /// Where to go on.
+        from: u64,
+    },
+    /// Only what differs from the journal.
+    Compare,
+}
+
+/// What was found of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// A job of ours is there.
+    pub job: bool,
+    /// A bitmap of ours has recorded since the journal last knew the disk.
+    pub mapped: bool,
+    /// What the journal has of it.
+    pub journal: VolumeState,
+    /// Its image lies as it lay when the guest had ended, and the guest hasn't run since.
+    pub untouched: bool,
+    /// Its size is another than the journal's.
+    pub resized: bool,
+    /// The journal's records of it can't be trusted.
+    pub damaged: bool,
+    /// Records were lost to a failed sync.
+    pub records_lost: bool,
+}
+
+/// What to do for a disk; the bitmaps are filled in by name later.
+#[must_use]
+pub fn decide(found: &Found) -> Plan {
+    let known = found.journal.has_data || found.journal.complete;
+    if found.damaged || (found.resized && known) {
+        return Plan { resume: found.job, full: Some(FullCopy::Compare), ..Plan::default() };
+    }
+    let rest =
+        (!found.journal.complete).then_some(FullCopy::Initial { from: found.journal.initial_upto });
+    if found.job {
+        let full = match found.records_lost && !found.mapped {
+            true => Some(FullCopy::Compare),
+            false => rest,
+        };
+        return Plan { resume: true, full, ..Plan::default() };
+    }
+    if found.mapped || found.untouched {
+        return Plan { full: rest, ..Plan::default() };
+    }
+    let full = if known { FullCopy::Compare } else { FullCopy::Initial { from: 0 } };
+    Plan { full: Some(full), ..Plan::default() }
+}
+
+/// A disk with its mirror.
+pub struct AttachedDisk {
+    /// Its volume.
+    pub volume: Volume,
+    /// The disk as QEMU described it.
+    pub disk: Disk,
+    /// Our names for it.
+    pub names: Names,
+    /// Its mirror.
+    pub attachment: Attachment,
+    /// Our server.
+    pub capture: Option<Capture>,
+    /// What its tap counts.
+    pub counters: Arc<TapCounters>,
+    /// What is to be done.
+    pub plan: Plan,
+    /// The map that records now.
+    pub recording: String,
+    /// Its number.
+    pub generation: u64,
+}
+
+/// A guest with its mirrors.
+pub struct Attached {
+    /// Its QEMU.
+    pub qemu: Qemu,
+    /// The process, where it can be told.
+    pub process: Option<Process>,
+    /// Its disks.
+    pub disks: Vec<AttachedDisk>,
+    /// Set to the session's id while one is open.
+    pub session: Arc<AtomicU32>,
+    /// Where its sockets lie.
+    pub dir: PathBuf,
+}
+
+impl Attached {
+    /// Ends our servers: QEMU's mirrors pause and keep their maps. Blocking.
+    pub fn stop_captures(&mut self) {
+        for disk in &mut self.disks {
+            if let Some(capture) = disk.capture.take() {
+                capture.stop();
+            }
+        }
+    }
+}
+
+/// Attaches to all disks of a guest.
+///
+/// # Errors
+/// The guest has no such disks, something else holds one, or QEMU refused. Our servers are gone
+/// then; mirrors that were made are paused, and taken up or removed by the next try.
+pub async fn attach(
+    context: &Context,
+    qemu: Qemu,
+    libvirt_xml: Option<String>,
+    events: &mpsc::UnboundedSender<CaptureEvent>,
+) -> Result<Attached> {
+    let process = qemu.process()?;
+    let guest = Guest {
+        name: context.settings.name.clone(),
+        command_line: process.as_ref().map(|p| p.command_line.clone()).unwrap_or_default(),
+        libvirt_xml,
+        qemu_version: qemu.version().to_string(),
+    };
+    let disks = chosen(context, &qemu).await?;
+    let dir = run_dir(context, process.as_ref())?;
+    let mut attached =
+        Attached { qemu, process, disks: Vec::new(), session: Arc::new(AtomicU32::new(0)), dir };
+    let last = context.group.last_session(&context.settings.name);
+    let begun = begin(context, &mut attached, &guest, disks, last, events).await;
+    if let Err(error) = begun {
+        attached.stop_captures();
+        return Err(error);
+    }
+    Ok(attached)
+}
+
+async fn begin(
+    context: &Context,
+    attached: &mut Attached,
+    guest: &Guest,
+    disks: Vec<Disk>,
+    last: Option<LastSession>,
+    events: &mpsc::UnboundedSender<CaptureEvent>,
+) -> Result<()> {
+    let qemu = attached.qemu.clone();
+    let prelaunch = qemu.run_state().await? == RunState::Prelaunch;
+    let jobs = qemu.jobs().await?;
+    let mut found = Vec::new();
+    for disk in disks {
+        let wanted = volume_of(context, &disk);
+        let before = context.group.config().volumes;
+        let volume = context.group.volume_of(guest, &wanted)?;
+        let resized = before.iter().any(|v| v.id == volume.id && v.bytes != disk.bytes);
+        let token = volume.uuid.simple().to_string();
+        let names = Names::new(token.get(..12).unwrap_or(&token))?;
+        let job = jobs.iter().any(|j| j.job == names.job() && j.status != "concluded");
+        if let Some(other) = disk.job.as_ref().filter(|j| **j != names.job()) {
+            bail!(
+                "the block job {other:?} holds disk {}: end it (or wait for its end), \
+                 then the agent attaches by itself",
+                disk.node
+            );
+        }
+        let untouched = prelaunch && is_untouched(context, &volume);
+        found.push((disk, volume, names, job, resized, untouched));
+    }
+    forget_others(context, &found.iter().map(|f| f.1.id).collect::<Vec<_>>())?;
+    clean(&qemu, &found.iter().map(|f| (&f.2, f.3)).collect::<Vec<_>>()).await?;
+    let same = was_here(attached);
+    amend_if_job_vanished(context, last.filter(|_| same), found.iter().all(|f| f.3));
+    for (disk, volume, names, job, resized, untouched) in found {
+        let ours: Vec<&Bitmap> =
+            disk.bitmaps.iter().filter(|b| generation_of(&names, &b.name).is_some()).collect();
+        let mapped = ours.iter().any(|b| b.recording) && ours.iter().all(|b| !b.inconsistent);
+        let plan = decide(&Found {
+            job,
+            mapped,
+            journal: context.group.volume_state(volume.id),
+            untouched,
+            resized,
+            damaged: context.group.is_damaged(),
+            records_lost: context.group.records_lost(),
+        });
+        let one = take(context, attached, disk, volume, names, plan, events).await?;
+        attached.disks.push(one);
+    }
+    remember(attached);
+    if prelaunch && qemu.run_state().await? != RunState::Prelaunch {
+        // It was started in between: what it wrote first may have been missed.
+        for disk in attached.disks.iter_mut().filter(|d| d.plan == Plan::default()) {
+            disk.plan.full = Some(FullCopy::Compare);
+        }
+    }
+    Ok(())
+}
+
+/// The mirror and the maps of one disk.
+async fn take(
+    context: &Context,
+    attached: &Attached,
+    disk: Disk,
+    volume: Volume,
+    names: Names,
+    mut plan: Plan,
+    events: &mpsc::UnboundedSender<CaptureEvent>,
+) -> Result<AttachedDisk> {
+    let qemu = &attached.qemu;
+    let counters = Arc::new(TapCounters::default());
+    let capture = listen(context, attached, &volume, &names, &counters, events)?;
+    let mut maps: Vec<(u64, &Bitmap)> =
+        disk.bitmaps.iter().filter_map(|b| Some((generation_of(&names, &b.name)?, b))).collect();
+    maps.sort_by_key(|(generation, _)| *generation);
+    let usable = maps.iter().any(|(_, b)| b.recording) && maps.iter().all(|(_, b)| !b.inconsistent);
+    let mut generation = maps.last().map_or(0, |(g, _)| *g);
+    let old: Vec<String> = maps.iter().map(|(_, b)| b.name.clone()).collect();
+    let recording = maps.iter().rev().find(|(_, b)| b.recording).map(|(_, b)| b.name.clone());
+    let new_map = |generation| NewBitmap {
+        node: disk.node.clone(),
+        name: names.bitmap(generation),
+        persistent: disk.keeps_bitmaps(),
+        granularity_bytes: GRANULARITY_BYTES,
+    };
+    let recording = match recording {
+        Some(name) if usable => name,
+        _ => {
+            for name in &old {
+                qemu.remove_bitmap(&disk.node, name).await?;
+            }
+            generation += 1;
+            qemu.add_bitmap(&new_map(generation)).await?;
+            names.bitmap(generation)
+        }
+    };
+    let mut this = AttachedDisk {
+        attachment: Attachment::of(&disk.node, &names),
+        volume,
+        names: names.clone(),
+        capture: None,
+        counters,
+        plan: Plan::default(),
+        recording,
+        generation,
+        disk: disk.clone(),
+    };
+    if !plan.resume {
+        probe(&capture.socket).await?;
+        this.attachment = qemu
+            .attach(&MirrorSpec {
+                node: disk.node.clone(),
+                socket: capture.socket.clone(),
+                export: String::new(),
+                names: names.clone(),
+            })
+            .await
+            .with_context(|| format!("attach to disk {}", disk.node))?;
+    }
+    this.capture = Some(capture);
+    if usable && (!plan.resume || context.group.records_lost()) {
+        this.generation += 1;
+        let rotation = Rotation { old: this.recording.clone(), new: new_map(this.generation) };
+        qemu.rotate_bitmaps(&[rotation]).await?;
+        this.recording = names.bitmap(this.generation);
+        plan.bitmaps = old;
+    }
+    this.plan = plan;
+    Ok(this)
+}
+
+fn listen(
+    context: &Context,
+    attached: &Attached,
+    volume: &Volume,
+    names: &Names,
+    counters: &Arc<TapCounters>,
+    events: &mpsc::UnboundedSender<CaptureEvent>,
+) -> Result<Capture> {
+    let socket = attached.dir.join(format!("{}.sock", names.job()));
+    if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        bail!(
+            "{} is too long for a socket ({SOCKET_PATH_BYTES_MAX} bytes at most): \
+             use a state directory with a shorter path",
+            socket.display()
+        );
+    }
+    let tap = Arc::new(Tap::new(
+        context.group.journal()?,
+        volume.id,
+        volume.bytes,
+        Arc::clone(&attached.session),
+        Arc::clone(counters),
+    ));
+    let capture = Capture::start(&socket, tap, context.worker.clone(), events.clone())?;
+    give_to(&socket, attached.process.as_ref())?;
+    Ok(capture)
+}
+
+async fn probe(socket: &Path) -> Result<()> {
+    let path = socket.to_owned();
+    tokio::task::spawn_blocking(move || Client::list(&path, PROBE_LIMIT))
+        .await?
+        .with_context(|| format!("our own server on {} does not answer", socket.display()))?;
+    Ok(())
+}
+
+async fn chosen(context: &Context, qemu: &Qemu) -> Result<Vec<Disk>> {
+    let all = qemu.disks().await?;
+    let mut chosen = Vec::new();
+    for selector in &context.settings.disks {
+        let disk = all.find(selector)?.clone();
+        if disk.read_only {
+            bail!("disk {selector} is read-only: there is nothing to protect");
+        }
+        chosen.push(disk);
+    }
+    if context.settings.disks.is_empty() {
+        chosen = all.disks.into_iter().filter(|d| !d.read_only).collect();
+    }
+    if chosen.is_empty() {
+        let skipped: Vec<_> =
+            all.skipped.iter().map(|s| format!("{} ({})", s.name, s.reason)).collect();
+        bail!("the guest has no disk that can be protected; left out: {}", skipped.join(", "));
+    }
+    Ok(chosen)
+}
+
+fn volume_of(context: &Context, disk: &Disk) -> Volume {
+    Volume {
+        id: 0,
+        uuid: uuid::Uuid::nil(),
+        guest: context.settings.name.clone(),
+        disk: disk.identity.to_string(),
+        node: disk.node.clone(),
+        bytes: disk.bytes,
+        format: disk.driver.clone(),
+        source: disk.file.clone(),
+        active: true,
+    }
+}
+
+/// Disks that are no longer there, or no longer wanted, leave the group.
+fn forget_others(context: &Context, ids: &[u16]) -> Result<()> {
+    context.group.update_config(|config| {
+        for volume in config.volumes.iter_mut().filter(|v| v.guest == context.settings.name) {
+            volume.active = ids.contains(&volume.id);
+        }
+    })?;
+    Ok(())
+}
+
+/// Removes what an earlier agent left in QEMU, but for live mirrors and maps of these disks.
+async fn clean(qemu: &Qemu, disks: &[(&Names, bool)]) -> Result<()> {
+    let wanted = |name: &str| {
+        disks.iter().any(|(names, job)| {
+            let mirror = [names.job(), names.target(), names.filter()];
+            (*job && mirror.iter().any(|n| n == name)) || generation_of(names, name).is_some()
+        })
+    };
+    let removed = qemu.remove_leftovers(ServerHealth::Dead, wanted).await?;
+    for (name, error) in &removed.failed {
+        tracing::warn!(name, %error, "left behind in QEMU");
+    }
+    Ok(())
+}
+
+/// A mirror that vanished while we were away was not ended by our death: writes may have gone
+/// past it before that. Only what was looked at counts then.
+fn amend_if_job_vanished(context: &Context, last: Option<LastSession>, jobs_there: bool) {
+    let Some(last) = last.filter(|l| !l.closed && !jobs_there) else { return };
+    if last.confirmed < last.to {
+        context.group.amend_close(
+            &context.settings.name,
+            last.id,
+            "the mirror was ended from outside while the agent was not running",
+            Some(last.confirmed),
+            Vec::new(),
+        );
+    }
+}
+
+/// Whether this very QEMU process was the one at the attach before, by an earlier agent too.
+fn was_here(attached: &Attached) -> bool {
+    let known = std::fs::read_to_string(attached.dir.join(PROCESS_FILE)).unwrap_or_default();
+    process_line(attached).is_some_and(|line| line == known)
+}
+
+fn remember(attached: &Attached) {
+    let line = process_line(attached).unwrap_or_default();
+    if let Err(error) = std::fs::write(attached.dir.join(PROCESS_FILE), line) {
+        tracing::warn!(%error, "can't note which QEMU this is");
+    }
+}
+
+fn process_line(attached: &Attached) -> Option<String> {
+    attached.process.as_ref().map(|p| format!("{} {}\n", p.pid, p.start_ticks))
+}
+
+/// The number of a bitmap of ours.
+pub fn generation_of(names: &Names, bitmap: &str) -> Option<u64> {
+    let zero = names.bitmap(0);
+    bitmap.strip_prefix(zero.strip_suffix('0')?)?.parse().ok()
+}
+
+fn is_untouched(context: &Context, volume: &Volume) -> bool {
+    let images = context.group.images(&context.settings.name);
+    images
+        .iter()
+        .find(|i| i.volume == volume.id)
+        .is_some_and(|known| super::task::image_identity(volume).as_ref() == Some(known))
+}
+
+/// The directory of a guest's sockets, reachable for QEMU's user.
+fn run_dir(context: &Context, process: Option<&Process>) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let run = context.state.join("run");
+    let dir = run.join(&context.settings.name);
+    afterimage_journal::layout::make_dir(&dir)?;
+    if let Some(uid) = uid_of(process).filter(|uid| *uid != rustix::process::getuid().as_raw()) {
+        // Others may pass through, not look.
+        for path in [context.state.as_path(), run.as_path()] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711))
+                .with_context(|| format!("open {} to QEMU's user {uid}", path.display()))?;
+        }
+        give_to(&dir, process)?;
+    }
+    Ok(dir)
+}
+
+fn uid_of(process: Option<&Process>) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(format!("/proc/{}", process?.pid)).ok().map(|m| m.uid())
+}
+
+fn give_to(path: &Path, process: Option<&Process>) -> Result<()> {
+    if let Some(uid) = uid_of(process).filter(|uid| *uid != rustix::process::getuid().as_raw()) {
+        std::os::unix::fs::chown(path, Some(uid), None)
+            .with_context(|| format!("give {} to QEMU's user {uid}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: VolumeState = VolumeState { complete: true, initial_upto: 0, has_data: true };
+    const NEW: VolumeState = VolumeState { complete: false, initial_upto: 0, has_data: false };
+    const HALF: VolumeState = VolumeState { complete: false, initial_upto: 4096, has_data: true };
+
+    fn found(job: bool, mapped: bool, journal: VolumeState) -> Found {
+        Found {
+            job,
+            mapped,
+            journal,
+            untouched: false,
+            resized: false,
+            damaged: false,
+            records_lost: false,
+        }
+    }
+
+    #[test]
+    fn a_copy_of_everything_is_made_only_when_nothing_says_what_changed() {
+        let full = |f: &Found| decide(f).full;
+        assert_eq!(full(&found(false, false, NEW)), Some(FullCopy::Initial { from: 0 }));
+        assert_eq!(full(&found(true, true, KNOWN)), None);
+        assert_eq!(full(&found(false, true, KNOWN)), None);
+        assert_eq!(full(&found(false, false, KNOWN)), Some(FullCopy::Compare));
+        assert_eq!(full(&Found { untouched: true, ..found(false, false, KNOWN) }), None);
+    }
+
+    #[test]
+    fn an_interrupted_first_copy_goes_on_only_under_a_map() {
+        let rest = Some(FullCopy::Initial { from: 4096 });
+        assert_eq!(decide(&found(true, true, HALF)).full, rest);
+        assert_eq!(decide(&found(false, true, HALF)).full, rest);
+        assert_eq!(decide(&found(false, false, HALF)).full, Some(FullCopy::Compare));
+    }
+
+    #[test]
+    fn what_cannot_be_trusted_is_compared() {
+        for (job, mapped) in [(true, true), (false, true), (true, false)] {
+            let damaged = Found { damaged: true, ..found(job, mapped, KNOWN) };
+            assert_eq!(decide(&damaged).full, Some(FullCopy::Compare));
+            let resized = Found { resized: true, ..found(job, mapped, KNOWN) };
+            assert_eq!(decide(&resized).full, Some(FullCopy::Compare));
+        }
+        let lost = Found { records_lost: true, ..found(true, false, KNOWN) };
+        assert_eq!(decide(&lost).full, Some(FullCopy::Compare));
+    }
+}

@@ -1,0 +1,133 @@
+//! One guest: its task, and what others see of it.
+//!
+//! ```text
+//!            monitor answers        attached            level, proved
+//! reaching ─────────────────► attaching ───► syncing ─────────────────► protected
+//!    ▲  ▲                                      │   ▲ job-resume, bitmap,    │
+//!    │  └── guest ended, monitor lost ─────────┴───┴─ compare, initial ─────┤
+//!    │                                                                      │
+//!    └── detached (by a person) ◄───────────────────────────────────────────┘
+//! ```
+//!
+//! The task owns the state and makes every change of it; others send it commands and read the
+//! [`Face`] that it shows.
+
+mod attach;
+mod face;
+mod marks;
+mod pull;
+mod sync;
+mod task;
+
+pub use face::{DiskFace, Face, Progress};
+pub use task::Context;
+
+use crate::api::{ApiError, MarkReply, MarkRequest};
+use crate::settings::GuestSettings;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Commands that may wait for a guest's task.
+const COMMANDS_MAX: usize = 16;
+/// How long a command may wait for the task; an attach may probe several disks.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a guest's task is asked for.
+pub(crate) enum Command {
+    /// Let go of the guest.
+    Detach(oneshot::Sender<Result<(), ApiError>>),
+    /// Take hold of it again.
+    Attach(oneshot::Sender<Result<(), ApiError>>),
+    /// Make a checkpoint.
+    Mark(MarkRequest, oneshot::Sender<Result<MarkReply, ApiError>>),
+    /// New settings.
+    Set(Box<GuestSettings>, oneshot::Sender<Result<(), ApiError>>),
+    /// Let go for good; nothing of ours stays in QEMU.
+    Unprotect(oneshot::Sender<Result<(), ApiError>>),
+    /// The agent ends: close the session, leave QEMU's maps in place.
+    Stop(oneshot::Sender<Result<(), ApiError>>),
+}
+
+/// A guest, as the engine holds it.
+pub struct Guest {
+    /// What it shows.
+    pub face: Arc<Face>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Guest {
+    /// Starts a guest's task. The sender gets the outcome of its first attach.
+    #[must_use]
+    pub fn start(context: Context) -> (Self, oneshot::Receiver<Result<(), ApiError>>) {
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let (first, outcome) = oneshot::channel();
+        let face = Arc::clone(&context.face);
+        tokio::spawn(task::run(context, inbox, first));
+        (Self { face, commands }, outcome)
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, ApiError>>) -> Command,
+    ) -> Result<T, ApiError> {
+        let gone = || ApiError::other(format!("the task of {} has ended", self.face.name()));
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| gone())?;
+        match tokio::time::timeout(COMMAND_LIMIT, answer).await {
+            Ok(answer) => answer.map_err(|_| gone())?,
+            Err(_) => Err(ApiError::not_reachable(format!(
+                "{} did not get to it within {COMMAND_LIMIT:?}: see `afterimage status`",
+                self.face.name()
+            ))),
+        }
+    }
+
+    /// Lets go of the guest.
+    ///
+    /// # Errors
+    /// QEMU refused.
+    pub async fn detach(&self) -> Result<(), ApiError> {
+        self.ask(Command::Detach).await
+    }
+
+    /// Takes hold of it again; returns once attached.
+    ///
+    /// # Errors
+    /// It can't be reached, or attached to.
+    pub async fn attach(&self) -> Result<(), ApiError> {
+        self.ask(Command::Attach).await
+    }
+
+    /// Makes a durable checkpoint.
+    ///
+    /// # Errors
+    /// The guest isn't level, or can't be frozen.
+    pub async fn mark(&self, request: MarkRequest) -> Result<MarkReply, ApiError> {
+        self.ask(|reply| Command::Mark(request, reply)).await
+    }
+
+    /// Changes settings.
+    ///
+    /// # Errors
+    /// The task has ended.
+    pub async fn set(&self, settings: GuestSettings) -> Result<(), ApiError> {
+        self.ask(|reply| Command::Set(Box::new(settings), reply)).await
+    }
+
+    /// Lets go for good.
+    ///
+    /// # Errors
+    /// QEMU refused.
+    pub async fn unprotect(&self) -> Result<(), ApiError> {
+        self.ask(Command::Unprotect).await
+    }
+
+    /// Ends the task because the agent ends.
+    ///
+    /// # Errors
+    /// The task has ended already.
+    pub async fn stop(&self) -> Result<(), ApiError> {
+        self.ask(Command::Stop).await
+    }
+}

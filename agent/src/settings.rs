@@ -1,0 +1,109 @@
+//! What the agent remembers of a guest across restarts: `STATE/guests/NAME.json`.
+//!
+//! Only how to reach and how to treat it. What was captured, and from which disks, is in the
+//! journal alone, so that the two can't disagree.
+
+use afterimage_journal::{Error, Result, layout};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A protected guest's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSettings {
+    /// The guest's name.
+    pub name: String,
+    /// Its group: the name of its journal.
+    pub group: String,
+    /// Its QMP socket.
+    #[serde(default)]
+    pub qmp: Option<PathBuf>,
+    /// Its libvirt domain.
+    #[serde(default)]
+    pub libvirt: Option<String>,
+    /// Which disks; empty: all.
+    #[serde(default)]
+    pub disks: Vec<String>,
+    /// How far back the journal is to reach at least, in seconds.
+    pub window_s: u64,
+    /// Time between checkpoints, in milliseconds.
+    pub checkpoint_every_ms: u64,
+    /// Limit of initial sync and resync, bytes a second.
+    #[serde(default)]
+    pub rate_bytes_per_s: Option<u64>,
+    /// The guest agent's socket.
+    #[serde(default)]
+    pub guest_agent: Option<PathBuf>,
+    /// Somebody asked to let go of it.
+    #[serde(default)]
+    pub detached: bool,
+}
+
+impl GuestSettings {
+    /// How the guest is reached, for people.
+    #[must_use]
+    pub fn monitor(&self) -> String {
+        match (&self.qmp, &self.libvirt) {
+            (Some(path), _) => path.display().to_string(),
+            (None, Some(domain)) => format!("libvirt:{domain}"),
+            (None, None) => "nothing".into(),
+        }
+    }
+
+    /// Writes the settings, durably.
+    ///
+    /// # Errors
+    /// They can't be written.
+    pub fn save(&self, state: &Path) -> Result<()> {
+        let path = path_of(state, &self.name)?;
+        layout::make_dir(&state.join("guests"))?;
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::Invalid(format!("encode settings: {e}")))?;
+        layout::replace_file(&path, &json)
+    }
+
+    /// Removes a guest's settings; done as well when there are none.
+    ///
+    /// # Errors
+    /// They can't be removed.
+    pub fn remove(state: &Path, name: &str) -> Result<()> {
+        let path = path_of(state, name)?;
+        match std::fs::remove_file(&path) {
+            Ok(()) => layout::sync_dir(&state.join("guests")),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("remove settings", &path, e)),
+        }
+    }
+
+    /// The settings of all guests, by name.
+    ///
+    /// # Errors
+    /// A file can't be read or understood: guessing would leave a guest unprotected in silence.
+    pub fn load_all(state: &Path) -> Result<Vec<Self>> {
+        let dir = state.join("guests");
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io("list settings", &dir, e)),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|e| Error::io("list settings", &dir, e))?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let bytes = std::fs::read(&path).map_err(|e| Error::io("read settings", &path, e))?;
+            let settings: Self = serde_json::from_slice(&bytes).map_err(|e| {
+                let why = format!("{e}; correct it, or remove it and protect the guest again");
+                Error::Unusable { path: path.clone(), why }
+            })?;
+            all.push(settings);
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+}
+
+fn path_of(state: &Path, name: &str) -> Result<PathBuf> {
+    layout::check_name(name)?;
+    Ok(state.join("guests").join(format!("{name}.json")))
+}
