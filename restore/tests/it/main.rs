@@ -1,0 +1,9 @@
+//! Tests of restore over real journals, real files, and `qemu-img`.
+
+mod bed;
+mod damage;
+mod open;
+mod points;
+mod start;
+mod target;
+mod verify;

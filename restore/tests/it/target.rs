@@ -1,0 +1,150 @@
+//! Targets: nothing is overwritten, nothing half-made keeps its name.
+
+use crate::bed::{Bed, names, restore_at, restore_to};
+use afterimage_restore::{Format, Kind, Recovery};
+use rustix::fs::{FlockOperation, flock};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+fn bed() -> (Bed, Recovery, u64) {
+    let mut bed = Bed::new(1, &[1 << 20, 4 << 20]);
+    bed.open_session();
+    let mut bytes = vec![0; 128 << 10];
+    let mut last = 0;
+    for i in 0..32 {
+        bed.dice.fill(&mut bytes);
+        last = bed.write_at(1, i * bytes.len(), &bytes);
+    }
+    let recovery = bed.open();
+    (bed, recovery, last)
+}
+
+#[test]
+fn an_existing_target_is_left_as_it_is() {
+    let (_bed, recovery, last) = bed();
+    for format in [Format::Raw, Format::Qcow2] {
+        let out = tempfile::tempdir().unwrap();
+        let taken = out.path().join(format!("web-d1.{}", format.as_str()));
+        fs::write(&taken, "mine").unwrap();
+        let error = restore_to(&recovery, last, out.path(), format, &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage);
+        assert!(error.to_string().contains("exists and is left as it is"), "{error}");
+        assert_eq!(fs::read_to_string(&taken).unwrap(), "mine");
+        assert_eq!(names(out.path()).len(), 1, "{:?}", names(out.path()));
+    }
+}
+
+#[test]
+fn a_dangling_link_is_not_followed() {
+    let (_bed, recovery, last) = bed();
+    let out = tempfile::tempdir().unwrap();
+    let elsewhere = out.path().join("elsewhere");
+    std::os::unix::fs::symlink(&elsewhere, out.path().join("web-d0.raw")).unwrap();
+    let error = restore_to(&recovery, last, out.path(), Format::Raw, &[]).unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+    assert!(!elsewhere.exists());
+}
+
+#[test]
+fn what_an_ended_restore_left_is_replaced_and_a_running_one_is_respected() {
+    let (bed, recovery, last) = bed();
+    let out = tempfile::tempdir().unwrap();
+    let partial = out.path().join("web-d0.raw.partial");
+    fs::write(&partial, vec![7; 2 << 20]).unwrap();
+    let running = fs::File::open(&partial).unwrap();
+    flock(&running, FlockOperation::LockExclusive).unwrap();
+    let error = restore_to(&recovery, last, out.path(), Format::Raw, &[]).unwrap_err();
+    assert!(error.to_string().contains("another restore is writing"), "{error}");
+    assert_eq!(fs::metadata(&partial).unwrap().len(), 2 << 20);
+    drop(running);
+    restore_to(&recovery, last, out.path(), Format::Raw, &[]).unwrap();
+    assert_eq!(names(out.path()), ["web-d0.raw", "web-d1.raw"]);
+    assert!(fs::read(out.path().join("web-d0.raw")).unwrap() == bed.disks[0]);
+}
+
+#[test]
+fn a_file_as_target_directory_is_refused() {
+    let (_bed, recovery, last) = bed();
+    let out = tempfile::tempdir().unwrap();
+    let file = out.path().join("f");
+    fs::write(&file, "x").unwrap();
+    let error = restore_to(&recovery, last, &file, Format::Raw, &[]).unwrap_err();
+    assert!(error.to_string().contains("is a file"), "{error}");
+    let error = restore_at(&recovery, last, &file, Format::Raw).unwrap_err();
+    assert!(error.to_string().contains("create directory"), "{error}");
+}
+
+/// A small file system of its own, unmounted when dropped. `None` without the right to mount.
+struct Mount<'a>(&'a Path);
+
+impl<'a> Mount<'a> {
+    fn new(at: &'a Path, options: &str) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(at);
+        match mount.output() {
+            Ok(out) if out.status.success() => Some(Self(at)),
+            _ => {
+                eprintln!("left out: mounting a small file system needs root");
+                None
+            }
+        }
+    }
+
+    fn remount(&self, options: &str) {
+        let status =
+            Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(self.0).status();
+        assert!(status.unwrap().success());
+    }
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_target_is_said_to_be_full_and_keeps_nothing() {
+    let (_bed, recovery, last) = bed();
+    let out = tempfile::tempdir().unwrap();
+    let Some(_mount) = Mount::new(out.path(), "size=2m") else { return };
+    for format in [Format::Raw, Format::Qcow2] {
+        let to = out.path().join(format.as_str());
+        let error = restore_to(&recovery, last, &to, format, &[]).unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains("No space left") && said.contains("free space there"), "{said}");
+        assert!(said.contains("web-d1"), "{said}");
+        assert_eq!(names(&to), [""; 0]);
+    }
+}
+
+#[test]
+fn a_target_that_cannot_be_written_is_said_to_be_one() {
+    let (_bed, recovery, last) = bed();
+    let out = tempfile::tempdir().unwrap();
+    let Some(mount) = Mount::new(out.path(), "size=8m") else { return };
+    mount.remount("ro");
+    let error = restore_at(&recovery, last, out.path(), Format::Raw).unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("Read-only") && said.contains("you can write to"), "{said}");
+}
+
+#[test]
+fn a_journal_on_a_medium_that_cannot_be_written_is_restored() {
+    let (mut bed, recovery, last) = bed();
+    drop(recovery);
+    bed.stop_agent();
+    let medium = tempfile::tempdir().unwrap();
+    let Some(mount) = Mount::new(medium.path(), "size=64m") else { return };
+    let to = medium.path().join("pool/shop");
+    fs::create_dir_all(&to).unwrap();
+    for name in names(&bed.journal_dir()).iter().filter(|n| *n != "pin") {
+        fs::copy(bed.journal_dir().join(name), to.join(name)).unwrap();
+    }
+    mount.remount("ro");
+    let recovery = afterimage_restore::open(medium.path(), "shop").unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let report = restore_at(&recovery, last, out.path(), Format::Raw).unwrap();
+    assert!(fs::read(&report.disks[1].path).unwrap() == bed.disks[1]);
+}
