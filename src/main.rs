@@ -1,2 +1,68 @@
-//! (being written)
-fn main() {}
+//! The `afterimage` program: the command line over agent, journal and restore.
+//!
+//! [`cmd`] has one file a subcommand, [`when`] reads moments, [`quantity`] spans and sizes,
+//! [`state`] the state directory without an agent, [`show`] what people see, [`failure`] texts and
+//! exit codes. What always holds: 0 is said only for what is done; every failure is one text on
+//! standard error that says what happened, to what, and what to do next.
+
+mod cmd;
+mod failure;
+mod progress;
+mod quantity;
+mod show;
+mod state;
+mod when;
+
+use clap::Parser;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Rewind running virtual machines: every write to a guest's disks is journaled, so that the guest
+/// can be brought back as it was at any moment
+#[derive(Debug, Parser)]
+#[command(name = "afterimage", version, max_term_width = 100, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: cmd::Command,
+}
+
+const AFTER_HELP: &str = "\
+Begin with `afterimage demo` (needs nothing but QEMU), or:
+  afterimage agent --state DIR &              the daemon beside the guests
+  afterimage protect NAME --qmp SOCK --state DIR
+  afterimage restore NAME --at '5m ago' --to OUT --state DIR
+
+WHEN is one of: latest, RFC 3339, 14:03:10.250, '2026-11-22 14:03:10', '5m ago', seq:123, '#7',
+tag:TEXT. NAME is a guest or a group. SIZE and TIME are written like 50M, 1GiB, 5s, 24h, 7d.
+restore, checkpoints, verify and status need no agent: the journal on disk is enough.
+
+Exit codes: 0 done, 2 wrong usage, 3 not restorable (gap, outside the window, damaged),
+4 not reachable, 1 anything else. AFTERIMAGE_LOG sets what is logged (as in `debug`).
+
+Not built yet: memory checkpoints and warm restore, inline capture, sites and failover, export,
+encryption, limits of the journal's size and merging (a journal keeps all its history so far).";
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(matches!(cli.command, cmd::Command::Agent(_)));
+    match cli.command.run() {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("afterimage: {failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Logs go to standard error: all from `info` for the daemon, only trouble for a command.
+fn start_log(is_daemon: bool) {
+    let default = if is_daemon { "info" } else { "error" };
+    let filter =
+        EnvFilter::try_from_env("AFTERIMAGE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}

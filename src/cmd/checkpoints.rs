@@ -1,0 +1,99 @@
+//! `afterimage checkpoints`: the named recovery points of a guest or group.
+
+use crate::failure::Outcome;
+use crate::state::{self, StateArgs};
+use crate::{show, when};
+use afterimage_journal::Seq;
+use afterimage_journal::history::{CheckpointAt, When};
+use afterimage_journal::meta::CheckpointKind;
+use afterimage_restore::Recovery;
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// List the checkpoints that can be restored; works without an agent
+#[derive(Debug, clap::Args)]
+pub struct CheckpointsArgs {
+    /// Guest or group
+    name: String,
+    /// Only those at or behind this moment (WHEN)
+    #[arg(long, value_name = "WHEN")]
+    since: Option<String>,
+    /// Print a list of {id, seq, time, kind, tag, memory}
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    id: u64,
+    seq: Seq,
+    time: Timestamp,
+    kind: CheckpointKind,
+    tag: Option<&'a str>,
+    memory: bool,
+}
+
+/// Runs it.
+pub fn run(args: &CheckpointsArgs) -> Outcome {
+    let since = args.since.as_deref().map(when::parse_here).transpose()?;
+    let recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    let ranges = recovery.ranges();
+    let listed = recovery.history.checkpoints.iter();
+    let listed = listed.filter(|c| ranges.iter().any(|r| r.from <= c.seq && c.seq <= r.to));
+    let rows: Vec<Row<'_>> = match since {
+        None => listed.map(row).collect(),
+        Some(When::Time(ns)) => listed.filter(|c| c.wall_ns >= ns).map(row).collect(),
+        Some(When::Seq(seq)) => listed.filter(|c| c.seq >= seq).map(row).collect(),
+        Some(other) => {
+            let from = recovery.resolve(&other)?.seq;
+            listed.filter(|c| c.seq >= from).map(row).collect()
+        }
+    };
+    if args.json { show::print_json(&rows) } else { show::print(&text(&recovery, &rows)) }
+}
+
+fn row(at: &CheckpointAt) -> Row<'_> {
+    Row {
+        id: at.checkpoint.id,
+        seq: at.seq,
+        time: state::time(at.wall_ns),
+        kind: at.checkpoint.kind,
+        tag: at.checkpoint.tag.as_deref(),
+        // A memory checkpoint is a kind that this version neither makes nor lists.
+        memory: false,
+    }
+}
+
+fn text(recovery: &Recovery, rows: &[Row<'_>]) -> String {
+    let now = Timestamp::now();
+    let lines: Vec<Vec<String>> = rows
+        .iter()
+        .map(|r| {
+            let age = now.duration_since(r.time).as_millis();
+            vec![
+                format!("#{}", r.id),
+                show::clock(r.time),
+                show::span_ms(u64::try_from(age).unwrap_or(0)),
+                match r.kind {
+                    CheckpointKind::Crash => "crash".into(),
+                    CheckpointKind::Application => "application".into(),
+                },
+                r.seq.to_string(),
+                r.tag.unwrap_or_default().to_owned(),
+            ]
+        })
+        .collect();
+    let header = ["ID", "TIME", "AGE", "KIND", "SEQ", "TAG"];
+    let mut text = show::table(&header, &[0, 2, 4], &lines);
+    if rows.is_empty() {
+        text = format!("{} has no checkpoint to show\n", recovery.name());
+    }
+    for gap in &recovery.history.gaps {
+        let from = show::clock(state::time(gap.from_ns));
+        let to = gap.to_ns.map_or("now".into(), |ns| show::clock(state::time(ns)));
+        text += &format!("gap from {from} to {to}: {}\n", gap.reason);
+    }
+    text
+}

@@ -1,0 +1,137 @@
+//! `afterimage protect`: capture a guest from now on.
+
+use crate::failure::{Failure, Outcome};
+use crate::progress::Bar;
+use crate::state::StateArgs;
+use crate::{quantity, show};
+use afterimage_agent::api::{Client, ErrorKind, GuestState, GuestStatus, ProtectRequest};
+use afterimage_journal::layout;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How often `--wait` asks.
+const WAIT_PAUSE: Duration = Duration::from_millis(250);
+/// How long `--wait` goes on while the agent doesn't answer: its guard may be restarting it.
+const AWAY_LIMIT: Duration = Duration::from_secs(30);
+
+/// Protect a running guest: attach to its disks and journal every write from now on
+///
+/// Returns once the guest is attached. The initial sync goes on in the background; when it is over,
+/// every moment from then on can be restored. The guest is not stopped, and its definition is not
+/// changed. While a guest is protected, QEMU refuses snapshots and resizes of its disks: `detach`
+/// first.
+#[derive(Debug, clap::Args)]
+pub struct ProtectArgs {
+    /// Name for the guest: letters, digits, '.', '_', '-'
+    name: String,
+    /// QEMU's QMP socket
+    #[arg(long, value_name = "SOCK", required_unless_present = "libvirt")]
+    qmp: Option<PathBuf>,
+    /// The libvirt domain, reached by virsh
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "qmp")]
+    libvirt: Option<String>,
+    /// Node name, device id or qdev path of a disk (repeatable; all that can be captured)
+    #[arg(long = "disk", value_name = "NODE")]
+    disks: Vec<String>,
+    /// Group that it joins: guests of a group are recovered to one moment (a group of its own)
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// How far back the journal is to reach. Kept and shown; nothing is dropped before it (nor,
+    /// so far, after it: the journal does not merge yet)
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = quantity::window_s)]
+    window: u64,
+    /// Time between crash-consistent checkpoints
+    #[arg(long, value_name = "TIME", default_value = "5s",
+          value_parser = quantity::checkpoint_every_ms)]
+    checkpoint_every: u64,
+    /// Limit of initial sync and resync, bytes a second, like 50M (no limit)
+    #[arg(long, value_name = "BYTES/s", value_parser = quantity::rate_bytes_per_s)]
+    rate: Option<u64>,
+    /// Socket of the guest agent, for `mark --quiesce` (with --libvirt: not needed)
+    #[arg(long, value_name = "SOCK")]
+    guest_agent: Option<PathBuf>,
+    /// Wait, with a progress bar, until the initial sync is over
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+/// Runs it.
+pub fn run(args: &ProtectArgs) -> Outcome {
+    let bad_name = |e: afterimage_journal::Error| Failure::usage(e.to_string());
+    layout::check_name(&args.name).map_err(bad_name)?;
+    args.group.as_deref().map_or(Ok(()), layout::check_name).map_err(bad_name)?;
+    let request = ProtectRequest {
+        name: args.name.clone(),
+        qmp: args.qmp.as_deref().map(absolute).transpose()?,
+        libvirt: args.libvirt.clone(),
+        disks: args.disks.clone(),
+        group: args.group.clone(),
+        window_s: args.window,
+        checkpoint_every_ms: args.checkpoint_every,
+        rate_bytes_per_s: args.rate.filter(|r| *r > 0),
+        guest_agent: args.guest_agent.as_deref().map(absolute).transpose()?,
+    };
+    let client = args.state.client();
+    let guests = client.protect(&request)?;
+    show::print(&guests.iter().map(line).collect::<String>())?;
+    if args.wait { wait(&client, &args.name) } else { Ok(()) }
+}
+
+/// The path from the root: the agent has another working directory.
+pub fn absolute(path: &Path) -> Outcome<PathBuf> {
+    std::path::absolute(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+}
+
+/// One line about a guest that a command acted on.
+pub fn line(guest: &GuestStatus) -> String {
+    let bytes: u64 = guest.disks.iter().map(|d| d.bytes).sum();
+    let disks = match guest.disks.len() {
+        1 => "1 disk".to_owned(),
+        count => format!("{count} disks"),
+    };
+    let then = match guest.state {
+        GuestState::InitialSync => "attached; the initial sync goes on in the background",
+        GuestState::Protected => "attached; every moment from now on can be restored",
+        GuestState::Resync => "attached; the changed blocks are copied in the background",
+        GuestState::Gap | GuestState::Detached => "its writes are not captured",
+    };
+    let reason = guest.reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default();
+    let size = show::bytes(bytes);
+    format!("{}: {}: {disks}, {size}; {then}{reason}\n", guest.guest, guest.state)
+}
+
+fn wait(client: &Client, name: &str) -> Outcome {
+    let bar = Bar::new("initial-sync");
+    let mut answered = Instant::now();
+    loop {
+        let guests = match client.status(Some(name)) {
+            Ok(guests) => guests,
+            Err(e) if e.kind == ErrorKind::NotReachable && answered.elapsed() < AWAY_LIMIT => {
+                std::thread::sleep(WAIT_PAUSE);
+                continue;
+            }
+            Err(e) => return Err(e.into()),
+        };
+        answered = Instant::now();
+        let Some(guest) = guests.iter().find(|g| g.guest == name) else {
+            return Err(Failure::other(format!("{name} was unprotected meanwhile")));
+        };
+        match guest.state {
+            GuestState::Protected => break,
+            GuestState::Detached => {
+                let reason = guest.reason.as_deref().unwrap_or("it was detached");
+                return Err(Failure { code: 4, message: format!("{name}: {reason}") });
+            }
+            _ => {}
+        }
+        bar.say(&guest.state.to_string());
+        if let Some(copy) = &guest.copy {
+            bar.set(copy.done_bytes, copy.total_bytes);
+        }
+        std::thread::sleep(WAIT_PAUSE);
+    }
+    drop(bar);
+    show::print(&format!("{name}: protected: every moment from now on can be restored\n"))
+}

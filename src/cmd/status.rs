@@ -1,0 +1,179 @@
+//! `afterimage status`: where the guests stand, once or live.
+
+mod watch;
+
+use crate::failure::{Failure, Outcome};
+use crate::show;
+use crate::state::{StateArgs, offline_status};
+use afterimage_agent::api::{ErrorKind, GapStatus, GuestStatus};
+
+/// How many gaps are shown to people; JSON has all.
+const GAPS_SHOWN_MAX: usize = 5;
+
+/// Show where guests stand: state, RPO, window, gaps, journal, disks
+///
+/// Without a running agent it shows what the journals on disk tell.
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// Guest or group (all)
+    name: Option<String>,
+    /// Print JSON: an object for a guest, a list for a group of several and for all
+    #[arg(long, conflicts_with = "watch")]
+    json: bool,
+    /// Live view, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+/// Runs it.
+pub fn run(args: &StatusArgs) -> Outcome {
+    if args.watch {
+        return watch::run(args);
+    }
+    let guests = fetch(args)?;
+    if args.json {
+        return match (&args.name, guests.as_slice()) {
+            (Some(_), [guest]) => show::print_json(guest),
+            _ => show::print_json(&guests),
+        };
+    }
+    if guests.iter().any(|g| g.offline) {
+        let state = args.state.state.display();
+        eprintln!(
+            "afterimage: no agent runs on {state}; this is what the journals on disk tell. \
+             Start it with `afterimage agent --state {state}`"
+        );
+    }
+    let details = args.name.is_some();
+    show::print(&text(&guests, details))
+}
+
+/// From the agent; from disk when there is none.
+fn fetch(args: &StatusArgs) -> Outcome<Vec<GuestStatus>> {
+    let name = args.name.as_deref();
+    match args.state.client().status(name) {
+        Ok(guests) => Ok(guests),
+        Err(e) if e.kind == ErrorKind::NotReachable => {
+            match offline_status(&args.state.state, name) {
+                Ok(guests) if !guests.is_empty() || name.is_none() => Ok(guests),
+                Ok(_) => Err(e.into()),
+                Err(failure) => Err(failure),
+            }
+        }
+        // The agent knows what is protected; a journal may be left of what was.
+        Err(e) if e.kind == ErrorKind::Usage && name.is_some() => {
+            offline_status(&args.state.state, name)
+                .ok()
+                .filter(|guests| !guests.is_empty())
+                .map(|guests| guests.into_iter().map(unprotected).collect())
+                .ok_or_else(|| Failure::from(e))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A journal of a guest that the running agent doesn't know.
+fn unprotected(mut guest: GuestStatus) -> GuestStatus {
+    guest.state = afterimage_agent::api::GuestState::Detached;
+    guest.reason = Some("it is not protected any more; its journal can be restored".into());
+    guest.offline = false;
+    guest
+}
+
+fn text(guests: &[GuestStatus], details: bool) -> String {
+    if guests.is_empty() {
+        return "nothing is protected yet: begin with `afterimage protect NAME --qmp SOCK`\n"
+            .into();
+    }
+    let mut text = table(guests);
+    for guest in guests {
+        if let Some(reason) = &guest.reason {
+            text += &format!("{}: {reason}\n", guest.guest);
+        }
+    }
+    if details {
+        for guest in guests {
+            text += &detail(guest);
+        }
+    }
+    text
+}
+
+fn table(guests: &[GuestStatus]) -> String {
+    let header =
+        ["GUEST", "GROUP", "STATE", "RPO", "WINDOW", "GAPS", "WRITES", "RATE", "JOURNAL", "STALL"];
+    let rows: Vec<Vec<String>> = guests
+        .iter()
+        .map(|g| {
+            vec![
+                g.guest.clone(),
+                g.group.clone(),
+                g.state.to_string(),
+                g.rpo_ms.map_or("-".into(), show::span_ms),
+                g.window.as_ref().map_or("-".into(), |w| {
+                    let ms = w.to.duration_since(w.from).as_millis();
+                    show::span_ms(u64::try_from(ms).unwrap_or(0))
+                }),
+                g.gaps.len().to_string(),
+                format!("{}/s", g.writes_per_s),
+                format!("{}/s", show::bytes(g.write_rate_bytes_s)),
+                show::bytes(g.journal.bytes),
+                show::span_ms(g.stall_ms_max),
+            ]
+        })
+        .collect();
+    show::table(&header, &[3, 4, 5, 6, 7, 8, 9], &rows)
+}
+
+fn detail(guest: &GuestStatus) -> String {
+    let mut text = String::new();
+    match &guest.window {
+        Some(w) => {
+            let (from, to) = (show::clock(w.from), show::clock(w.to));
+            text += &format!("  restorable from {from} to {to}\n");
+        }
+        None => text += "  no recovery point yet\n",
+    }
+    if let Some(copy) = &guest.copy {
+        text += &format!(
+            "  {:?} copy {}  {} of {}, {}/s\n",
+            copy.cause,
+            show::bar(copy.done_bytes, copy.total_bytes, 30),
+            show::bytes(copy.done_bytes),
+            show::bytes(copy.total_bytes),
+            show::bytes(copy.rate_bytes_s)
+        );
+    }
+    if guest.window_s > 0 {
+        text += &format!(
+            "  wanted window {}, a checkpoint every {}\n",
+            show::span_ms(guest.window_s.saturating_mul(1000)),
+            show::span_ms(guest.checkpoint_every_ms)
+        );
+    }
+    text += &format!(
+        "  journal: {} units, {}; newest record {}, durable up to {}, epoch {}\n",
+        guest.journal.units,
+        show::bytes(guest.journal.bytes),
+        guest.head_seq,
+        guest.durable_seq,
+        guest.epoch
+    );
+    for disk in &guest.disks {
+        let synced = disk.synced_bytes.saturating_mul(100) / disk.bytes.max(1);
+        let size = show::bytes(disk.bytes);
+        text += &format!("  disk {} ({}): {size}, {synced} % synced\n", disk.node, disk.id);
+    }
+    let hidden = guest.gaps.len().saturating_sub(GAPS_SHOWN_MAX);
+    if hidden > 0 {
+        text += &format!("  {hidden} older gaps (all: --json)\n");
+    }
+    text + &guest.gaps.iter().skip(hidden).map(gap).collect::<String>()
+}
+
+fn gap(gap: &GapStatus) -> String {
+    let to = gap.to.map_or("now".into(), show::clock);
+    format!("  gap from {} to {to}: {}\n", show::clock(gap.from), gap.reason)
+}

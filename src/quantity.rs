@@ -1,0 +1,109 @@
+//! Time spans and sizes as they are typed: `24h`, `7d`, `500ms`; `50M`, `1.5GiB`, `200MB/s`.
+
+use bytesize::ByteSize;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+use std::time::Duration;
+
+/// A time span; a day is 24 hours.
+///
+/// # Errors
+/// It isn't one, or it isn't above zero.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let hint = "write it like 5s, 90m, 24h or 7d";
+    if !text.trim().starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(format!("no time span: {hint}"));
+    }
+    let span: Span = text.trim().parse().map_err(|_| format!("no time span: {hint}"))?;
+    let relative = SpanRelativeTo::days_are_24_hours();
+    let signed: SignedDuration =
+        span.to_duration(relative).map_err(|_| format!("months and years vary: {hint}"))?;
+    let length = Duration::try_from(signed).map_err(|_| format!("below zero: {hint}"))?;
+    if length.is_zero() {
+        return Err(format!("no time at all: {hint}"));
+    }
+    Ok(length)
+}
+
+/// How far back a journal is to reach: whole seconds, a second to ten years.
+///
+/// # Errors
+/// It isn't such a span.
+pub fn window_s(text: &str) -> Result<u64, String> {
+    let length = duration(text)?;
+    if length < Duration::from_secs(1) || length > Duration::from_secs(10 * 366 * 86400) {
+        return Err("a window is from 1s to 10 years long".into());
+    }
+    Ok(length.as_secs())
+}
+
+/// Time between checkpoints, in milliseconds: 100 ms to a day.
+///
+/// # Errors
+/// It isn't such a span.
+pub fn checkpoint_every_ms(text: &str) -> Result<u64, String> {
+    let length = duration(text)?;
+    if length < Duration::from_millis(100) || length > Duration::from_secs(86400) {
+        return Err("checkpoints are made every 100ms at the most, every 24h at the least".into());
+    }
+    Ok(u64::try_from(length.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A rate in bytes a second, at least 64 KiB (or 0, where that means "no limit").
+///
+/// # Errors
+/// It isn't one.
+pub fn rate_bytes_per_s(text: &str) -> Result<u64, String> {
+    let number = text.trim().strip_suffix("/s").unwrap_or(text.trim());
+    let size: ByteSize =
+        number.parse().map_err(|_| "no rate: write it like 50M, 200MB/s or 1GiB".to_owned())?;
+    match size.as_u64() {
+        1..65536 => Err("a limit below 64 KiB a second would never let a copy end".into()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// Size of a unit: 1 MiB to 1 GiB, whole 4 KiB blocks.
+///
+/// # Errors
+/// It isn't such a size.
+pub fn unit_bytes(text: &str) -> Result<u64, String> {
+    let size: ByteSize = text.trim().parse().map_err(|_| "no size: write it like 64MiB")?;
+    match size.as_u64() {
+        bytes @ 0x10_0000..=0x4000_0000 if bytes % 4096 == 0 => Ok(bytes),
+        _ => Err("a unit is from 1MiB to 1GiB large, in whole blocks of 4 KiB".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_read_as_people_write_them() {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("5s", 5000),
+            ("1m30s", 90_000),
+            ("24h", 86_400_000),
+            ("7d", 604_800_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "5", "-5s", "0s", "soon", "1mo", "1y", "P1D", "5s ago"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert!(window_s("500ms").is_err() && checkpoint_every_ms("50ms").is_err());
+    }
+
+    #[test]
+    fn rates_are_read_as_people_write_them() {
+        for (text, bytes) in
+            [("0", 0), ("50M", 50_000_000), ("200MB/s", 200_000_000), ("1MiB/s", 1 << 20)]
+        {
+            assert_eq!(rate_bytes_per_s(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "fast", "-1", "1", "5 apples"] {
+            assert!(rate_bytes_per_s(text).is_err(), "{text}");
+        }
+    }
+}

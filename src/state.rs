@@ -1,0 +1,165 @@
+//! The state directory as an option, and what can be said of it without an agent.
+
+use crate::failure::Outcome;
+use afterimage_agent::api::{
+    Client, DiskStatus, GapStatus, GuestState, GuestStatus, JournalSize, WindowStatus, types,
+};
+use afterimage_agent::settings::GuestSettings;
+use afterimage_journal::history::{Point, When};
+use afterimage_journal::meta::Volume;
+use afterimage_journal::{History, layout};
+use afterimage_restore::Recovery;
+use jiff::Timestamp;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Where agent and journals lie.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StateArgs {
+    /// The state directory
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/afterimage",
+        env = "AFTERIMAGE_STATE"
+    )]
+    pub state: PathBuf,
+}
+
+impl StateArgs {
+    /// The agent that runs on it.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(&self.state)
+    }
+}
+
+/// The status of guests as their journals on disk tell it, when no agent runs. A journal that
+/// can't be read is a line for standard error, not the end of the others.
+///
+/// # Errors
+/// There is no such directory, it isn't a state directory, a newer program wrote it, or no journal
+/// knows the name.
+pub fn offline_status(state: &Path, name: Option<&str>) -> Outcome<Vec<GuestStatus>> {
+    if let Some(name) = name {
+        let recovery = afterimage_restore::open(state, name)?;
+        let settings = GuestSettings::load_all(state).unwrap_or_default();
+        let all = of_journal(&recovery.history, &settings);
+        let wanted = recovery.guest.as_deref();
+        return Ok(all.into_iter().filter(|s| wanted.is_none_or(|g| s.guest == g)).collect());
+    }
+    layout::check_state(state, false)?;
+    let settings = GuestSettings::load_all(state).unwrap_or_default();
+    let mut all = Vec::new();
+    for journal in layout::journals(state)? {
+        match History::load(&layout::journal_dir(state, &journal)?) {
+            Ok(history) => all.extend(of_journal(&history, &settings)),
+            Err(e) => eprintln!("afterimage: {e}"),
+        }
+    }
+    all.sort_by(|a, b| a.guest.cmp(&b.guest));
+    Ok(all)
+}
+
+fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus> {
+    let Some(config) = history.config() else { return Vec::new() };
+    let journal = size_of(history);
+    let window = WindowStatus::of(history);
+    let now = Timestamp::now();
+    let guests = config.guests.iter();
+    guests
+        .map(|guest| {
+            let known = settings.iter().find(|s| s.name == guest.name);
+            let (state, reason) = state_of(history, &guest.name, known);
+            let volumes = config.volumes.iter().filter(|v| v.active && v.guest == guest.name);
+            GuestStatus {
+                guest: guest.name.clone(),
+                state,
+                rpo_ms: window.as_ref().map(|w| {
+                    u64::try_from(now.duration_since(w.to).as_millis()).unwrap_or_default()
+                }),
+                head_seq: history.head,
+                durable_seq: history.watermark,
+                window: window.clone(),
+                gaps: history.gaps.iter().map(GapStatus::of).collect(),
+                journal,
+                disks: volumes.map(|v| disk(history, v)).collect(),
+                stall_ms_max: 0,
+                group: history.identity.name.clone(),
+                reason: Some(reason),
+                epoch: history.epoch,
+                window_s: known.map_or(0, |s| s.window_s),
+                checkpoint_every_ms: known.map_or(0, |s| s.checkpoint_every_ms),
+                write_rate_bytes_s: 0,
+                writes_per_s: 0,
+                copy: None,
+                agent_restarts: 0,
+                offline: true,
+            }
+        })
+        .collect()
+}
+
+fn state_of(
+    history: &History,
+    guest: &str,
+    settings: Option<&GuestSettings>,
+) -> (GuestState, String) {
+    let last = history.sessions.iter().rev().find(|s| s.guest == guest);
+    if settings.is_some_and(|s| s.detached) {
+        return (GuestState::Detached, "it was detached; no agent runs".into());
+    }
+    match last {
+        // Its images were recorded: the guest had ended when the agent let go of it.
+        Some(s) if !s.images.is_empty() => {
+            (GuestState::Detached, format!("{}; no agent runs", s.reason))
+        }
+        _ => (GuestState::Gap, "no agent runs: what the guest writes is not captured".into()),
+    }
+}
+
+fn size_of(history: &History) -> JournalSize {
+    // Preallocated units count as what they take, holes don't.
+    let allocated = history.units.iter().filter_map(|u| u.file.metadata().ok());
+    JournalSize {
+        units: history.units.len() as u64,
+        bytes: allocated.map(|m| m.blocks() * 512).sum(),
+    }
+}
+
+fn disk(history: &History, volume: &Volume) -> DiskStatus {
+    let copies = || history.copies.values().filter(|c| c.volume == volume.id);
+    let synced_bytes = if copies().any(|c| c.ended.is_some()) {
+        volume.bytes
+    } else {
+        copies().map(|c| c.upto).max().unwrap_or(0).min(volume.bytes)
+    };
+    DiskStatus {
+        guest: volume.guest.clone(),
+        id: volume.disk.clone(),
+        node: volume.node.clone(),
+        bytes: volume.bytes,
+        synced_bytes,
+    }
+}
+
+/// Times of records, as the API has them.
+#[must_use]
+pub fn time(wall_ns: u64) -> Timestamp {
+    types::time(wall_ns)
+}
+
+/// The recovery point of a wanted moment. A moment in the future has none, however soon it is.
+///
+/// # Errors
+/// It can't be restored: the nearest points are named.
+pub fn resolve(recovery: &Recovery, wanted: &When) -> Outcome<Point> {
+    if let When::Time(ns) = wanted
+        && time(*ns) > Timestamp::now()
+    {
+        let nearest = recovery.nearest(recovery.history.head + 1);
+        let what = format!("{} lies in the future", time(*ns));
+        return Err(afterimage_restore::Error::NotRestorable { what, nearest }.into());
+    }
+    Ok(recovery.resolve(wanted)?)
+}
