@@ -83,6 +83,8 @@ pub enum Error {
         last_seq: u64,
         /// The first error.
         why: String,
+        /// Whether it was the want of space.
+        space: bool,
     },
     /// A record that no unit can hold.
     #[error("a record of {bytes} bytes is over the journal's limit of {limit_bytes}")]
@@ -122,6 +124,7 @@ impl Error {
             }
             Self::Locked { .. } => ErrorKind::Retry,
             Self::Damaged { .. } => ErrorKind::NotRestorable,
+            Self::Stopped { space: true, .. } => ErrorKind::FreeSpace,
             Self::Stopped { .. } | Self::TooLarge { .. } => ErrorKind::Broken,
         }
     }

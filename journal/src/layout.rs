@@ -5,6 +5,7 @@
 //! STATE/pool/             the first member of the pool
 //!   NAME/journal.json     identity of the journal of group NAME
 //!   NAME/unit-0000000001  units, numbered without a hole
+//!   NAME/distrust         after a failed sync only: the last number that is trusted
 //!   NAME/lock             held by the one writer
 //!   NAME/pin              shared by readers, exclusive for deletion (I-7)
 //! ```
@@ -12,12 +13,16 @@
 //! `pool/` is all that a restore needs: copied to another place, it restores the same.
 
 use crate::error::{Error, Result};
-use crate::format::VERSION;
+use crate::format::{VERSION, checksum};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
+
+/// Name of the file that says above which number records may be lost to a failed sync, though
+/// the page cache still shows them.
+pub const DISTRUST: &str = "distrust";
 
 /// Longest name of a group or guest, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -110,7 +115,10 @@ pub fn units(journal: &Path) -> Result<Vec<u64>> {
         let entry = entry.map_err(|e| Error::io("list journal", journal, e))?;
         let name = entry.file_name();
         let number = name.to_str().and_then(|n| n.strip_prefix("unit-")).map(str::parse::<u64>);
-        if let Some(Ok(number)) = number {
+        // One spelling a number: "unit-1" or "unit-+1" is somebody else's file.
+        if let Some(Ok(number)) = number
+            && unit_path(journal, number).file_name() == Some(&name)
+        {
             numbers.push(number);
         }
     }
@@ -140,7 +148,52 @@ pub fn read_identity(journal: &Path) -> Result<Identity> {
     if version.format > VERSION {
         return Err(Error::NewerFormat { path, found: version.format, supported: VERSION });
     }
-    serde_json::from_slice(&bytes).map_err(unusable)
+    let checked: Checked = serde_json::from_slice(&bytes).map_err(unusable)?;
+    if checked.crc32c != identity_crc(&checked.identity) {
+        return Err(unusable(serde::de::Error::custom("its checksum doesn't match")));
+    }
+    Ok(checked.identity)
+}
+
+/// Writes a journal's identity, durably; `journal` exists.
+///
+/// # Errors
+/// A write, sync or rename failed; nothing is left.
+pub fn write_identity(journal: &Path, identity: &Identity) -> Result<()> {
+    let checked = Checked { identity: identity.clone(), crc32c: identity_crc(identity) };
+    let json = serde_json::to_vec_pretty(&checked)
+        .map_err(|e| Error::Invalid(format!("encode identity: {e}")))?;
+    replace_file(&journal.join("journal.json"), &json)
+}
+
+/// `journal.json`: spaces and the order of fields are free, the values are checked.
+#[derive(Serialize, Deserialize)]
+struct Checked {
+    #[serde(flatten)]
+    identity: Identity,
+    crc32c: u32,
+}
+
+fn identity_crc(identity: &Identity) -> u32 {
+    let Identity { format, group, name, unit_bytes } = identity;
+    checksum::crc32c(format!("{format}\n{group}\n{name}\n{unit_bytes}\n").as_bytes())
+}
+
+/// The last number that is trusted after a failed sync; `None` when none failed.
+///
+/// # Errors
+/// The word is there but can't be read.
+pub fn read_distrust(journal: &Path) -> Result<Option<crate::Seq>> {
+    let path = journal.join(DISTRUST);
+    match fs::read(&path) {
+        // Unreadable word is word all the same: then nothing above 0 is proved.
+        Ok(text) => {
+            let number = std::str::from_utf8(&text).ok().and_then(|t| t.trim().parse().ok());
+            Ok(Some(number.unwrap_or(0)))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", &path, e)),
+    }
 }
 
 /// Writes a file so that after a crash either the old or the new content is there, durably.
@@ -150,16 +203,22 @@ pub fn read_identity(journal: &Path) -> Result<Identity> {
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let draft = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&draft)
-        .map_err(|e| Error::io("create", &draft, e))?;
-    file.write_all(bytes).map_err(|e| Error::io("write", &draft, e))?;
-    file.sync_all().map_err(|e| Error::io("sync", &draft, e))?;
-    fs::rename(&draft, path).map_err(|e| Error::io("rename to", path, e))?;
+    let replace = || {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&draft)
+            .map_err(|e| Error::io("create", &draft, e))?;
+        file.write_all(bytes).map_err(|e| Error::io("write", &draft, e))?;
+        file.sync_all().map_err(|e| Error::io("sync", &draft, e))?;
+        fs::rename(&draft, path).map_err(|e| Error::io("rename to", path, e))
+    };
+    if let Err(e) = replace() {
+        let _ = fs::remove_file(&draft);
+        return Err(e);
+    }
     sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
@@ -169,6 +228,16 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
 /// The sync failed.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync directory", dir, e))
+}
+
+/// Identity of the mount that a path lies on, within this boot; 0 when the kernel doesn't say.
+#[must_use]
+pub fn mount_id(path: &Path) -> u64 {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    // `STATX_MNT_ID_UNIQUE` (Linux 6.8) numbers mounts that are never numbered again; an older
+    // kernel answers with the short id. Both come in the same field.
+    let mask = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(0x4000);
+    statx(CWD, path, AtFlags::empty(), mask).map_or(0, |s| s.stx_mnt_id)
 }
 
 /// Creates a directory (0700) and its parents; those that exist are left as they are.

@@ -5,6 +5,7 @@
 
 use super::checksum;
 use super::record::{HEADER_BYTES, Kind, Record};
+use super::unit_header::UnitHeader;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -105,6 +106,25 @@ impl Footer {
     }
 }
 
+/// The end of a sealed unit: byte offset of its index, and all bytes from there to the end of the
+/// unit. The caller sees to it that they fit.
+#[must_use]
+pub fn area(header: &UnitHeader, records: &[(u64, Record)]) -> (u64, Vec<u8>) {
+    let mut bytes = encode(records);
+    let behind = header.unit_bytes.saturating_sub(FOOTER_BYTES + bytes.len() as u64);
+    let index_at = behind & !(super::ALIGN_BYTES - 1);
+    let footer = Footer {
+        count: records.len() as u64,
+        first_seq: records.iter().map(|(_, r)| r.seq).min().unwrap_or(0),
+        last_seq: records.iter().map(|(_, r)| r.seq).max().unwrap_or(0),
+        index_at,
+        index_crc: checksum::crc32c(&bytes),
+    };
+    bytes.resize(header.unit_bytes.saturating_sub(FOOTER_BYTES + index_at) as usize, 0);
+    bytes.extend_from_slice(&footer.encode(&header.salt));
+    (index_at, bytes)
+}
+
 /// Encodes the records (with their byte offsets in the unit) as an index.
 #[must_use]
 pub fn encode(records: &[(u64, Record)]) -> Vec<u8> {
@@ -128,7 +148,8 @@ pub fn encode(records: &[(u64, Record)]) -> Vec<u8> {
     bytes
 }
 
-/// Decodes an index whose checksum matched. `None` when an entry can't be right.
+/// Decodes an index whose checksum matched. `None` when an entry can't be right, or carries a flag
+/// of a later version.
 #[must_use]
 pub fn decode(bytes: &[u8], unit_bytes: u64) -> Option<Vec<(u64, Record)>> {
     let mut records = Vec::with_capacity(bytes.len() / ENTRY_BYTES as usize);
@@ -136,7 +157,7 @@ pub fn decode(bytes: &[u8], unit_bytes: u64) -> Option<Vec<(u64, Record)>> {
         let entry = Entry::read_from_bytes(chunk).ok()?;
         let at = u64::from(entry.at.get()) * super::ALIGN_BYTES;
         let end = at + HEADER_BYTES + u64::from(entry.payload_bytes.get());
-        if end > unit_bytes {
+        if end > unit_bytes || entry.flags & !super::record::FLAGS_KNOWN != 0 {
             return None;
         }
         records.push((

@@ -75,6 +75,8 @@ impl Kind {
 /// Flag: copied by initial sync or resync, ranks by where its copy began (I-5); `scope` is the
 /// copy's id. Without it `scope` is the session's id, 0 outside of any.
 pub const FLAG_COPIED: u8 = 1;
+/// The flags that version 1 knows; a record with another one is not understood, hence refused.
+pub const FLAGS_KNOWN: u8 = FLAG_COPIED;
 
 /// A decoded, checked record header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,7 +214,8 @@ pub fn decode(salt: &[u8; 16], at: u64, bytes: &[u8; HEADER_BYTES as usize]) -> 
     if seq == 0 {
         return Decoded::Reserved { payload_bytes };
     }
-    let known = raw.checksum == checksum::CRC32C && raw.compression == 0 && raw.key.get() == 0;
+    let plain = raw.compression == 0 && raw.key.get() == 0;
+    let known = raw.checksum == checksum::CRC32C && plain && raw.flags & !FLAGS_KNOWN == 0;
     match Kind::from_u8(raw.kind) {
         Some(kind) if known && raw.header_crc.get() == header_crc(salt, &raw) => {
             Decoded::Record(Record {

@@ -39,6 +39,9 @@ pub struct UnitHeader {
     pub mono_ns: u64,
     /// The boot to which `mono_ns` belongs.
     pub boot_id: [u8; 16],
+    /// The mount that the unit was made on (0: unknown). Same boot and same mount: the page cache
+    /// that the records went to is still there.
+    pub mount_id: u64,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -57,6 +60,7 @@ struct Raw {
     wall_ns: U64,
     mono_ns: U64,
     boot_id: [u8; 16],
+    mount_id: U64,
     crc: U32,
 }
 
@@ -89,6 +93,7 @@ impl UnitHeader {
             wall_ns: self.wall_ns.into(),
             mono_ns: self.mono_ns.into(),
             boot_id: self.boot_id,
+            mount_id: self.mount_id.into(),
             crc: 0.into(),
         };
         raw.crc = checksum::crc32c(raw.as_bytes()).into();
@@ -127,6 +132,7 @@ impl UnitHeader {
             wall_ns: raw.wall_ns.get(),
             mono_ns: raw.mono_ns.get(),
             boot_id: raw.boot_id,
+            mount_id: raw.mount_id.get(),
         })
     }
 }

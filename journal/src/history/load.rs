@@ -18,10 +18,33 @@ struct EpochStart {
     prev_last_seq: Seq,
 }
 
-pub(super) fn load(dir: &Path, identity: Identity) -> Result<History> {
+/// Tries to read a journal that changes under the reader before what it sees counts as damage.
+const LOADS_MAX: usize = 4;
+
+/// A scan takes time: it may miss a record that was committed behind it, and then meet the
+/// watermark that covers it, or list a unit that is gone when it is opened. So what looks damaged
+/// is read again, judged by the watermark of the scan before: all that it covers was there when
+/// the second scan began. What is really damaged looks the same twice.
+pub(super) fn load(dir: &Path, identity: &Identity) -> Result<History> {
+    let mut history = load_once(dir, identity, Seq::MAX)?;
+    for _ in 1..LOADS_MAX {
+        if history.damage.is_empty() {
+            break;
+        }
+        let again = load_once(dir, identity, history.watermark)?;
+        let same = again.damage == history.damage;
+        history = again;
+        if same {
+            break;
+        }
+    }
+    Ok(history)
+}
+
+fn load_once(dir: &Path, identity: &Identity, watermark_max: Seq) -> Result<History> {
     let mut history = History {
         dir: dir.to_owned(),
-        identity,
+        identity: identity.clone(),
         units: Vec::new(),
         entries: Vec::new(),
         configs: Vec::new(),
@@ -37,13 +60,32 @@ pub(super) fn load(dir: &Path, identity: Identity) -> Result<History> {
         seen_seq: 0,
         closed: false,
         torn: false,
+        unit_number_max: 0,
+        units_unreadable: 0,
+        cut_at: 0,
+        last_checkpoint_id: 0,
     };
+    let distrust = layout::read_distrust(dir)?;
     let mut epochs = Vec::new();
     read_units(&mut history, &mut epochs)?;
     drop_void(&mut history, &epochs);
+    if let Some(bound) = distrust {
+        history.torn = history.entries.iter().any(|e| e.record.seq > bound);
+        history.entries.retain(|e| e.record.seq <= bound);
+    }
+    find_watermark(&mut history, &epochs, watermark_max);
     judge_numbers(&mut history, &epochs);
+    drop_torn_payloads(&mut history);
     let bounds = BTreeMap::new();
     Reader { history: &mut history, epochs: &epochs, bounds }.read_meta()?;
+    history.cut_at = epochs
+        .iter()
+        .filter(|e| e.prev_last_seq > 0 && e.first_seq > e.prev_last_seq + 1)
+        .map(|e| e.first_seq)
+        .max()
+        .unwrap_or(0);
+    history.last_checkpoint_id =
+        history.checkpoints.iter().map(|c| c.checkpoint.id).max().unwrap_or(0);
     finish(&mut history);
     Ok(history)
 }
@@ -51,12 +93,15 @@ pub(super) fn load(dir: &Path, identity: Identity) -> Result<History> {
 fn read_units(history: &mut History, epochs: &mut Vec<EpochStart>) -> Result<()> {
     let numbers = layout::units(&history.dir)?;
     let group = history.identity.group.into_bytes();
-    let mut expected = numbers.first().copied().unwrap_or(1);
+    history.unit_number_max = numbers.last().copied().unwrap_or(0);
+    let mut expected = 1;
     for number in numbers {
         if number != expected {
             // What the missing ones held is not known: everything behind needs it.
             let what = format!("units {expected} to {} are missing", number - 1);
-            history.damage.push(Damage { from: history.head + 1, to: None, what });
+            history.units_unreadable += number - expected;
+            let from = history.seen_seq + 1;
+            history.damage.push(Damage { from, last: from, to: None, what });
         }
         expected = number + 1;
         let path = layout::unit_path(&history.dir, number);
@@ -65,7 +110,8 @@ fn read_units(history: &mut History, epochs: &mut Vec<EpochStart>) -> Result<()>
             Err(e @ Error::NewerFormat { .. }) => return Err(e),
             Err(e) => {
                 let from = history.seen_seq + 1;
-                history.damage.push(Damage { from, to: None, what: e.to_string() });
+                history.units_unreadable += 1;
+                history.damage.push(Damage { from, last: from, to: None, what: e.to_string() });
                 continue;
             }
         };
@@ -86,9 +132,8 @@ fn add_unit(history: &mut History, epochs: &mut Vec<EpochStart>, unit: UnitConte
         });
     }
     history.epoch = history.epoch.max(header.epoch);
-    let numbers = unit.records.iter().map(|(_, r)| r.seq).chain(unit.broken.iter().copied());
-    history.seen_seq = history.seen_seq.max(numbers.max().unwrap_or(0)).max(header.after_seq);
-    history.head = history.head.max(unit.records.iter().map(|(_, r)| r.seq).max().unwrap_or(0));
+    let newest = unit.records.iter().map(|(_, r)| r.seq).max().unwrap_or(0);
+    history.seen_seq = history.seen_seq.max(newest).max(header.after_seq);
     history.entries.extend(unit.records.iter().map(|&(at, record)| Entry {
         unit: index,
         at,
@@ -100,6 +145,7 @@ fn add_unit(history: &mut History, epochs: &mut Vec<EpochStart>, unit: UnitConte
         number: header.number,
         epoch: header.epoch,
         boot_id: header.boot_id,
+        header: unit.header,
         end: unit.end,
     });
 }
@@ -111,23 +157,22 @@ fn drop_void(history: &mut History, epochs: &[EpochStart]) {
         let epoch = units[entry.unit as usize].epoch;
         epochs.iter().all(|e| e.epoch <= epoch || entry.record.seq <= e.prev_last_seq)
     });
-    history.watermark = history
-        .entries
-        .iter()
-        .filter(|e| e.record.kind == Kind::Watermark)
-        .map(|e| e.record.addr)
-        .max()
-        .unwrap_or(0);
+}
+
+/// What is known to have been durable: by watermark records, and by the newest epoch's start,
+/// before which everything found was synced.
+fn find_watermark(history: &mut History, epochs: &[EpochStart], watermark_max: Seq) {
+    let records = history.entries.iter().filter(|e| e.record.kind == Kind::Watermark);
+    let recorded = records.map(|e| e.record.addr).max().unwrap_or(0);
+    let started = epochs.last().map_or(0, |e| e.prev_last_seq);
+    history.watermark = recorded.max(started).min(watermark_max);
 }
 
 /// Finds missing numbers: those at or below the watermark, or in an epoch that has ended, are
 /// damage; the first one above it in the newest epoch is where the tail was torn.
 fn judge_numbers(history: &mut History, epochs: &[EpochStart]) {
-    let first_unit = history.units.first().map(|u| u.epoch);
-    let mut expected = match epochs.first() {
-        Some(start) if first_unit == Some(start.epoch) => start.first_seq,
-        _ => history.entries.first().map_or(1, |e| e.record.seq),
-    };
+    let mut expected = 1;
+    let mut missing_last = 0;
     let mut keep = history.entries.len();
     for (i, entry) in history.entries.iter().enumerate() {
         let seq = entry.record.seq;
@@ -150,21 +195,47 @@ fn judge_numbers(history: &mut History, epochs: &[EpochStart]) {
                 break;
             }
             let what = format!("records {expected} to {} are missing{}", seq - 1, holes(history));
-            history.damage.push(Damage { from: expected, to: None, what });
+            history.damage.push(Damage { from: expected, last: seq - 1, to: None, what });
+            missing_last = seq - 1;
         }
         expected = seq + 1;
     }
-    history.torn = keep < history.entries.len();
+    history.torn |= keep < history.entries.len();
     history.entries.truncate(keep);
     history.entries.dedup_by_key(|e| e.record.seq);
     history.head = history.entries.last().map_or(0, |e| e.record.seq);
     if history.head < history.watermark {
         let from = history.head + 1;
         let what = format!("records {from} to {} are missing at the end", history.watermark);
-        history.damage.push(Damage { from, to: None, what: what + &holes(history) });
+        let what = what + &holes(history);
+        missing_last = history.watermark;
+        history.damage.push(Damage { from, last: missing_last, to: None, what });
+    }
+    // What an unreadable unit held begins no later than the first number that is missing.
+    for damage in &mut history.damage {
+        damage.from = damage.from.min(history.head + 1);
+        damage.last = damage.last.max(missing_last);
     }
     let last = history.entries.last();
     history.closed = last.is_some_and(|e| e.record.kind == Kind::Close);
+}
+
+/// After power loss a header may be there without its data: such a record above the watermark,
+/// and everything behind it, is a torn tail. Sealed units were synced before their footer.
+fn drop_torn_payloads(history: &mut History) {
+    let first = history.entries.partition_point(|e| e.record.seq <= history.watermark);
+    let mut payload = Vec::new();
+    let torn = history.entries[first..].iter().position(|entry| {
+        history.units[entry.unit as usize].end != ScanEnd::Sealed
+            && entry.record.payload_bytes > 0
+            && history.read_payload(entry, &mut payload).is_err()
+    });
+    if let Some(torn) = torn {
+        history.torn = true;
+        history.entries.truncate(first + torn);
+        history.head = history.entries.last().map_or(0, |e| e.record.seq);
+        history.closed = false;
+    }
 }
 
 fn holes(history: &History) -> String {
@@ -202,16 +273,16 @@ impl Reader<'_> {
             }
             let seq = entry.record.seq;
             if entry.record.payload_bytes as usize > META_BYTES_MAX {
-                self.lost(seq, format!("record {seq} is too large for what it is"));
+                self.lost(&entry, format!("record {seq} is too large for what it is"));
                 continue;
             }
             if let Err(e) = self.history.read_payload(&entry, &mut payload) {
-                self.lost(seq, e.to_string());
+                self.lost(&entry, e.to_string());
                 continue;
             }
             match Meta::decode(entry.record.kind, &payload) {
                 Some(Ok(body)) => self.take(&entry, body),
-                Some(Err(e)) => self.lost(seq, format!("record {seq} can't be understood: {e}")),
+                Some(Err(e)) => self.lost(&entry, format!("record {seq} can't be understood: {e}")),
                 None => {}
             }
         }
@@ -222,8 +293,11 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn lost(&mut self, seq: Seq, what: String) {
-        self.history.damage.push(Damage { from: seq, to: None, what });
+    fn lost(&mut self, entry: &Entry, what: String) {
+        let seq = entry.record.seq;
+        // A checkpoint's name is lost, not what lies behind it.
+        let to = (entry.record.kind == Kind::Mark).then_some(seq + 1);
+        self.history.damage.push(Damage { from: seq, last: seq, to, what });
     }
 
     fn end_sessions(&mut self, last: Seq, reason: &str) {
@@ -263,7 +337,7 @@ impl Reader<'_> {
                     if let Some(open) =
                         history.sessions.iter_mut().rev().find(|s| s.id == session.id)
                     {
-                        let upto = session.upto.unwrap_or(seq);
+                        let upto = session.upto.unwrap_or(seq).min(seq);
                         let bound = self.bounds.get(&session.id).copied().unwrap_or(Seq::MAX);
                         open.to = Some(upto.min(bound));
                         open.reason = session.reason;
@@ -309,19 +383,23 @@ fn finish(history: &mut History) {
     history.gaps = gaps(history);
 }
 
-/// Damage ends where every guest was copied or compared whole.
+/// Damage ends where every guest was copied or compared whole since: with the opening of a session
+/// whose copies all began behind the damage.
 fn heal(history: &mut History) {
-    let guests: Vec<String> = history
-        .config()
-        .map(|c| c.guests.iter().map(|g| g.name.clone()).collect())
-        .unwrap_or_default();
-    for damage in &mut history.damage {
-        let healed = guests.iter().map(|g| {
-            let sessions = history.sessions.iter();
-            sessions
-                .filter(|s| s.full && s.guest == *g && s.from > damage.from)
-                .map(|s| s.from)
-                .min()
+    let Some(config) = history.configs.last().map(|(_, c)| c) else { return };
+    for damage in history.damage.iter_mut().filter(|d| d.to.is_none()) {
+        let healed = config.guests.iter().map(|g| {
+            let sessions = history.sessions.iter().filter(|s| s.guest == g.name);
+            let whole = sessions.filter(|s| s.full && s.from > damage.last).filter(|s| {
+                let disks = config.volumes.iter().filter(|v| v.active && v.guest == g.name);
+                disks.map(|v| v.id).all(|id| {
+                    history.copies.values().any(|c| {
+                        let ended = c.ended.is_some_and(|end| end <= s.from);
+                        c.volume == id && c.as_of > damage.last && ended
+                    })
+                })
+            });
+            whole.map(|s| s.from).min()
         });
         let all: Option<Vec<Seq>> = healed.collect();
         damage.to = all.and_then(|v| v.into_iter().max());
@@ -332,7 +410,9 @@ fn heal(history: &mut History) {
 /// doesn't take the others' points away.
 fn level_ranges(history: &History) -> Vec<LevelRange> {
     let head = history.head;
-    let mut edges: Vec<Seq> = Vec::new();
+    // A guest that leaves the group changes what has to be level, too.
+    let mut edges: Vec<Seq> = history.configs.iter().map(|(seq, _)| *seq).collect();
+    edges.push(head + 1);
     for s in &history.sessions {
         edges.push(s.from);
         edges.push(s.to.map_or(head + 1, |to| to + 1));
@@ -341,7 +421,7 @@ fn level_ranges(history: &History) -> Vec<LevelRange> {
     edges.dedup();
     let mut ranges: Vec<LevelRange> = Vec::new();
     for pair in edges.windows(2) {
-        let (from, to) = (pair[0], (pair[1] - 1).min(head));
+        let (from, to) = (pair[0], pair[1].saturating_sub(1).min(head));
         if from > to || !all_level(history, from) {
             continue;
         }

@@ -13,6 +13,7 @@ pub use resolve::{NotRestorable, Point, When};
 
 use crate::error::{Error, Result};
 use crate::format::record::Record;
+use crate::format::unit_header::UnitHeader;
 use crate::layout::Identity;
 use crate::meta::{Checkpoint, Config, CopyCause, ImageIdentity, LevelRange, Volume};
 use crate::unit::ScanEnd;
@@ -34,6 +35,8 @@ pub struct Unit {
     pub epoch: u64,
     /// The boot that wrote it.
     pub boot_id: [u8; 16],
+    /// All of its header.
+    pub header: UnitHeader,
     /// How its records ended.
     pub end: ScanEnd,
 }
@@ -114,6 +117,8 @@ pub struct Gap {
 pub struct Damage {
     /// First position that needs it.
     pub from: Seq,
+    /// Last number that is lost or damaged: a copy that began behind it owes nothing to it.
+    pub last: Seq,
     /// Positions from here don't; `None`: all behind it do.
     pub to: Option<Seq>,
     /// What, and where.
@@ -151,24 +156,33 @@ pub struct History {
     pub head: Seq,
     /// Newest position that is known to have been durable.
     pub watermark: Seq,
-    /// Highest number seen in any header, valid or not: none at or below it is used again.
+    /// Highest number in any valid header, that of a dropped record too: none is used again.
     pub seen_seq: Seq,
     /// Whether the last writer closed the journal.
     pub closed: bool,
     /// Whether records behind the head were dropped as a torn tail.
     pub torn: bool,
+    /// Highest number among the units' names (0: there is none).
+    pub(crate) unit_number_max: u64,
+    /// Units whose header can't be used.
+    pub(crate) units_unreadable: u64,
+    /// The newest position at which an epoch began after records had been cut off (0: none):
+    /// what those said of the volumes has to be found again.
+    pub cut_at: Seq,
+    /// Highest number of a checkpoint, restorable or not.
+    pub last_checkpoint_id: u64,
 }
 
 impl History {
-    /// Reads a journal. It may be written to meanwhile: what is committed when a unit is read
-    /// counts.
+    /// Reads a journal. It may be written to meanwhile: all that was committed when the call began
+    /// counts, and a part of what came after, without a hole.
     ///
     /// # Errors
     /// There is no journal, it can't be read, or a newer program wrote it. Damage is no error
     /// here: it is listed in [`History::damage`].
     pub fn load(dir: &Path) -> Result<Self> {
         let identity = layout::read_identity(dir)?;
-        load::load(dir, identity)
+        load::load(dir, &identity)
     }
 
     /// The newest configuration.

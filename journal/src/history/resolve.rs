@@ -1,6 +1,6 @@
 //! From what a person asks for to a position: pure, over a loaded [`History`].
 
-use super::History;
+use super::{Entry, History};
 use crate::Seq;
 
 /// A wanted moment.
@@ -99,26 +99,38 @@ impl History {
     }
 
     fn resolve_time(&self, ns: u64) -> Result<Point, Box<NotRestorable>> {
-        // The newest record at or before that time; records are in the order of their numbers,
-        // and a clock that was set back makes the later stretch count.
-        let Some(found) = self.entries.iter().rfind(|e| e.record.wall_ns <= ns) else {
-            return Err(self.refuse(0, "it lies before the journal's window".into()));
+        let Some(found) = self.entry_at_time(ns) else {
+            let first_ns = self.entries.first().map_or(0, |e| e.record.wall_ns);
+            let (seq, why) = match ns < first_ns {
+                true => (0, "it lies before the journal's window"),
+                false => (self.head, "it lies behind the newest recovery point"),
+            };
+            return Err(self.refuse(seq, why.into()));
         };
         let seq = found.record.seq;
-        if self.is_restorable(seq) {
-            let known_ns = self.wall_ns(self.head);
-            let is_last = self.level.last().is_some_and(|r| r.to == seq);
-            if is_last && ns > known_ns.saturating_add(TICK_TOLERANCE_NS) {
-                return Err(self.refuse(seq, "it lies behind the newest recovery point".into()));
-            }
-            // A session that ended here says nothing about the time behind its last record.
-            let range_end = self.level.iter().any(|r| r.to == seq);
-            if range_end && !is_last && ns > found.record.wall_ns {
-                return Err(self.refuse(seq, self.why_not(seq + 1)));
-            }
-            return Ok(self.point(seq));
+        if !self.is_restorable(seq) {
+            return Err(self.refuse(seq, self.why_not(seq)));
         }
-        Err(self.refuse(seq, self.why_not(seq)))
+        // A session that ended here says nothing about the time behind its last record.
+        let range_end = seq < self.head && self.level.iter().any(|r| r.to == seq);
+        if range_end && ns > found.record.wall_ns {
+            return Err(self.refuse(seq, self.why_not(seq + 1)));
+        }
+        Ok(self.point(seq))
+    }
+
+    /// The newest record that was the newest one at that time. Wall time may go back: then a time
+    /// can have come more than once, and the last time that it came counts.
+    fn entry_at_time(&self, ns: u64) -> Option<&Entry> {
+        let last = self.entries.last()?;
+        let last_ns = last.record.wall_ns;
+        if (last_ns..=last_ns.saturating_add(TICK_TOLERANCE_NS)).contains(&ns) {
+            return Some(last);
+        }
+        let pairs = self.entries.windows(2).rev();
+        let mut holding =
+            pairs.filter(|p| (p[0].record.wall_ns..p[1].record.wall_ns).contains(&ns));
+        holding.next().map(|p| &p[0])
     }
 
     fn why_not(&self, seq: Seq) -> String {

@@ -5,12 +5,15 @@ use crate::error::{Error, Result};
 use crate::format::record::{HEADER_BYTES, Kind, Record};
 use crate::format::unit_header::BLOCK_BYTES;
 use crate::format::{align_up, checksum};
-use crate::meta::Meta;
-use crate::unit::{MappedUnit, fits, payload_bytes_max};
+use crate::meta::{META_BYTES_MAX, Meta};
+use crate::unit::{MappedUnit, fits, payload_bytes_max, record_bytes_max};
 use crate::{Seq, VolumeId};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Instant;
+
+/// Full units that wait to be sealed; with more, the disk is too slow and appends wait.
+const FULL_UNITS_MAX: usize = 4;
 
 /// What a record is about, before it has a number.
 #[derive(Debug, Clone, Copy)]
@@ -58,20 +61,12 @@ impl Journal {
     /// # Errors
     /// The journal stopped, or there is no space for another unit (it stops then).
     pub fn reserve(&self, payload_bytes: u32) -> Result<Reservation> {
-        let limit_bytes = self.payload_bytes_max().max(crate::meta::META_BYTES_MAX as u64 / 8);
+        let limit_bytes = record_bytes_max(self.inner.identity.unit_bytes);
         if u64::from(payload_bytes) > limit_bytes {
             return Err(Error::TooLarge { bytes: payload_bytes.into(), limit_bytes });
         }
         let inner = &self.inner;
-        let mut tail = lock(&inner.tail);
-        loop {
-            inner.check(&tail)?;
-            let end = align_up(tail.at + HEADER_BYTES + u64::from(payload_bytes));
-            if fits(inner.identity.unit_bytes, end, tail.count + 1) {
-                break;
-            }
-            tail = inner.turn_to_next_unit(tail)?;
-        }
+        let mut tail = inner.tail_with_room(payload_bytes)?;
         let (unit, at) = inner.place(&mut tail, payload_bytes);
         drop(tail);
         Ok(Reservation { journal: Arc::clone(inner), unit, at, payload_bytes })
@@ -97,12 +92,28 @@ impl Journal {
     /// As [`Journal::reserve`].
     pub fn append_meta(&self, body: &Meta) -> Result<Seq> {
         let payload = body.encode().map_err(|e| Error::Invalid(format!("encode record: {e}")))?;
-        let mut draft = Draft::of(body.kind());
-        if let Meta::Copy(copy) = body {
-            draft.volume = copy.volume;
-            draft.scope = copy.id;
+        if payload.len() > META_BYTES_MAX {
+            let limit_bytes = META_BYTES_MAX as u64;
+            return Err(Error::TooLarge { bytes: payload.len() as u64, limit_bytes });
         }
-        self.append(&draft, &payload)
+        let mut draft = Draft::of(body.kind());
+        match body {
+            Meta::Copy(copy) => {
+                draft.volume = copy.volume;
+                draft.scope = copy.id;
+            }
+            Meta::Session(session) => draft.scope = session.id,
+            Meta::Config(_) | Meta::Mark(_) => {}
+        }
+        let mut space = self.reserve(payload.len() as u32)?;
+        space.payload_mut().copy_from_slice(&payload);
+        let config = matches!(body, Meta::Config(_)).then_some(payload);
+        space.commit_and(&draft, |tail| {
+            // Under the same lock: a unit begun in between would repeat the old one behind it.
+            if let Some(config) = config {
+                tail.config = config;
+            }
+        })
     }
 }
 
@@ -118,42 +129,43 @@ impl Reservation {
     ///
     /// # Errors
     /// The journal stopped meanwhile.
-    pub fn commit(mut self, draft: &Draft) -> Result<Seq> {
+    pub fn commit(self, draft: &Draft) -> Result<Seq> {
+        self.commit_and(draft, |_| {})
+    }
+
+    fn commit_and(mut self, draft: &Draft, with: impl FnOnce(&mut Tail)) -> Result<Seq> {
         let payload_crc = checksum::crc32c(self.payload_mut());
         let inner = &self.journal;
         let mut tail = lock(&inner.tail);
         inner.check(&tail)?;
-        Ok(inner.commit(&mut tail, &self.unit, self.at, self.payload_bytes, payload_crc, draft))
+        let bytes = self.payload_bytes;
+        let seq = inner.commit(&mut tail, &self.unit, self.at, bytes, payload_crc, draft);
+        with(&mut tail);
+        Ok(seq)
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // The last one out of a full unit lets the keeper seal it.
-        if self.unit.in_flight.fetch_sub(1, Ordering::Release) == 1 {
-            let tail = lock(&self.journal.tail);
-            if !tail.full.is_empty() {
-                self.journal.keeper_wake.notify_one();
-            }
+        // The last one out of a full unit lets it be sealed. Either this sees the unit full,
+        // or the sealer, which looks after it was marked so, sees nothing in flight.
+        let last = self.unit.in_flight.fetch_sub(1, Ordering::SeqCst) == 1;
+        if last && self.unit.is_full.load(Ordering::SeqCst) {
+            let _tail = lock(&self.journal.tail);
+            self.journal.sealer_wake.notify_one();
         }
     }
 }
 
 impl Inner {
-    fn check(&self, tail: &Tail) -> Result<()> {
-        match &tail.stopped {
-            None => Ok(()),
-            Some(stop) => Err(Error::Stopped {
-                last_seq: tail.next_seq.saturating_sub(1),
-                why: stop.why.clone(),
-            }),
-        }
+    pub(super) fn check(&self, tail: &Tail) -> Result<()> {
+        if tail.stopped.is_some() { Err(self.stop_error_under(tail)) } else { Ok(()) }
     }
 
     fn place(&self, tail: &mut Tail, payload_bytes: u32) -> (Arc<MappedUnit>, u64) {
         let at = tail.at;
         let unit = Arc::clone(&tail.unit);
-        unit.in_flight.fetch_add(1, Ordering::Relaxed);
+        unit.in_flight.fetch_add(1, Ordering::SeqCst);
         unit.write_frame(at, payload_bytes);
         tail.at = align_up(at + HEADER_BYTES + u64::from(payload_bytes));
         tail.count += 1;
@@ -198,19 +210,29 @@ impl Inner {
 
     /// Appends a record without a payload; for the threads inside, which hold no [`Journal`].
     pub(super) fn append_bare(&self, draft: &Draft) -> Result<Seq> {
+        let mut tail = self.tail_with_room(0)?;
+        Ok(self.append_under(&mut tail, draft))
+    }
+
+    /// The tail lock, with room for a payload of this size in the current unit.
+    pub(super) fn tail_with_room(&self, payload_bytes: u32) -> Result<MutexGuard<'_, Tail>> {
         let mut tail = lock(&self.tail);
         loop {
             self.check(&tail)?;
-            let end = tail.at + HEADER_BYTES;
+            let end = align_up(tail.at + HEADER_BYTES + u64::from(payload_bytes));
             if fits(self.identity.unit_bytes, end, tail.count + 1) {
-                break;
+                return Ok(tail);
             }
             tail = self.turn_to_next_unit(tail)?;
         }
-        let (unit, at) = self.place(&mut tail, 0);
-        let seq = self.commit(&mut tail, &unit, at, 0, checksum::crc32c(&[]), draft);
-        unit.in_flight.fetch_sub(1, Ordering::Release);
-        Ok(seq)
+    }
+
+    /// Appends a record without a payload where there is room for it.
+    pub(super) fn append_under(&self, tail: &mut Tail, draft: &Draft) -> Seq {
+        let (unit, at) = self.place(tail, 0);
+        let seq = self.commit(tail, &unit, at, 0, checksum::crc32c(&[]), draft);
+        unit.in_flight.fetch_sub(1, Ordering::SeqCst);
+        seq
     }
 
     /// Makes the prepared unit the current one; waits a bounded time for it.
@@ -220,19 +242,21 @@ impl Inner {
     ) -> Result<MutexGuard<'a, Tail>> {
         let seen = tail.unit.header.number;
         let deadline = Instant::now() + self.options.unit_wait;
-        while tail.next.is_none() {
+        while tail.next.is_none() || tail.idle_full() >= FULL_UNITS_MAX {
             self.check(&tail)?;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                let tail_space = tail.no_space;
                 let why = format!(
                     "the next unit was not ready within {:?}: the disk of {} is too slow or full",
                     self.options.unit_wait,
                     self.dir.display()
                 );
-                self.stop(&mut tail, why, false);
-                return Err(self.check(&tail).err().unwrap_or(Error::Invalid(String::new())));
+                self.stop(&mut tail, why, tail_space);
+                return Err(self.stop_error_under(&tail));
             }
             self.keeper_wake.notify_one();
+            self.sealer_wake.notify_one();
             tail =
                 self.unit_ready.wait_timeout(tail, left).unwrap_or_else(PoisonError::into_inner).0;
             if tail.unit.header.number != seen {
@@ -241,12 +265,14 @@ impl Inner {
         }
         if let Some(next) = tail.next.take() {
             let (old, at) = (std::mem::replace(&mut tail.unit, next), tail.at);
+            old.is_full.store(true, Ordering::SeqCst);
             tail.full.push((old, at));
             tail.at = BLOCK_BYTES;
             tail.count = 0;
             tail.prefaulted = BLOCK_BYTES + background::PREFAULT_BYTES;
             self.write_config(&mut tail);
             self.keeper_wake.notify_one();
+            self.sealer_wake.notify_one();
         }
         Ok(tail)
     }
@@ -263,7 +289,7 @@ impl Inner {
         unsafe { unit.range_mut(at + HEADER_BYTES, payload_bytes.into()) }.copy_from_slice(&config);
         let crc = checksum::crc32c(&config);
         self.commit(tail, &unit, at, payload_bytes, crc, &Draft::of(Kind::Config));
-        unit.in_flight.fetch_sub(1, Ordering::Release);
+        unit.in_flight.fetch_sub(1, Ordering::SeqCst);
         tail.config = config;
     }
 }

@@ -1,7 +1,7 @@
 //! The append path of a journal: reserve, fill, commit.
 //!
 //! ```text
-//!  capture thread            tail lock           keeper thread        syncer thread
+//!  capture thread            tail lock           keeper, sealer       syncer thread
 //!  reserve ───────────────►  place, frame                             every 200 ms or on
 //!  fill straight from        (no I/O inside)     next unit ready,     demand: msync, then
 //!  the socket                                    pages faulted in,    a watermark record
@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How a journal is written.
 #[derive(Clone)]
@@ -43,6 +43,8 @@ pub struct Options {
     /// Longest wait of an append for the next unit; then the journal stops (and capture falls
     /// to the changed-block map) rather than the guest.
     pub unit_wait: Duration,
+    /// Longest time without a record: then the journal ticks, so that idle and dead look different.
+    pub tick_interval: Duration,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
@@ -53,6 +55,7 @@ impl Default for Options {
             unit_bytes: 64 << 20,
             sync_interval: Duration::from_millis(200),
             unit_wait: Duration::from_millis(300),
+            tick_interval: Duration::from_secs(1),
             clock: Arc::new(SystemClock),
         }
     }
@@ -62,12 +65,19 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct Journal {
     inner: Arc<Inner>,
+    _handle: Arc<Handle>,
+}
+
+/// Shared by the clones of a [`Journal`] and by nobody else: the last one ends the threads.
+struct Handle {
+    inner: Arc<Inner>,
 }
 
 struct Inner {
     dir: PathBuf,
     identity: Identity,
     epoch: u64,
+    mount_id: u64,
     options: Options,
     _lock: File,
     tail: Mutex<Tail>,
@@ -75,6 +85,8 @@ struct Inner {
     unit_ready: Condvar,
     /// The keeper has work.
     keeper_wake: Condvar,
+    /// A full unit has nothing in flight any more.
+    sealer_wake: Condvar,
     sync: Mutex<SyncState>,
     sync_wake: Condvar,
     sync_done: Condvar,
@@ -96,7 +108,15 @@ struct Tail {
     full: Vec<(Arc<MappedUnit>, u64)>,
     config: Vec<u8>,
     stopped: Option<Stop>,
-    closing: bool,
+    /// Whether the next unit could not be made for want of space.
+    no_space: bool,
+}
+
+impl Tail {
+    /// Full units with nothing in flight: those that only wait for the disk.
+    fn idle_full(&self) -> usize {
+        self.full.iter().filter(|(u, _)| u.in_flight.load(Ordering::SeqCst) == 0).count()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -112,6 +132,8 @@ struct SyncState {
     watermark: Seq,
     watermark_seq: Seq,
     ended: bool,
+    /// The head at which the journal ticked or took a record last, and when.
+    moved: Option<(Seq, Instant)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -194,11 +216,7 @@ impl Journal {
     /// The journal stopped, or the configuration is too large.
     pub fn set_config(&self, config: &meta::Config) -> Result<Seq> {
         let body = meta::Meta::Config(config.clone());
-        let payload =
-            body.encode().map_err(|e| Error::Invalid(format!("encode configuration: {e}")))?;
-        let seq = self.append_meta(&body)?;
-        lock(&self.inner.tail).config = payload;
-        Ok(seq)
+        self.append_meta(&body)
     }
 
     /// Closes the journal cleanly: everything is durable and sealed when this returns. Other
@@ -207,9 +225,7 @@ impl Journal {
     /// # Errors
     /// The last records could not be made durable; the next opening recovers.
     pub fn close(self) -> Result<()> {
-        let result = self.inner.close();
-        self.inner.join();
-        result
+        self.inner.close()
     }
 
     fn stop_error(&self) -> Error {
@@ -219,11 +235,14 @@ impl Journal {
 
 impl Inner {
     fn stop_error(&self) -> Error {
-        let why = lock(&self.tail)
-            .stopped
-            .as_ref()
-            .map_or_else(|| "it was closed".to_owned(), |s| s.why.clone());
-        Error::Stopped { last_seq: self.head.load(Ordering::Acquire), why }
+        self.stop_error_under(&lock(&self.tail))
+    }
+
+    fn stop_error_under(&self, tail: &Tail) -> Error {
+        let stop = tail.stopped.as_ref();
+        let (why, space) =
+            stop.map_or_else(|| ("it was closed".to_owned(), false), |s| (s.why.clone(), s.space));
+        Error::Stopped { last_seq: self.head.load(Ordering::Acquire), why, space }
     }
 
     /// Ends the taking of records; the first reason stays.
@@ -232,20 +251,21 @@ impl Inner {
             tracing::error!(journal = %self.dir.display(), %why, "the journal stopped");
             tail.stopped = Some(Stop { why, space });
         }
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         self.unit_ready.notify_all();
         self.keeper_wake.notify_all();
+        self.sealer_wake.notify_all();
         self.sync_wake.notify_all();
         self.sync_done.notify_all();
     }
 }
 
-impl Drop for Journal {
+impl Drop for Handle {
     fn drop(&mut self) {
-        // The two threads hold a handle of the inner part each, never a `Journal`: the last
-        // handle that goes ends them.
-        if Arc::strong_count(&self.inner) <= 1 + background::THREADS {
-            self.inner.abandon();
-            self.inner.join();
-        }
+        self.inner.abandon();
+        self.inner.join();
     }
 }

@@ -1,11 +1,11 @@
 //! Creating a journal, and opening one for writing: recovery, and the start of an epoch.
 
 use super::background;
-use super::{Inner, Journal, Options, SyncState, Tail};
+use super::{Handle, Inner, Journal, Options, SyncState, Tail};
 use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::unit_header::{BLOCK_BYTES, FLAG_EPOCH_START, UnitHeader};
-use crate::format::{VERSION, index, record};
+use crate::format::{VERSION, record};
 use crate::history::History;
 use crate::layout::{self, Identity};
 use crate::unit::{self, MappedUnit, ScanEnd};
@@ -16,9 +16,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use uuid::Uuid;
 
-/// Name of the marker that says from where on records were lost to a failed sync.
-const DISTRUST: &str = "distrust";
-
 impl Journal {
     /// Creates a journal in `dir` (made if it isn't there) and opens it.
     ///
@@ -27,29 +24,27 @@ impl Journal {
     pub fn create(dir: &Path, group: Uuid, name: &str, options: Options) -> Result<Self> {
         layout::check_name(name)?;
         check_unit_bytes(options.unit_bytes)?;
+        let is_new = !dir.exists();
         layout::make_dir(dir)?;
+        let lock = take_lock(dir)?;
         let path = dir.join("journal.json");
         if path.exists() {
-            return Err(Error::Unusable {
-                path,
-                why: "there is a journal already: open it, or purge it first".into(),
-            });
+            let why = "there is a journal already: open it, or purge it first".into();
+            return Err(Error::Unusable { path, why });
         }
-        let identity = Identity {
-            format: VERSION,
-            group,
-            name: name.to_owned(),
-            unit_bytes: options.unit_bytes,
-        };
-        let json = serde_json::to_vec_pretty(&identity)
-            .map_err(|e| Error::Invalid(format!("encode identity: {e}")))?;
-        layout::replace_file(&path, &json)?;
-        let opened = Self::open(dir, options).map(|(journal, _)| journal);
+        if !layout::units(dir)?.is_empty() {
+            let why = "its units are there, but its identity is not: put back journal.json".into();
+            return Err(Error::Unusable { path, why });
+        }
+        let unit_bytes = options.unit_bytes;
+        let identity = Identity { format: VERSION, group, name: name.to_owned(), unit_bytes };
+        let opened = layout::write_identity(dir, &identity)
+            .and_then(|()| layout::sync_dir(dir.parent().unwrap_or(Path::new("."))))
+            .and_then(|()| Self::open_locked(dir, options, lock));
         if opened.is_err() {
-            // Nothing was ever in it: a later try must not find half a journal.
-            let _ = std::fs::remove_file(&path);
+            remove_unborn(dir, is_new);
         }
-        opened
+        opened.map(|(journal, _)| journal)
     }
 
     /// Opens a journal for writing: drops a torn tail, starts a new epoch in a new unit, and
@@ -59,30 +54,26 @@ impl Journal {
     /// Another process has it open; it can't be read or written; a newer program wrote it.
     pub fn open(dir: &Path, options: Options) -> Result<(Self, History)> {
         let lock = take_lock(dir)?;
-        let mut history = History::load(dir)?;
+        Self::open_locked(dir, options, lock)
+    }
+
+    fn open_locked(dir: &Path, options: Options, lock: File) -> Result<(Self, History)> {
+        let history = History::load(dir)?;
         check_unit_bytes(history.identity.unit_bytes)?;
-        let distrust = dir.join(DISTRUST);
-        let last = match read_distrust(&distrust)? {
-            Some(bound) => bound.min(history.head),
-            None => history.head,
-        };
-        let header = first_header(&history, &options, last);
+        sync_units(&history)?;
+        let mount_id = layout::mount_id(dir);
+        let header = first_header(&history, &options, mount_id);
         let file = unit::create(dir, &header)?;
         let map = MappedUnit::new(dir, header, file)?;
-        if distrust.exists() {
-            std::fs::remove_file(&distrust).map_err(|e| Error::io("remove", &distrust, e))?;
-            layout::sync_dir(dir)?;
-        }
-        seal_open_units(&history, last)?;
-        if last < history.head {
-            history = History::load(dir)?;
-        }
+        remove_distrust(dir)?;
+        seal_open_units(&history);
         let bytes = allocated_bytes(dir)?;
         let units = layout::units(dir)?.len() as u64;
         let inner = Arc::new(Inner {
             dir: dir.to_owned(),
             identity: history.identity.clone(),
             epoch: header.epoch,
+            mount_id,
             _lock: lock,
             tail: Mutex::new(Tail {
                 unit: Arc::new(map),
@@ -94,22 +85,25 @@ impl Journal {
                 full: Vec::new(),
                 config: Vec::new(),
                 stopped: None,
-                closing: false,
+                no_space: false,
             }),
             unit_ready: Condvar::new(),
             keeper_wake: Condvar::new(),
+            sealer_wake: Condvar::new(),
             sync: Mutex::new(SyncState::default()),
             sync_wake: Condvar::new(),
             sync_done: Condvar::new(),
             head: AtomicU64::new(header.after_seq),
-            durable: AtomicU64::new(header.after_seq.min(history.watermark)),
+            // What was found was synced, and the numbers in between are void.
+            durable: AtomicU64::new(header.after_seq),
             bytes: AtomicU64::new(bytes),
             units: AtomicU64::new(units),
             threads: Mutex::new(Vec::new()),
             options,
         });
         background::start(&inner).map_err(|e| Error::io("start threads for", dir, e))?;
-        let journal = Self { inner };
+        let handle = Arc::new(Handle { inner: Arc::clone(&inner) });
+        let journal = Self { inner, _handle: handle };
         if let Some(config) = history.config() {
             journal.set_config(config)?;
         }
@@ -121,12 +115,51 @@ impl Inner {
     /// Leaves word that records above the durable watermark may be lost, for the next opening:
     /// the page cache may show them though the device never took them.
     pub(super) fn leave_distrust(&self) {
-        let bound = self.durable.load(Ordering::Acquire);
-        let path = self.dir.join(DISTRUST);
-        if let Err(e) = layout::replace_file(&path, format!("{bound}\n").as_bytes()) {
-            tracing::error!(error = %e, "can't leave word of the failed sync");
+        leave_distrust(&self.dir, self.durable.load(Ordering::Acquire));
+    }
+}
+
+fn leave_distrust(dir: &Path, bound: Seq) {
+    let path = dir.join(layout::DISTRUST);
+    if let Err(e) = layout::replace_file(&path, format!("{bound}\n").as_bytes()) {
+        tracing::error!(error = %e, "can't leave word of the failed sync");
+    }
+}
+
+fn remove_distrust(dir: &Path) -> Result<()> {
+    let path = dir.join(layout::DISTRUST);
+    match std::fs::remove_file(&path) {
+        Ok(()) => layout::sync_dir(dir),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("remove", &path, e)),
+    }
+}
+
+/// Takes back what a failed creation left: nothing was ever in it, and a later try must not find
+/// half a journal.
+fn remove_unborn(dir: &Path, is_new: bool) {
+    // The identity goes last: without it, what is left would be units of nobody.
+    for number in layout::units(dir).unwrap_or_default() {
+        let _ = std::fs::remove_file(layout::unit_path(dir, number));
+    }
+    for name in ["journal.json", "lock"] {
+        let _ = std::fs::remove_file(dir.join(name));
+    }
+    if is_new {
+        let _ = std::fs::remove_dir(dir);
+    }
+}
+
+/// Makes what was found durable: the next epoch's first header says up to where it counts, and
+/// the next watermark covers it.
+fn sync_units(history: &History) -> Result<()> {
+    for unit in history.units.iter().filter(|u| u.end != ScanEnd::Sealed) {
+        if let Err(e) = unit.file.sync_all() {
+            leave_distrust(&history.dir, history.watermark.min(history.head));
+            return Err(Error::io("sync unit", &unit.path, e));
         }
     }
+    Ok(())
 }
 
 fn check_unit_bytes(unit_bytes: u64) -> Result<()> {
@@ -158,103 +191,66 @@ fn take_lock(dir: &Path) -> Result<File> {
     }
 }
 
-fn read_distrust(path: &Path) -> Result<Option<Seq>> {
-    match std::fs::read_to_string(path) {
-        // Unreadable word is word all the same: then nothing above 0 is proved.
-        Ok(text) => Ok(Some(text.trim().parse().unwrap_or(0))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("read", path, e)),
-    }
-}
-
-/// The header of the epoch's first unit. Numbers that a lost record may have had are skipped:
-/// after anything but a clean close or a mere end of the process, that is all that two units
-/// (the last one and the one prepared behind it) can hold.
-fn first_header(history: &History, options: &Options, last: Seq) -> UnitHeader {
+/// The header of the epoch's first unit. After anything but a clean close or a mere end of the
+/// process, numbers that a lost record may have had are skipped: at most those of two units (the
+/// last one and the one prepared behind it), and three units' worth for each unit that can't be
+/// read, which may have begun an epoch itself.
+fn first_header(history: &History, options: &Options, mount_id: u64) -> UnitHeader {
     let clock = &options.clock;
     let boot_id = clock.boot_id();
-    let newest = history.units.last();
-    let same_boot = newest.is_none_or(|u| u.boot_id == boot_id && boot_id != [0; 16]);
-    let whole = last == history.head && !history.torn && history.damage.is_empty();
-    let seen = history.seen_seq.max(last);
-    let after_seq = if whole && (history.closed || same_boot) {
-        seen
-    } else {
-        seen + 2 * history.identity.unit_bytes / record::HEADER_BYTES
-    };
-    let empty = newest.filter(|u| {
-        u.end == ScanEnd::Open
-            && !history.entries.iter().any(|e| history.units[e.unit as usize].number == u.number)
-    });
-    let number = match (empty, newest) {
-        (Some(unit), _) if whole => unit.number,
-        (_, Some(unit)) => unit.number + 1,
-        (_, None) => 1,
+    let newest = history.units.last().map(|u| &u.header);
+    let cache_kept =
+        newest.is_none_or(|h| h.boot_id == boot_id && boot_id != [0; 16] && h.mount_id == mount_id);
+    let whole = !history.torn && history.damage.is_empty();
+    let seen = history.seen_seq.max(history.head);
+    let per_unit = history.identity.unit_bytes / record::HEADER_BYTES;
+    let skipped = match whole && (history.closed || cache_kept) {
+        true => 0,
+        false => per_unit * (2 + 3 * history.units_unreadable),
     };
     UnitHeader {
         group: history.identity.group.into_bytes(),
         salt: Uuid::new_v4().into_bytes(),
-        number,
+        number: replaced_unit(history).unwrap_or(history.unit_number_max + 1),
         unit_bytes: history.identity.unit_bytes,
-        epoch: history.epoch + 1,
+        epoch: history.epoch + 1 + history.units_unreadable,
         flags: FLAG_EPOCH_START,
-        after_seq,
-        prev_last_seq: last,
+        after_seq: seen + skipped,
+        prev_last_seq: history.head,
         wall_ns: clock.wall_ns(),
         mono_ns: clock.mono_ns(),
         boot_id,
+        mount_id,
     }
+}
+
+/// The newest unit, when it is readable and no record was ever in it: the one that was prepared.
+fn replaced_unit(history: &History) -> Option<u64> {
+    let newest = history.units.last().filter(|u| u.number == history.unit_number_max)?;
+    let i = history.units.len() - 1;
+    let empty =
+        newest.end == ScanEnd::Open && !history.entries.iter().any(|e| e.unit as usize == i);
+    (empty && !history.torn && history.damage.is_empty()).then_some(newest.number)
 }
 
 /// Seals what the last writer left open, so that it is never scanned again. A unit with anything
 /// unreadable in it stays as it is: it is evidence.
-fn seal_open_units(history: &History, last: Seq) -> Result<()> {
+fn seal_open_units(history: &History) {
     for (i, unit) in history.units.iter().enumerate() {
-        if unit.end != ScanEnd::Open {
-            continue;
-        }
         let records: Vec<_> = history
             .entries
             .iter()
-            .filter(|e| e.unit as usize == i && e.record.seq <= last)
+            .filter(|e| e.unit as usize == i)
             .map(|e| (e.at, e.record))
             .collect();
-        if records.is_empty() {
+        if unit.end != ScanEnd::Open || records.is_empty() {
             continue;
         }
-        if let Err(e) = seal_file(&unit.path, history.identity.group, unit.number, &records) {
+        if let Err(e) = unit::seal_file(&unit.path, &unit.header, records) {
+            // Its records are durable, and it can be scanned again.
             tracing::warn!(unit = %unit.path.display(), error = %e, "left unsealed");
-            // The new epoch's watermark will cover these records: they must be durable.
-            unit.file.sync_all().map_err(|e| Error::io("sync unit", &unit.path, e))?;
         }
     }
-    Ok(())
-}
-
-fn seal_file(
-    path: &Path,
-    group: Uuid,
-    number: u64,
-    records: &[(u64, record::Record)],
-) -> Result<()> {
-    let contents = unit::read_unit(path, group.into_bytes(), number)?;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(|e| Error::io("open unit", path, e))?;
-    let journal = path.parent().unwrap_or(Path::new("."));
-    let map = MappedUnit::new(journal, contents.header, file)?;
-    let mut ordered = records.to_vec();
-    ordered.sort_by_key(|(at, _)| *at);
-    let tail = ordered.last().map_or(BLOCK_BYTES, |(at, r)| {
-        crate::format::align_up(at + record::HEADER_BYTES + u64::from(r.payload_bytes))
-    });
-    let end = tail + ordered.len() as u64 * index::ENTRY_BYTES + index::FOOTER_BYTES;
-    if end > contents.header.unit_bytes {
-        return Err(Error::Invalid("no room for the index".into()));
-    }
-    map.seal_records(tail, &ordered)
 }
 
 fn allocated_bytes(dir: &Path) -> Result<u64> {

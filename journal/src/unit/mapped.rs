@@ -5,15 +5,16 @@
 //! (`docs/decisions/0002-mapped-append.md` has the measurements).
 
 use crate::error::{Error, Result};
-use crate::format::index::{self, FOOTER_BYTES, Footer};
+use crate::format::index::{self, FOOTER_BYTES};
 use crate::format::record::{HEADER_BYTES, Record, SEQ_AT};
 use crate::format::unit_header::UnitHeader;
-use crate::format::{ALIGN_BYTES, align_up, checksum, record};
+use crate::format::{align_up, record};
 use crate::layout;
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Free space worth giving back, in bytes.
 const RELEASE_BYTES_MIN: u64 = 64 << 10;
@@ -27,22 +28,41 @@ pub struct MappedUnit {
     file: File,
     /// Reservations that are neither committed nor abandoned.
     pub(crate) in_flight: AtomicU64,
+    /// Whether the log has turned away from it: its last reservation lets it be sealed.
+    pub(crate) is_full: AtomicBool,
+    /// Whether a sync failed. The kernel reports a lost page once per open file: without this,
+    /// the second of two threads that sync would be told that all is well.
+    failed: Mutex<Option<String>>,
 }
 
 impl MappedUnit {
     /// Maps a unit that was just created.
     ///
     /// # Errors
-    /// The mapping is refused.
+    /// The file is shorter than its header says, or the mapping is refused.
     pub fn new(journal: &Path, header: UnitHeader, file: File) -> Result<Self> {
         let path = layout::unit_path(journal, header.number);
         let bytes = usize::try_from(header.unit_bytes)
             .map_err(|_| Error::Invalid(format!("unit of {} bytes", header.unit_bytes)))?;
+        let length = file.metadata().map_err(|e| Error::io("look at unit", &path, e))?.len();
+        if length < header.unit_bytes {
+            // A mapped write behind the end of a file would kill the process.
+            let why = format!("it has {length} bytes instead of {}", header.unit_bytes);
+            return Err(Error::Unusable { path, why });
+        }
         let map = MmapOptions::new()
             .len(bytes)
             .map_raw(&file)
             .map_err(|e| Error::io("map unit", &path, e))?;
-        Ok(Self { header, path, map, file, in_flight: AtomicU64::new(0) })
+        Ok(Self {
+            header,
+            path,
+            map,
+            file,
+            in_flight: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
+            failed: Mutex::new(None),
+        })
     }
 
     /// The unit's file.
@@ -108,15 +128,23 @@ impl MappedUnit {
     /// Makes a range durable.
     ///
     /// # Errors
-    /// The device failed; what was in the range may be lost (never retry and go on).
+    /// The device failed, now or at an earlier sync of this unit; what was in the range may be
+    /// lost (never retry and go on).
     pub fn sync(&self, from: u64, to: u64) -> Result<()> {
         let to = to.min(self.header.unit_bytes);
         if from >= to {
             return Ok(());
         }
-        self.map
-            .flush_range(from as usize, (to - from) as usize)
-            .map_err(|e| Error::io("sync unit", &self.path, e))
+        // Held over the call: whoever comes second waits for the verdict of the first.
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = &*failed {
+            let source = std::io::Error::other(why.clone());
+            return Err(Error::io("sync unit (it failed before)", &self.path, source));
+        }
+        self.map.flush_range(from as usize, (to - from) as usize).map_err(|e| {
+            *failed = Some(e.to_string());
+            Error::io("sync unit", &self.path, e)
+        })
     }
 
     /// Seals the unit: writes the index of its records up to `tail` and the footer, durably.
@@ -125,34 +153,19 @@ impl MappedUnit {
     /// # Errors
     /// The device failed.
     pub fn seal(&self, tail: u64) -> Result<()> {
-        self.seal_records(tail, &self.committed(tail))
-    }
-
-    /// Seals the unit with these records, all of which end at or before `tail`.
-    ///
-    /// # Errors
-    /// The device failed.
-    pub fn seal_records(&self, tail: u64, records: &[(u64, Record)]) -> Result<()> {
         // The data first: a footer proves that all before it is durable.
         self.sync(0, tail)?;
-        let bytes = index::encode(records);
-        let index_at =
-            (self.header.unit_bytes - FOOTER_BYTES - bytes.len() as u64) & !(ALIGN_BYTES - 1);
+        let (index_at, bytes) = index::area(&self.header, &self.committed(tail));
         assert!(index_at >= tail, "the tail lock leaves room for the index");
-        let footer = Footer {
-            count: records.len() as u64,
-            first_seq: records.iter().map(|(_, r)| r.seq).min().unwrap_or(0),
-            last_seq: records.iter().map(|(_, r)| r.seq).max().unwrap_or(0),
-            index_at,
-            index_crc: checksum::crc32c(&bytes),
-        };
         self.release(tail, index_at);
         // SAFETY: the area behind the tail is never handed out once a unit is full, and the only
         // sealer is the log's own thread.
         let end = unsafe { self.range_mut(index_at, self.header.unit_bytes - index_at) };
-        end[..bytes.len()].copy_from_slice(&bytes);
-        let footer_at = end.len() - FOOTER_BYTES as usize;
-        end[footer_at..].copy_from_slice(&footer.encode(&self.header.salt));
+        // Then the index, then the footer: a footer without its index is rot, never a torn seal.
+        let footer_at = bytes.len() - FOOTER_BYTES as usize;
+        end[..footer_at].copy_from_slice(&bytes[..footer_at]);
+        self.sync(index_at, self.header.unit_bytes)?;
+        end[footer_at..].copy_from_slice(&bytes[footer_at..]);
         self.sync(index_at, self.header.unit_bytes)
     }
 

@@ -12,13 +12,16 @@
 mod create;
 mod mapped;
 mod scan;
+mod seal;
 
 pub use create::create;
 pub use mapped::MappedUnit;
 pub use scan::{ScanEnd, UnitContents, read_payload, read_unit};
+pub use seal::seal_file;
 
 use crate::format::ALIGN_BYTES;
 use crate::format::index::{ENTRY_BYTES, FOOTER_BYTES};
+use crate::format::meta::META_BYTES_MAX;
 use crate::format::unit_header::BLOCK_BYTES;
 
 /// Smallest size of a unit.
@@ -32,10 +35,20 @@ pub const fn fits(unit_bytes: u64, end: u64, count: u64) -> bool {
     end + count * ENTRY_BYTES + FOOTER_BYTES + ALIGN_BYTES <= unit_bytes
 }
 
-/// Largest payload of one record in units of this size: an eighth of it, so that little is left
+/// Largest payload that a record in units of this size can have, those of metadata included.
+#[must_use]
+pub const fn record_bytes_max(unit_bytes: u64) -> u64 {
+    let data = payload_bytes_max(unit_bytes);
+    if data < META_IN_UNIT_BYTES_MAX { META_IN_UNIT_BYTES_MAX } else { data }
+}
+
+/// What the smallest unit takes of metadata in one record, in bytes.
+const META_IN_UNIT_BYTES_MAX: u64 = META_BYTES_MAX as u64 / 8;
+
+/// Largest payload of one data record in units of this size: an eighth of it, so that little is left
 /// empty at a unit's end, and at most 4 MiB.
 #[must_use]
 pub const fn payload_bytes_max(unit_bytes: u64) -> u64 {
-    let eighth = (unit_bytes - BLOCK_BYTES) / 8;
+    let eighth = unit_bytes.saturating_sub(BLOCK_BYTES) / 8;
     if eighth < 4 << 20 { eighth } else { 4 << 20 }
 }

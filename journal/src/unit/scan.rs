@@ -6,6 +6,7 @@ use crate::format::index::{self, ENTRY_BYTES, FOOTER_BYTES, Footer};
 use crate::format::record::{self, Decoded, HEADER_BYTES, Record};
 use crate::format::unit_header::{BLOCK_BYTES, HeaderError, UnitHeader};
 use crate::format::{VERSION, align_up, checksum};
+use crate::unit::record_bytes_max;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -170,23 +171,32 @@ fn scan(unit: &mut UnitContents, length: u64) -> Result<()> {
     while let Some(bytes) = window.header(at, limit)? {
         let decoded = record::decode(&salt, at, bytes);
         let payload_bytes = match decoded {
-            Decoded::None => {
-                hole.get_or_insert(at);
-                at += crate::format::ALIGN_BYTES;
-                continue;
-            }
-            Decoded::Record(r) => {
-                records.push((at, r));
-                r.payload_bytes
-            }
-            Decoded::Reserved { payload_bytes } => payload_bytes,
-            Decoded::Broken { payload_bytes, seq } => {
-                broken.push(seq);
-                payload_bytes
+            Decoded::None => None,
+            Decoded::Record(r) => Some(r.payload_bytes),
+            Decoded::Reserved { payload_bytes } | Decoded::Broken { payload_bytes, .. } => {
+                Some(payload_bytes)
             }
         };
+        // A length that no writer gives out is not stepped over, nor ever allocated.
+        let end = payload_bytes
+            .filter(|bytes| u64::from(*bytes) <= record_bytes_max(limit))
+            .map(|bytes| align_up(at + HEADER_BYTES + u64::from(bytes)))
+            .filter(|end| *end <= limit);
+        let Some(end) = end else {
+            hole.get_or_insert(at);
+            at += crate::format::ALIGN_BYTES;
+            continue;
+        };
+        match decoded {
+            Decoded::Record(r) => records.push((at, r)),
+            Decoded::Broken { seq, .. } => {
+                broken.push(seq);
+                holes.push(at);
+            }
+            _ => {}
+        }
         holes.extend(hole.take());
-        at = align_up(at + HEADER_BYTES + u64::from(payload_bytes));
+        at = end;
     }
     unit.records = records;
     unit.broken = broken;
