@@ -168,6 +168,24 @@ fn a_moment_in_a_gap_is_refused_with_the_points_on_both_sides() {
 }
 
 #[test]
+fn a_detached_guest_keeps_its_points_and_the_reason_is_said() {
+    let mut bed = Bed::new(19, &[64 << 10]);
+    bed.open_session();
+    let last = bed.write();
+    bed.note(last);
+    let closed = bed.close_session();
+    let outside = bed.write();
+    let recovery = bed.open();
+    assert_eq!(recovery.resolve(&When::Latest).unwrap().seq, closed);
+    let error = recovery.resolve(&When::Seq(outside)).unwrap_err().to_string();
+    assert!(error.contains("lies in a gap (detached by hand)"), "{error}");
+    assert!(error.contains("none behind"), "{error}");
+    let out = tempfile::tempdir().unwrap();
+    let report = restore_at(&recovery, closed, out.path(), Format::Raw).unwrap();
+    assert!(std::fs::read(&report.disks[0].path).unwrap() == bed.known.last().unwrap().1[0]);
+}
+
+#[test]
 fn the_future_and_the_time_before_the_window_are_refused() {
     let mut bed = Bed::new(10, &[64 << 10]);
     let recovery = bed.open();

@@ -1,7 +1,7 @@
 //! Targets: nothing is overwritten, nothing half-made keeps its name.
 
 use crate::bed::{Bed, names, restore_at, restore_to};
-use afterimage_restore::{Format, Kind, Recovery};
+use afterimage_restore::{Format, Kind, Recovery, RestoreOptions, When, restore};
 use rustix::fs::{FlockOperation, flock};
 use std::fs;
 use std::path::Path;
@@ -33,6 +33,34 @@ fn an_existing_target_is_left_as_it_is() {
         assert_eq!(fs::read_to_string(&taken).unwrap(), "mine");
         assert_eq!(names(out.path()).len(), 1, "{:?}", names(out.path()));
     }
+}
+
+#[test]
+fn a_target_that_appears_meanwhile_is_left_as_it_is() {
+    let (_bed, recovery, last) = bed();
+    let out = tempfile::tempdir().unwrap();
+    let taken = out.path().join("web-d1.raw");
+    let point = recovery.resolve(&When::Seq(last)).unwrap();
+    let options = RestoreOptions { to: out.path().to_owned(), disks: vec![], format: Format::Raw };
+    let mut appear = |_| fs::write(&taken, "mine").unwrap();
+    let error = restore(&recovery, point, &options, &mut appear).unwrap_err();
+    assert!(error.to_string().contains("exists and is left as it is"), "{error}");
+    assert_eq!(names(out.path()), ["web-d1.raw"], "all or none get their names");
+    assert_eq!(fs::read_to_string(&taken).unwrap(), "mine");
+}
+
+#[test]
+fn an_image_has_no_final_name_before_it_is_whole() {
+    let (_bed, recovery, last) = bed();
+    let out = tempfile::tempdir().unwrap();
+    let point = recovery.resolve(&When::Seq(last)).unwrap();
+    let options =
+        RestoreOptions { to: out.path().to_owned(), disks: vec![], format: Format::Qcow2 };
+    let mut look = |_| {
+        assert!(names(out.path()).iter().all(|n| n.ends_with(".partial")));
+    };
+    restore(&recovery, point, &options, &mut look).unwrap();
+    assert_eq!(names(out.path()), ["web-d0.qcow2", "web-d1.qcow2"]);
 }
 
 #[test]
