@@ -1,0 +1,4 @@
+//! End-to-end tests: the program as a person runs it, beside real QEMU guests.
+
+mod e2e;
+mod kit;
