@@ -349,7 +349,14 @@ impl Client {
     /// Remembers that the stream cannot be used any more if `result` is an error.
     fn breaking<T>(&mut self, result: io::Result<T>) -> Result<T, ClientError> {
         self.broken |= result.is_err();
-        Ok(result?)
+        result.map_err(|error| match error.kind() {
+            // What a socket with a time limit says when the limit is over.
+            io::ErrorKind::WouldBlock => {
+                let text = "the server took longer than the time limit";
+                ClientError::Stream(io::Error::new(io::ErrorKind::TimedOut, text))
+            }
+            _ => ClientError::Stream(error),
+        })
     }
 
     /// Remembers that the server broke the protocol.

@@ -292,7 +292,8 @@ impl<'a> Handshake<'a> {
             Some((of, contexts)) if of == name => contexts.clone(),
             _ => Vec::new(),
         };
-        let info = export.info();
+        let mut info = export.info();
+        info.block_bytes_min = info.block_bytes_min.max(1);
         Some(Agreed { name: name.to_owned(), export, info, mode, contexts })
     }
 

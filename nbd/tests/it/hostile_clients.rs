@@ -281,7 +281,7 @@ fn a_flood_without_reading_replies_stops_at_a_bound_and_harms_nobody() {
 
 #[test]
 fn a_silent_client_is_dropped_in_the_handshake_and_never_after_it() {
-    let handshake_max = Duration::from_millis(200);
+    let handshake_max = Duration::from_secs(1);
     let limits = Limits { handshake_max, ..Limits::default() };
     let fixture = Fixture::with_limits(MemoryExport::new(4096), limits);
     let mut idle = fixture.raw().greet().go(Mode::Structured);
