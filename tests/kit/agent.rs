@@ -84,6 +84,31 @@ impl Cli {
             .unwrap_or_else(|e| panic!("afterimage {}: no JSON ({e}): {printed}", words.join(" ")))
     }
 
+    /// `restore NAME --at AT --to TO --json`: the images in the order of `nodes` (see `Vm::nodes`),
+    /// or how the command ended where it did not succeed.
+    #[track_caller]
+    pub fn restore(
+        &self,
+        name: &str,
+        at: &str,
+        to: &Path,
+        nodes: &[String],
+    ) -> Result<Vec<PathBuf>, Outcome> {
+        let to = to.to_str().expect("temporary directories have UTF-8 names");
+        let outcome = self.run(&["restore", name, "--at", at, "--to", to, "--json"]);
+        if outcome.code != 0 {
+            return Err(outcome);
+        }
+        let report = outcome.json();
+        let path_of = |node: &String| {
+            let disks = report["disks"].as_array().into_iter().flatten();
+            let disk = disks.into_iter().find(|disk| disk["node"] == node.as_str());
+            let path = disk.and_then(|disk| disk["path"].as_str());
+            PathBuf::from(path.unwrap_or_else(|| panic!("disk {node} was not restored: {report}")))
+        };
+        Ok(nodes.iter().map(path_of).collect())
+    }
+
     /// `status NAME --json` once it satisfies `wanted`; panics with the last one at the limit.
     #[track_caller]
     pub fn wait_status(
