@@ -62,12 +62,12 @@ const TIED: &[&str] = &[
 pub(crate) fn rewrite(args: &[String], disks: &[RestoredDisk<'_>], format: Format) -> CommandLine {
     let mut line = CommandLine::default();
     let options = split(args);
-    let sockets: BTreeSet<String> = options.iter().filter_map(|o| socket_id(o)).collect();
+    let gone: BTreeSet<(String, String)> = options.iter().filter_map(|o| backend(o)).collect();
     let mut replaced = BTreeSet::new();
     let mut files = BTreeSet::new();
     let mut kept = Vec::new();
     for option in options {
-        if is_tied(&option) || uses_socket(&option, &sockets) {
+        if is_tied(&option) || uses(&option, &gone) {
             line.dropped.push(option);
             continue;
         }
@@ -97,8 +97,9 @@ fn split(args: &[String]) -> Vec<Vec<String>> {
     }
     while let Some(arg) = args.next() {
         let mut option = vec![arg.clone()];
+        // An option that isn't known to take none: what looks like an option is no value.
         if name(arg).is_some_and(|n| !FLAGS.contains(&n))
-            && let Some(value) = args.next()
+            && let Some(value) = args.next_if(|v| name(v).is_none())
         {
             option.push(value.clone());
         }
@@ -111,15 +112,11 @@ fn name(arg: &str) -> Option<&str> {
     arg.strip_prefix('-').map(|n| n.strip_prefix('-').unwrap_or(n)).filter(|n| !n.is_empty())
 }
 
-/// The id of a character device that is a socket.
-fn socket_id(option: &[String]) -> Option<String> {
-    let [option, value] = option else { return None };
-    if name(option) != Some("chardev") {
-        return None;
-    }
+/// Whether the value of a `-chardev` describes a socket.
+fn is_socket(value: &str) -> bool {
     let fields = fields(value);
-    let kind = field(&fields, "backend").or_else(|| fields.first().map(|(k, _)| k.clone()))?;
-    (kind == "socket").then(|| field(&fields, "id")).flatten()
+    let kind = field(&fields, "backend").or_else(|| fields.first().map(|(k, _)| k.clone()));
+    kind.as_deref() == Some("socket")
 }
 
 fn is_tied(option: &[String]) -> bool {
@@ -127,19 +124,26 @@ fn is_tied(option: &[String]) -> bool {
     let value = option.get(1).map_or("", String::as_str);
     let socket = |v: &str| ["unix:", "tcp:", "telnet:"].iter().any(|p| v.starts_with(p));
     TIED.contains(&name)
-        || (name == "chardev" && socket_id(option).is_some())
+        || (name == "chardev" && is_socket(value))
         || (["serial", "parallel", "vnc"].contains(&name) && socket(value))
         || (name == "spice" && value.contains("unix"))
         || (name == "object" && value.contains("secret") && value.contains("file"))
         || (name == "netdev" && fields(value).iter().any(|(k, _)| k == "fd" || k == "fds"))
 }
 
-fn uses_socket(option: &[String], sockets: &BTreeSet<String>) -> bool {
+/// The kind and id of a backend that is left out.
+fn backend(option: &[String]) -> Option<(String, String)> {
+    let [flag, value] = option else { return None };
+    let kind = name(flag).filter(|n| ["chardev", "netdev"].contains(n) && is_tied(option))?;
+    Some((kind.to_owned(), field(&fields(value), "id")?))
+}
+
+/// Whether an option is about a backend that is left out.
+fn uses(option: &[String], gone: &BTreeSet<(String, String)>) -> bool {
     let Some(value) = option.get(1) else { return false };
-    let fields = fields(value);
-    let used =
-        field(&fields, "chardev").or_else(|| value.strip_prefix("chardev:").map(str::to_owned));
-    used.is_some_and(|id| sockets.contains(&id))
+    let mut used: Vec<(String, String)> = fields(value);
+    used.extend(value.strip_prefix("chardev:").map(|id| ("chardev".into(), id.to_owned())));
+    used.iter().any(|use_of| gone.contains(use_of))
 }
 
 /// The fields of a value: JSON, or `a,b=c` where a doubled comma is a comma.

@@ -4,7 +4,7 @@ use super::{VerifyAtReport, VolumeDigest, replay::Replay};
 use crate::apply::apply;
 use crate::error::{Error, Result};
 use crate::open::Recovery;
-use crate::plan::{Format, Plan, Selection, plan};
+use crate::plan::{Format, Plan, Read, Selection, VolumePlan, plan};
 use crate::restore::Progress;
 use crate::target::{Raw, Target};
 use crate::time::rfc3339;
@@ -34,7 +34,7 @@ pub fn verify_at(
     let guest = recovery.guest.as_deref();
     let whole = plan(history, point, Selection { guest, disks: &[] }, Format::Raw)?;
     let replay = Replay::new(history, point.seq);
-    let bytes = |volume: &crate::plan::VolumePlan| {
+    let bytes = |volume: &VolumePlan| {
         volume.data_bytes + replay.bytes(volume.volume.id) + 2 * volume.volume.bytes
     };
     let total_bytes = whole.volumes.iter().map(bytes).sum();
@@ -79,12 +79,15 @@ fn only(plan: &Plan, index: usize) -> Plan {
         point: plan.point,
         volumes: vec![plan.volumes[index].clone()],
         reads: Vec::new(),
-        writes: plan.writes.clone(),
+        writes: Vec::new(),
         data_bytes: plan.volumes[index].data_bytes,
         skipped: Vec::new(),
     };
-    let mine = plan.reads.iter().filter(|r| r.volume == index);
-    one.reads = mine.map(|r| crate::plan::Read { volume: 0, ..r.clone() }).collect();
+    for read in plan.reads.iter().filter(|r| r.volume == index) {
+        let first = one.writes.len();
+        one.writes.extend_from_slice(&plan.writes[read.writes.clone()]);
+        one.reads.push(Read { volume: 0, writes: first..one.writes.len(), entry: read.entry });
+    }
     one
 }
 
