@@ -50,6 +50,21 @@ async fn a_killed_server_pauses_the_job_and_resume_makes_both_sides_level_again(
     }
 }
 
+#[tokio::test]
+async fn resume_ends_when_the_last_dirty_chunk_has_arrived_and_not_before() {
+    let vm = Vm::prelaunch(&[DRIVE_RAW]).await;
+    let mut target = Target::start(&vm, "target");
+    let attachment = attach(&vm, 0, &target).await;
+    let mut events = vm.qemu.events();
+    target.kill();
+    vm.write(0, "write -P 3 1M 12M").await;
+    event(&mut events, paused_by(&attachment.job)).await;
+    target.start_again_with(&["--filter=delay", "--", "wdelay=200ms"]);
+    vm.qemu.resume(&attachment.job, RESUME_LIMIT, |_| {}).await.unwrap();
+    let arrived = target.content()[1 << 20..13 << 20].iter().all(|&b| b == 3);
+    assert!(arrived, "resume returned before the target had everything");
+}
+
 /// The length of the gap hangs on it: without the held socket, QEMU's tries to connect come after
 /// 1, 2, 4, ... seconds, so that the resume takes as long again as the outage did.
 #[tokio::test]

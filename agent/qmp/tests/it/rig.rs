@@ -316,6 +316,11 @@ impl Target {
         fs::remove_file(&self.socket).unwrap();
     }
 
+    pub fn start_again_with(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|&o| o.to_owned()).collect();
+        self.start_again();
+    }
+
     pub fn start_again(&mut self) {
         self.process = Target::launch(&self.socket, &self.file, &self.options);
     }
