@@ -185,10 +185,10 @@ impl Agent {
         self.guard.id()
     }
 
-    /// The worker's process: the guard's only child that runs the program. `None` between two
-    /// workers.
+    /// The worker's process; the guard has other children for a moment, to undo what a killed
+    /// worker left. `None` between two workers.
     pub fn worker_pid(&self) -> Option<u32> {
-        children(self.guard.id()).into_iter().next()
+        children(self.guard.id()).into_iter().find(|&pid| is_worker(pid))
     }
 
     /// Sends the worker a signal and gives its pid.
@@ -265,6 +265,12 @@ fn send_signal(pid: u32, signal: Signal) {
         // One that has ended meanwhile needs none.
         let _ = kill_process(pid, signal);
     }
+}
+
+/// Whether the process was started with what only a worker gets from its guard.
+fn is_worker(pid: u32) -> bool {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment.split(|&byte| byte == 0).any(|entry| entry.starts_with(b"AFTERIMAGE_GUARD="))
 }
 
 /// The living children of `parent`, lowest pid first.
