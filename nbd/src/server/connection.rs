@@ -87,7 +87,7 @@ impl Transmission<'_> {
             }
             self.handle(&request)?;
             if self.link.outbox.bytes() >= self.limits.reply_bytes {
-                self.link.flush()?;
+                self.link.flush_early()?;
             }
         }
     }
@@ -206,7 +206,7 @@ impl Transmission<'_> {
         let fua = request.flags & CMD_FUA != 0;
         if fua {
             // Making it durable takes long: what is done already is answered first.
-            self.link.flush()?;
+            self.link.flush_early()?;
         }
         let mut result = Ok(());
         if bytes > 0 {
@@ -271,7 +271,7 @@ impl Transmission<'_> {
                 return Ok(());
             }
             if done < bytes {
-                self.link.flush()?;
+                self.link.flush_early()?;
             }
         }
         Ok(())
@@ -282,7 +282,7 @@ impl Transmission<'_> {
         let fua = flags & CMD_FUA != 0;
         let export = std::sync::Arc::clone(&self.agreed.export);
         if request.command == CMD_FLUSH || fua {
-            self.link.flush()?;
+            self.link.flush_early()?;
         }
         let result = match request.command {
             CMD_FLUSH => export.flush(),

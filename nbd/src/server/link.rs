@@ -31,6 +31,16 @@ impl Link {
         Ok(())
     }
 
+    /// Sends what has gathered while requests of the same batch are still to be answered.
+    pub(super) fn flush_early(&mut self) -> io::Result<()> {
+        if self.outbox.bytes() == 0 {
+            return Ok(());
+        }
+        self.flush()?;
+        self.observer.received();
+        Ok(())
+    }
+
     /// Sends what has gathered, then waits for more bytes behind those that are buffered.
     pub(super) fn fill(&mut self) -> Result<(), CloseReason> {
         self.flush()?;

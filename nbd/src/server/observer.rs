@@ -3,7 +3,8 @@
 //! The calls come from the connection's own thread, once a batch and not once a request, and
 //! must be quick. Between `received` and `replied` or `waiting` the server owes its client
 //! something; from `waiting` to the next `received` it owes nothing, even when a write's payload
-//! has arrived in part.
+//! has arrived in part. Where replies go out before the whole batch is answered (before a flush,
+//! say), `replied` is followed by `received` at once.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -24,11 +25,11 @@ pub trait ConnectionObserver: Send {
     }
     /// The thread is about to wait for the client.
     fn waiting(&self) {}
-    /// Bytes have arrived after a wait.
+    /// Bytes have arrived after a wait, or some of a batch was answered and more is to be.
     fn received(&self) {}
     /// The thread is about to send, which may wait for the client to read.
     fn sending(&self) {}
-    /// The replies to a batch were sent.
+    /// The replies that had gathered were sent.
     fn replied(&self) {}
     /// The connection is over.
     fn closed(self: Box<Self>, reason: CloseReason) {
