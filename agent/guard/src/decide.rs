@@ -52,6 +52,8 @@ pub struct SlotView {
     pub shut_ns: u64,
     /// Whether the guard has a duplicate of the socket.
     pub has_socket: bool,
+    /// Whom it serves; 0: nobody in particular.
+    pub guest: u64,
 }
 
 /// Everything that is decided upon.
@@ -131,7 +133,12 @@ pub fn decide(view: &View<'_>, limits: &Limits) -> Vec<Action> {
         if slot.shut_ns == 0 {
             stall_ns = stall_ns.max(waited_ns);
             match slot.has_socket {
-                true => shut.push(Action::Shut { slot: slot.index, stall_ns: waited_ns }),
+                true => {
+                    shut.extend(
+                        siblings(slot, view).map(|index| Action::Shut { slot: index, stall_ns: 0 }),
+                    );
+                    shut.push(Action::Shut { slot: slot.index, stall_ns: waited_ns });
+                }
                 false => kill = Some(KillReason::NoSocket),
             }
         } else if age(slot.shut_ns, view) >= limits.grace_ns {
@@ -152,6 +159,18 @@ pub fn decide(view: &View<'_>, limits: &Limits) -> Vec<Action> {
         Some(reason) => vec![Action::Kill { reason, stall_ns }],
         None => shut,
     }
+}
+
+/// The other sockets of the slot's guest, to be shut before it: once the stuck one is shut, the
+/// guest goes on without the write that it waited for, and what it writes to another disk after
+/// that must not be taken in as if nothing were missing before it (I-2, I-4).
+fn siblings<'v>(slot: &SlotView, view: &'v View<'_>) -> impl Iterator<Item = usize> + 'v {
+    let (index, guest) = (slot.index, slot.guest);
+    view.slots
+        .iter()
+        .filter(move |s| guest != 0 && s.guest == guest && s.index != index)
+        .filter(|s| s.has_socket && s.shut_ns == 0)
+        .map(|s| s.index)
 }
 
 /// How long this slot's guest has waited, if that is too long and not by intent.

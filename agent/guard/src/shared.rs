@@ -67,6 +67,8 @@ pub(crate) struct SlotLine {
     /// Grows with each step of the loop.
     pub beats: AtomicU64,
     pub held_until_ns: AtomicU64,
+    /// Whom the loop serves; loops of one guest have the same number. 0: nobody in particular.
+    pub guest: AtomicU64,
 }
 
 /// The whole of it.

@@ -79,6 +79,7 @@ impl Watch {
                 held_until_ns: line.held_until_ns.load(Relaxed),
                 shut_ns: watched.shut_ns,
                 has_socket: watched.socket.is_some(),
+                guest: line.guest.load(Relaxed),
             });
         }
         View {

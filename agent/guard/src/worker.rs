@@ -88,7 +88,16 @@ impl Worker {
     /// As long as the `SlotGuard` lives, closing `socket` does not end the connection: drop the
     /// `SlotGuard` first, or `shutdown` the socket.
     pub fn slot(&self, kind: SlotKind, socket: BorrowedFd<'_>) -> SlotGuard {
+        self.slot_of(kind, socket, 0)
+    }
+
+    /// As [`Worker::slot`], for one of several loops of a guest (a number of the caller's, not
+    /// 0): when one of them is stuck, the others' sockets are shut before its own.
+    pub fn slot_of(&self, kind: SlotKind, socket: BorrowedFd<'_>, guest: u64) -> SlotGuard {
         let slot = self.slot_without_socket(kind);
+        if let Some(line) = slot.line() {
+            line.guest.store(guest, Relaxed);
+        }
         let handed_over = slot.tie.as_ref().map_or(Ok(()), |tie| tie.hand_over(socket));
         if let Err(error) = handed_over {
             tracing::warn!("the guard did not take a socket, it cannot shut it alone: {error}");
@@ -109,6 +118,7 @@ impl Worker {
         line.kind.store(kind as u64, Relaxed);
         line.since_ns.store(0, Relaxed);
         line.held_until_ns.store(0, Relaxed);
+        line.guest.store(0, Relaxed);
         line.generation.store(generation, Release);
         line.state.store(IN_USE, Release);
         let tie = Tie { inner: Arc::clone(&self.inner), index, generation };

@@ -32,7 +32,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Listens on `socket` for the mirror of the tap's volume.
+    /// Listens on `socket` for the mirror of the tap's volume; `guest` is a number that all
+    /// volumes of its guest share.
     ///
     /// # Errors
     /// The socket can't be made.
@@ -40,9 +41,10 @@ impl Capture {
         socket: &Path,
         tap: Arc<Tap>,
         worker: Option<Worker>,
+        guest: u64,
         events: mpsc::UnboundedSender<CaptureEvent>,
     ) -> Result<Self, ListenError> {
-        let watch = Watch::new(tap.volume(), Arc::clone(tap.counters()), worker, events);
+        let watch = Watch::new(tap.volume(), Arc::clone(tap.counters()), worker, guest, events);
         let limits = Limits {
             connections_max: 8,
             // What has arrived is answered at once or never: the guest waits for it.

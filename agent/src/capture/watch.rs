@@ -32,26 +32,29 @@ pub struct Watch {
     volume: VolumeId,
     counters: Arc<TapCounters>,
     worker: Option<Worker>,
+    guest: u64,
     events: mpsc::UnboundedSender<CaptureEvent>,
 }
 
 impl Watch {
-    /// An observer; without a guard, `worker` is `None`.
+    /// An observer; without a guard, `worker` is `None`. `guest` is the same number for all
+    /// volumes of a guest.
     #[must_use]
     pub fn new(
         volume: VolumeId,
         counters: Arc<TapCounters>,
         worker: Option<Worker>,
+        guest: u64,
         events: mpsc::UnboundedSender<CaptureEvent>,
     ) -> Self {
-        Self { volume, counters, worker, events }
+        Self { volume, counters, worker, guest, events }
     }
 }
 
 impl Observer for Watch {
     fn connected(&self, fd: BorrowedFd<'_>) -> Box<dyn ConnectionObserver> {
         let slot = match &self.worker {
-            Some(worker) => worker.slot(SlotKind::Nbd, fd),
+            Some(worker) => worker.slot_of(SlotKind::Nbd, fd, self.guest),
             None => SlotGuard::unguarded(),
         };
         Box::new(Connection {

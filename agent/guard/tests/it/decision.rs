@@ -18,6 +18,7 @@ fn idle(index: usize) -> SlotView {
         held_until_ns: 0,
         shut_ns: 0,
         has_socket: true,
+        guest: 0,
     }
 }
 
@@ -70,6 +71,15 @@ fn grace_after_a_shutdown_is_kept_then_ends_in_a_kill() {
 }
 
 #[test]
+fn other_disks_of_a_stuck_guest_are_shut_before_the_stuck_one() {
+    let of = |guest, slot: SlotView| SlotView { guest, ..slot };
+    let slots = [of(7, busy(0, 650)), of(7, idle(1)), of(8, idle(2)), of(7, busy(3, 5)), idle(4)];
+    let shut = |slot, ms: u64| Action::Shut { slot, stall_ns: ms * MS };
+    let expected = [shut(1, 0), shut(3, 0), shut(0, 650)];
+    assert_eq!(decide(&view(&slots, 10), &limits()), expected);
+}
+
+#[test]
 fn stuck_loop_whose_socket_is_not_here_kills() {
     let slots = [SlotView { has_socket: false, ..busy(0, 650) }, idle(1)];
     assert_eq!(decide(&view(&slots, 10), &limits()), kill(KillReason::NoSocket, 650));
@@ -108,6 +118,7 @@ fn any_slot(index: usize) -> impl Strategy<Value = SlotView> {
             held_until_ns,
             shut_ns: at(shut),
             has_socket,
+            guest: 0,
         },
     )
 }
