@@ -86,6 +86,11 @@ async fn the_guest_is_known_by_its_name_uuid_process_and_command_line() {
     let process = vm.qemu.process().unwrap().unwrap();
     assert_eq!(process.pid, vm.process.pid());
     assert_eq!(process.command_line[0], "qemu-system-x86_64");
+    // Clock ticks are hundredths of a second on Linux, whatever the kernel's own rate.
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+    let uptime: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+    let age = uptime - process.start_ticks as f64 / 100.0;
+    assert!((-1.0..60.0).contains(&age), "{age} seconds old");
     assert!(process.command_line.windows(2).any(|w| w == ["-name", "web one"]));
     assert!(process.lives());
 }
