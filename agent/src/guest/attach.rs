@@ -18,7 +18,7 @@ use afterimage_qmp::qemu::{
 use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -29,6 +29,9 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Notes which QEMU process was attached to.
 const PROCESS_FILE: &str = "qemu-process";
+
+/// The guard's number for the next attached guest; 0 is nobody.
+static NEXT_TAG: AtomicU64 = AtomicU64::new(1);
 
 /// What has to be done until a disk is level.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -129,6 +132,8 @@ pub struct Attached {
     pub session: Arc<AtomicU32>,
     /// Where its sockets lie.
     pub dir: PathBuf,
+    /// Its number for the guard.
+    tag: u64,
 }
 
 impl Attached {
@@ -162,8 +167,14 @@ pub async fn attach(
     };
     let disks = chosen(context, &qemu).await?;
     let dir = run_dir(context, process.as_ref())?;
-    let mut attached =
-        Attached { qemu, process, disks: Vec::new(), session: Arc::new(AtomicU32::new(0)), dir };
+    let mut attached = Attached {
+        qemu,
+        process,
+        disks: Vec::new(),
+        session: Arc::new(AtomicU32::new(0)),
+        dir,
+        tag: NEXT_TAG.fetch_add(1, Ordering::Relaxed),
+    };
     let last = context.group.last_session(&context.settings.name);
     let begun = begin(context, &mut attached, &guest, disks, last, events).await;
     if let Err(error) = begun {
@@ -328,7 +339,8 @@ fn listen(
         Arc::clone(&attached.session),
         Arc::clone(counters),
     ));
-    let capture = Capture::start(&socket, tap, context.worker.clone(), events.clone())?;
+    let capture =
+        Capture::start(&socket, tap, context.worker.clone(), attached.tag, events.clone())?;
     give_to(&socket, attached.process.as_ref())?;
     Ok(capture)
 }
