@@ -107,6 +107,11 @@ impl ConnectionObserver for Connection {
         }
     }
 
+    /// From here on we wait for the client to read, not it for us.
+    fn sending(&self) {
+        self.settle();
+    }
+
     fn replied(&self) {
         self.settle();
     }
