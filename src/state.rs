@@ -1,6 +1,6 @@
 //! The state directory as an option, and what can be said of it without an agent.
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use afterimage_agent::api::{
     Client, DiskStatus, GapStatus, GuestState, GuestStatus, JournalSize, WindowStatus, types,
 };
@@ -34,6 +34,25 @@ impl StateArgs {
     }
 }
 
+/// Checks that a directory is a state directory, or holds a copy of a pool.
+///
+/// # Errors
+/// It isn't, or a newer program wrote it.
+pub fn check(state: &Path) -> Outcome {
+    let shown = state.display();
+    if !state.is_dir() {
+        return Err(Failure::usage(format!(
+            "there is no directory {shown}: give the state directory with --state"
+        )));
+    }
+    if !state.join("format").exists() && !layout::pool_dir(state).is_dir() {
+        return Err(Failure::usage(format!(
+            "{shown} is not a state directory: it has neither a file `format` nor a directory `pool`"
+        )));
+    }
+    Ok(layout::check_state(state, false)?)
+}
+
 /// The status of guests as their journals on disk tell it, when no agent runs. A journal that
 /// can't be read is a line for standard error, not the end of the others.
 ///
@@ -48,7 +67,7 @@ pub fn offline_status(state: &Path, name: Option<&str>) -> Outcome<Vec<GuestStat
         let wanted = recovery.guest.as_deref();
         return Ok(all.into_iter().filter(|s| wanted.is_none_or(|g| s.guest == g)).collect());
     }
-    layout::check_state(state, false)?;
+    check(state)?;
     let settings = GuestSettings::load_all(state).unwrap_or_default();
     let mut all = Vec::new();
     for journal in layout::journals(state)? {

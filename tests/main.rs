@@ -1,4 +1,5 @@
 //! End-to-end tests: the program as a person runs it, beside real QEMU guests.
 
+mod cli;
 mod e2e;
 mod kit;

@@ -23,7 +23,7 @@ enum PoolCommand {
 /// Runs it.
 pub fn run(args: &PoolArgs) -> Outcome {
     let PoolCommand::List(args) = &args.command;
-    layout::check_state(&args.state, false)?;
+    crate::state::check(&args.state)?;
     let pool = layout::pool_dir(&args.state);
     let free = rustix::fs::statvfs(&pool)
         .map_err(|e| Failure::io(format!("look at {}", pool.display()), &e.into()))?;

@@ -56,10 +56,13 @@ fn fetch(args: &StatusArgs) -> Outcome<Vec<GuestStatus>> {
     match args.state.client().status(name) {
         Ok(guests) => Ok(guests),
         Err(e) if e.kind == ErrorKind::NotReachable => {
-            match offline_status(&args.state.state, name) {
-                Ok(guests) if !guests.is_empty() || name.is_none() => Ok(guests),
-                Ok(_) => Err(e.into()),
-                Err(failure) => Err(failure),
+            let state = &args.state.state;
+            if !state.join("format").exists() && !state.join("pool").is_dir() && name.is_none() {
+                return Err(e.into());
+            }
+            match offline_status(state, name)? {
+                guests if guests.is_empty() && name.is_none() => Err(e.into()),
+                guests => Ok(guests),
             }
         }
         // The agent knows what is protected; a journal may be left of what was.

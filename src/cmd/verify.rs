@@ -60,7 +60,12 @@ fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Ou
     }
     let mut lines = format!("{name} is damaged:");
     for damage in &report.damage {
-        lines += &format!("\n  {}", damage.what);
+        let place = damage.unit.as_ref().map_or(String::new(), |unit| {
+            let at = damage.at.map_or(String::new(), |at| format!(" at byte {at}"));
+            let seq = damage.seq.map_or(String::new(), |seq| format!(", record {seq}"));
+            format!("{}{at}{seq}: ", unit.display())
+        });
+        lines += &format!("\n  {place}{}", damage.what);
     }
     for range in &report.refused {
         let end = match (&range.to, &range.to_time) {

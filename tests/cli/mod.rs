@@ -1,0 +1,8 @@
+//! The command line without a guest and without an agent: what it refuses and how, what it prints,
+//! and restores from nothing but a journal on disk.
+
+mod bad_input;
+mod documents;
+mod moments;
+mod shop;
+mod storage;
