@@ -1,80 +1,19 @@
+//! Appending, numbers, handles, and what a reader beside the writer sees.
+
+use crate::fixture::{content, new_journal, options, quiet, session, write};
 use afterimage_journal::format::record::{FLAG_COPIED, Kind};
 use afterimage_journal::history::When;
 use afterimage_journal::log::Draft;
-use afterimage_journal::meta::{
-    Config, Copy, CopyCause, CopyEvent, Guest, Meta, Session, SessionEvent, Volume,
-};
-use afterimage_journal::{History, Journal, Options, Seq, View};
-use std::path::Path;
-use uuid::Uuid;
-
-fn options() -> Options {
-    Options { unit_bytes: 1 << 20, ..Options::default() }
-}
-
-fn config(group: Uuid) -> Config {
-    Config {
-        group,
-        name: "g".into(),
-        guests: vec![Guest {
-            name: "vm".into(),
-            command_line: vec![],
-            libvirt_xml: None,
-            qemu_version: String::new(),
-        }],
-        volumes: vec![Volume {
-            id: 1,
-            uuid: Uuid::new_v4(),
-            guest: "vm".into(),
-            disk: "vda".into(),
-            node: "d0".into(),
-            bytes: 1 << 20,
-            format: "raw".into(),
-            source: String::new(),
-            active: true,
-        }],
-    }
-}
-
-fn write(journal: &Journal, addr: u64, data: &[u8]) -> Seq {
-    let mut draft = Draft::of(Kind::Write);
-    draft.volume = 1;
-    draft.addr = addr;
-    draft.len = data.len() as u32;
-    journal.append(&draft, data).unwrap()
-}
-
-fn session(id: u32, event: SessionEvent) -> Meta {
-    Meta::Session(Session {
-        id,
-        guest: "vm".into(),
-        event,
-        reason: "test".into(),
-        upto: None,
-        full: true,
-        images: vec![],
-    })
-}
-
-fn new_journal(dir: &Path) -> Journal {
-    let group = Uuid::new_v4();
-    let journal = Journal::create(dir, group, "g", options()).unwrap();
-    journal.set_config(&config(group)).unwrap();
-    journal
-}
-
-fn content(dir: &Path, seq: Seq, at: u64, len: usize) -> Vec<u8> {
-    let history = History::load(dir).unwrap();
-    let mut buffer = vec![0xff; len];
-    View::at(&history, 1, seq).unwrap().read(at, &mut buffer).unwrap();
-    buffer
-}
+use afterimage_journal::meta::{Copy, CopyCause, CopyEvent, Meta, SessionEvent};
+use afterimage_journal::{ErrorKind, History, Journal, Options};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 #[test]
 fn every_position_reads_as_it_was_over_many_units() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("j");
-    let journal = new_journal(&dir);
+    let journal = new_journal(&dir, options());
     journal.append_meta(&session(1, SessionEvent::Open)).unwrap();
     let mut seqs = vec![];
     for i in 0..2000u64 {
@@ -99,7 +38,7 @@ fn every_position_reads_as_it_was_over_many_units() {
 fn a_journal_left_open_continues_in_a_new_epoch_with_a_gap() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("j");
-    let journal = new_journal(&dir);
+    let journal = new_journal(&dir, options());
     journal.append_meta(&session(1, SessionEvent::Open)).unwrap();
     let last = write(&journal, 0, &[1; 512]);
     drop(journal);
@@ -125,7 +64,7 @@ fn a_journal_left_open_continues_in_a_new_epoch_with_a_gap() {
 fn copied_blocks_rank_where_their_copy_began() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("j");
-    let journal = new_journal(&dir);
+    let journal = new_journal(&dir, options());
     let copy =
         |event| Meta::Copy(Copy { id: 1, volume: 1, event, cause: CopyCause::Initial, upto: 0 });
     let early = write(&journal, 0, &[1; 512]);
@@ -146,4 +85,118 @@ fn copied_blocks_rank_where_their_copy_began() {
     assert_eq!(content(&dir, early, 0, 1024)[..512], [1; 512]);
     assert_eq!(content(&dir, early, 0, 1024)[512..], [0; 512]);
     drop(journal);
+}
+
+#[test]
+fn a_reader_beside_the_writer_sees_a_whole_prefix() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("j");
+    let often = Options { sync_interval: Duration::from_millis(1), ..options() };
+    let journal = new_journal(&dir, often);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..2u64 {
+            let (journal, done) = (&journal, &done);
+            scope.spawn(move || {
+                let mut i = 0;
+                while !done.load(Ordering::Relaxed) && i < 30_000 {
+                    write(journal, (i % 200) * 512, &[thread as u8; 512]);
+                    i += 1;
+                }
+            });
+        }
+        for _ in 0..25 {
+            let before = journal.head();
+            let history = History::load(&dir).unwrap();
+            let (damage, head) = (&history.damage, history.head);
+            let whole = history.entries.windows(2).all(|p| p[1].record.seq == p[0].record.seq + 1);
+            if !damage.is_empty() || head < before || !whole {
+                done.store(true, Ordering::Relaxed);
+            }
+            assert!(damage.is_empty(), "{damage:?}");
+            assert!(head >= before && whole, "{head} {before}");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn an_idle_journal_ticks_and_a_busy_one_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("j");
+    let fast = Options { tick_interval: Duration::from_millis(20), ..quiet() };
+    let journal = new_journal(&dir, fast);
+    let start = journal.head();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while journal.head() < start + 3 && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    drop(journal);
+    let history = History::load(&dir).unwrap();
+    let ticks = history.entries.iter().filter(|e| e.record.kind == Kind::Tick).count();
+    assert!(ticks >= 3, "{ticks}");
+}
+
+#[test]
+fn the_last_handle_ends_the_journal_though_a_reservation_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("j");
+    let journal = new_journal(&dir, options());
+    let other = journal.clone();
+    let left = journal.reserve(512).unwrap();
+    drop(journal);
+    write(&other, 0, &[1; 512]);
+    drop(other);
+    let error = left.commit(&Draft::of(Kind::Write)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Broken, "{error}");
+    Journal::open(&dir, options()).unwrap();
+}
+
+#[test]
+fn nothing_is_taken_behind_a_close() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("j");
+    let journal = new_journal(&dir, options());
+    let other = journal.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let draft = Draft::of(Kind::Flush);
+            while other.append(&draft, &[]).is_ok() {}
+        });
+        while journal.head() < 50 {
+            std::thread::yield_now();
+        }
+        journal.close().unwrap();
+    });
+    let history = History::load(&dir).unwrap();
+    assert!(history.closed && history.damage.is_empty() && !history.torn);
+    drop(other);
+    let next = Journal::open(&dir, options()).unwrap().0;
+    assert!(next.head() > history.head && next.epoch() == 2);
+}
+
+#[test]
+fn a_new_configuration_is_never_overtaken_by_the_repeated_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("j");
+    let journal = new_journal(&dir, options());
+    let mut config = History::load(&dir).unwrap().config().unwrap().clone();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                write(&journal, 0, &[0; 65536]);
+            }
+        });
+        for i in 1..=100u64 {
+            config.volumes[0].bytes = (1 << 20) + i * 512;
+            journal.set_config(&config).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    journal.close().unwrap();
+    let history = History::load(&dir).unwrap();
+    let sizes: Vec<u64> = history.configs.iter().map(|(_, c)| c.volumes[0].bytes).collect();
+    assert!(sizes.is_sorted(), "{sizes:?}");
+    assert_eq!(sizes.last(), Some(&((1 << 20) + 100 * 512)));
 }

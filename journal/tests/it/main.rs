@@ -1,3 +1,10 @@
 //! Tests of the journal engine over real files.
 
 mod append;
+mod crash;
+mod faults;
+mod fixture;
+mod model;
+mod power;
+mod rot;
+mod when;

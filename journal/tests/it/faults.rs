@@ -1,0 +1,140 @@
+//! Failing devices: no space, a failed sync.
+
+use crate::fixture::{draft, new_journal, options, quiet, write};
+use afterimage_journal::{ErrorKind, History, Journal, Options, layout};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use uuid::Uuid;
+
+const DIR: &str = "JOURNAL_FAULT_DIR";
+
+/// A small file system in memory; needs root.
+struct Mount(tempfile::TempDir);
+
+impl Mount {
+    fn new(bytes: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        let mut mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(dir.path())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        if mount.wait().ok()?.success() {
+            return Some(Self(dir));
+        }
+        eprintln!("skipped: mounting a file system takes root");
+        None
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_stops_the_journal_as_a_whole_and_loses_nothing_acknowledged() {
+    let Some(mount) = Mount::new(8 << 20) else { return };
+    let ballast = mount.0.path().join("ballast");
+    std::fs::write(&ballast, vec![0; 4 << 20]).unwrap();
+    let dir = mount.0.path().join("j");
+    let hasty = Options { unit_wait: Duration::from_millis(1500), ..options() };
+    let journal = new_journal(&dir, hasty.clone());
+    let mut acknowledged = vec![];
+    let error = loop {
+        let payload = vec![acknowledged.len() as u8; 16384];
+        match journal.append(&draft(1, 0, payload.len()), &payload) {
+            Ok(seq) => acknowledged.push(seq),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::FreeSpace, "{error}");
+    assert!(acknowledged.len() > 100 && journal.is_out_of_space());
+    assert!(journal.append(&draft(1, 0, 0), &[]).is_err(), "no later record may succeed");
+    drop(journal);
+    assert_eq!(Journal::open(&dir, hasty.clone()).err().unwrap().kind(), ErrorKind::FreeSpace);
+    std::fs::remove_file(&ballast).unwrap();
+    let (journal, history) = Journal::open(&dir, hasty).unwrap();
+    assert!(history.damage.is_empty());
+    let mut payload = Vec::new();
+    for (i, seq) in acknowledged.iter().enumerate() {
+        history.read_payload(history.entry(*seq).unwrap(), &mut payload).unwrap();
+        assert_eq!(payload, vec![i as u8; 16384]);
+    }
+    assert!(write(&journal, 0, &[1; 512]) > *acknowledged.last().unwrap());
+}
+
+#[test]
+fn creating_on_a_full_disk_leaves_nothing_behind() {
+    let Some(mount) = Mount::new(4 << 20) else { return };
+    for ballast_bytes in [(4 << 20) - 8192, 7 << 19] {
+        let ballast = mount.0.path().join("ballast");
+        std::fs::write(&ballast, vec![0; ballast_bytes]).unwrap();
+        let dir = mount.0.path().join("j");
+        let error = Journal::create(&dir, Uuid::new_v4(), "g", options()).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::FreeSpace, "{error}");
+        assert!(!dir.exists(), "{:?}", std::fs::read_dir(&dir).unwrap().collect::<Vec<_>>());
+    }
+}
+
+/// Runs in the child only, under a tracer that fails one of its syncs.
+#[test]
+fn child_whose_sync_fails() {
+    let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
+    let journal = new_journal(&dir.join("j"), quiet());
+    let mut failed = false;
+    for i in 0..4000u64 {
+        let payload = [i as u8; 1024];
+        if journal.append(&draft(1, 0, payload.len()), &payload).is_err() {
+            failed = true;
+            break;
+        }
+        if i % 50 == 0 && journal.sync().is_err() {
+            failed = true;
+            break;
+        }
+    }
+    assert!(failed && journal.stopped().is_some());
+    assert!(journal.append(&draft(1, 0, 0), &[]).is_err());
+    std::fs::write(dir.join("durable"), journal.durable().to_string()).unwrap();
+}
+
+fn sync_that_fails(dir: &Path, when: u32) {
+    let tracer = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=msync"])
+        .args(["-e", &format!("inject=msync:error=EIO:when={when}")])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "faults::child_whose_sync_fails"])
+        .env(DIR, dir)
+        .stdout(Stdio::null())
+        .status();
+    let Ok(status) = tracer else {
+        eprintln!("skipped: strace is not installed");
+        return;
+    };
+    assert!(status.success());
+    let durable: u64 = std::fs::read_to_string(dir.join("durable")).unwrap().parse().unwrap();
+    let dir = dir.join("j");
+    assert_eq!(layout::read_distrust(&dir).unwrap(), Some(durable));
+    assert_eq!(History::load(&dir).unwrap().head, durable, "readers heed it, too");
+    let (journal, history) = Journal::open(&dir, quiet()).unwrap();
+    assert_eq!(history.head, durable);
+    assert!(history.damage.is_empty() && layout::read_distrust(&dir).unwrap().is_none());
+    assert!(journal.head() > durable + 50, "numbers of lost records are skipped");
+    write(&journal, 0, &[1; 512]);
+    journal.close().unwrap();
+    assert!(History::load(&dir).unwrap().damage.is_empty());
+}
+
+#[test]
+fn a_failed_sync_stops_the_journal_and_the_next_opening_cuts_at_the_watermark() {
+    // The early ones hit the syncer, some of the later ones the sealing of a full unit.
+    for when in [2, 7, 22, 23] {
+        let dir = tempfile::tempdir().unwrap();
+        sync_that_fails(dir.path(), when);
+    }
+}
