@@ -81,8 +81,16 @@ impl Engine {
     /// Closes every session and journal.
     pub async fn stop(&self) {
         let mut guests = self.guests.lock().await;
-        for entry in guests.values() {
-            if let Err(error) = entry.guest.stop().await {
+        // All at once: each may wait for its own QEMU.
+        let stops: Vec<_> = guests
+            .values()
+            .map(|e| {
+                let guest = e.guest.clone();
+                tokio::spawn(async move { guest.stop().await })
+            })
+            .collect();
+        for stop in stops {
+            if let Ok(Err(error)) = stop.await {
                 tracing::warn!(%error, "stop");
             }
         }
@@ -152,6 +160,12 @@ impl Engine {
         Ok(of_group)
     }
 
+    /// The guests' handles: no call to a guest is made under the lock.
+    async fn handles(&self, names: &[String]) -> Vec<Guest> {
+        let guests = self.guests.lock().await;
+        names.iter().filter_map(|n| guests.get(n)).map(|e| e.guest.clone()).collect()
+    }
+
     async fn statuses(&self, names: &[String]) -> Vec<GuestStatus> {
         let guests = self.guests.lock().await;
         let counters = self.worker.as_ref().map(Worker::counters);
@@ -193,14 +207,16 @@ impl Engine {
 
     /// Ends a guest's task, and its group with the last guest of it.
     async fn drop_guest(&self, name: &str, purge: bool) -> Result<(), ApiError> {
+        let Some(guest) = self.handles(&[name.to_owned()]).await.pop() else { return Ok(()) };
+        let released = guest.unprotect().await;
+        // From here on under the lock: nobody may join a group whose journal is being closed.
         let mut guests = self.guests.lock().await;
-        let Some(entry) = guests.remove(name) else { return Ok(()) };
-        let released = entry.guest.unprotect().await;
+        let Some(entry) = guests.remove(name) else { return released };
         if let Err(error) = entry.group.remove_guest(name) {
             tracing::warn!(guest = name, %error, "the journal still lists the guest");
         }
         let last = !guests.values().any(|e| e.settings.group == entry.settings.group);
-        let Entry { guest, group, sampler, .. } = entry;
+        let Entry { group, sampler, .. } = entry;
         drop(guest);
         sampler.end();
         if last {
@@ -262,11 +278,9 @@ impl Control for Arc<Engine> {
     fn detach(&self, name: String) -> Reply<'_, Vec<GuestStatus>> {
         Box::pin(async move {
             let names = self.named(&name).await?;
-            let guests = self.guests.lock().await;
-            for entry in names.iter().filter_map(|n| guests.get(n)) {
-                entry.guest.detach().await?;
+            for guest in self.handles(&names).await {
+                guest.detach().await?;
             }
-            drop(guests);
             Ok(self.statuses(&names).await)
         })
     }
@@ -274,11 +288,9 @@ impl Control for Arc<Engine> {
     fn attach(&self, name: String) -> Reply<'_, Vec<GuestStatus>> {
         Box::pin(async move {
             let names = self.named(&name).await?;
-            let guests = self.guests.lock().await;
-            for entry in names.iter().filter_map(|n| guests.get(n)) {
-                entry.guest.attach().await?;
+            for guest in self.handles(&names).await {
+                guest.attach().await?;
             }
-            drop(guests);
             Ok(self.statuses(&names).await)
         })
     }
@@ -296,7 +308,6 @@ impl Control for Arc<Engine> {
     fn mark(&self, name: String, request: MarkRequest) -> Reply<'_, MarkReply> {
         Box::pin(async move {
             let names = self.named(&name).await?;
-            let guests = self.guests.lock().await;
             // One checkpoint stands for the whole group; a freeze is one guest's.
             if request.quiesce && names.len() > 1 {
                 return Err(ApiError::usage(format!(
@@ -304,8 +315,8 @@ impl Control for Arc<Engine> {
                     names.len()
                 )));
             }
-            match names.first().and_then(|n| guests.get(n)) {
-                Some(entry) => entry.guest.mark(request).await,
+            match self.handles(&names).await.first() {
+                Some(guest) => guest.mark(request).await,
                 None => Err(ApiError::other(format!("{name} is gone"))),
             }
         })
@@ -315,6 +326,7 @@ impl Control for Arc<Engine> {
         Box::pin(async move {
             let names = self.named(&name).await?;
             let mut guests = self.guests.lock().await;
+            let mut changed = Vec::new();
             for name in &names {
                 let Some(entry) = guests.get_mut(name) else { continue };
                 let settings = &mut entry.settings;
@@ -330,12 +342,12 @@ impl Control for Arc<Engine> {
                 if let Some(path) = &request.guest_agent {
                     settings.guest_agent = Some(path.clone());
                 }
-                settings.detached =
-                    entry.guest.face.shown().reason.as_deref() == Some("detached by the operator");
-                settings.save(&self.state).map_err(|e| api(&e))?;
-                entry.guest.set(settings.clone()).await?;
+                changed.push((entry.guest.clone(), settings.clone()));
             }
             drop(guests);
+            for (guest, settings) in changed {
+                guest.set(settings).await?;
+            }
             Ok(self.statuses(&names).await)
         })
     }

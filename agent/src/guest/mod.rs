@@ -49,7 +49,8 @@ pub(crate) enum Command {
     Stop(oneshot::Sender<Result<(), ApiError>>),
 }
 
-/// A guest, as the engine holds it.
+/// A guest, as the engine holds it; clones are handles of the same one.
+#[derive(Clone)]
 pub struct Guest {
     /// What it shows.
     pub face: Arc<Face>,
@@ -107,10 +108,10 @@ impl Guest {
         self.ask(|reply| Command::Mark(request, reply)).await
     }
 
-    /// Changes settings.
+    /// Changes settings, durably; whether it is detached stays as it is.
     ///
     /// # Errors
-    /// The task has ended.
+    /// They can't be written, or the task has ended.
     pub async fn set(&self, settings: GuestSettings) -> Result<(), ApiError> {
         self.ask(|reply| Command::Set(Box::new(settings), reply)).await
     }

@@ -160,8 +160,7 @@ impl Task {
                 ))));
             }
             Command::Set(settings, reply) => {
-                self.context.settings = *settings;
-                let _ = reply.send(Ok(()));
+                let _ = reply.send(self.change_settings(*settings));
             }
             Command::Unprotect(reply) | Command::Stop(reply) => {
                 let _ = reply.send(Ok(()));
@@ -172,7 +171,15 @@ impl Task {
     }
 
     fn save_detached(&mut self, detached: bool) -> Result<(), ApiError> {
+        let settings = self.context.settings.clone();
         self.context.settings.detached = detached;
+        self.change_settings(settings)
+    }
+
+    /// Takes new settings over, but for the one that is this task's own.
+    fn change_settings(&mut self, settings: GuestSettings) -> Result<(), ApiError> {
+        let detached = self.context.settings.detached;
+        self.context.settings = GuestSettings { detached, ..settings };
         self.context
             .settings
             .save(&self.context.state)
@@ -332,8 +339,7 @@ impl Life {
             Command::Stop(reply) => return Some(Ending::Stop(reply)),
             Command::Attach(reply) => drop(reply.send(Ok(()))),
             Command::Set(settings, reply) => {
-                task.context.settings = *settings;
-                let _ = reply.send(Ok(()));
+                let _ = reply.send(task.change_settings(*settings));
             }
             Command::Mark(request, reply) => {
                 drop(reply.send(marks::mark(&task.context, request).await));
