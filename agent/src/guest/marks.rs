@@ -12,6 +12,9 @@ use afterimage_journal::meta::CheckpointKind;
 use afterimage_qmp::guest_agent::{AgentChannel, GuestAgent};
 use afterimage_qmp::libvirt::Target;
 
+/// How long a guest may take to answer that it has thawed before the guard has it thawed.
+const THAW_WAIT_NS: u64 = 4_000_000_000;
+
 /// Makes a checkpoint; it is durable when this returns.
 pub async fn mark(context: &Context, request: MarkRequest) -> Result<MarkReply, ApiError> {
     let tag = Some(request.tag).filter(|t| !t.is_empty());
@@ -62,7 +65,10 @@ async fn quiesced(
     let frozen = agent.freeze().await;
     // A worker that hangs from here on is killed by the guard, which then thaws the guest.
     let slot = context.worker.as_ref().map(|w| w.slot_without_socket(SlotKind::Freeze));
-    let ticket = slot.as_ref().map(|s| s.received(now_ns()));
+    let ticket = slot.as_ref().map(|s| {
+        s.hold(now_ns() + THAW_WAIT_NS);
+        s.received(now_ns())
+    });
     let marked = match frozen {
         Ok(_) => context
             .group
