@@ -82,6 +82,17 @@ impl<'h> View<'h> {
     }
 }
 
+/// Where the volume was made smaller, and to what size: what lay behind is gone, though the volume
+/// may grow again.
+fn cuts(history: &History, volume: VolumeId, seq: Seq) -> Vec<(Seq, u64)> {
+    let sizes =
+        history.configs.iter().take_while(|(at, _)| *at <= seq).filter_map(|(at, c)| {
+            c.volumes.iter().find(|v| v.id == volume).map(|v| (*at, v.bytes))
+        });
+    let sizes: Vec<_> = sizes.collect();
+    sizes.windows(2).filter(|p| p[1].1 < p[0].1).map(|p| p[1]).collect()
+}
+
 impl Blocks {
     /// See [`View::at`].
     ///
@@ -103,7 +114,11 @@ impl Blocks {
         // Entries are in the order of their numbers, so that the index breaks a tie.
         ranked.sort_unstable();
         let mut map = ExtentMap::default();
-        for (_, i) in ranked {
+        let mut cuts = cuts(history, volume, seq).into_iter().peekable();
+        for (rank, i) in ranked {
+            while let Some((_, from)) = cuts.next_if(|(at, _)| *at < rank) {
+                map.insert(from, bytes.saturating_sub(from), Source::Zero);
+            }
             let record = &history.entries[i].record;
             let source = match record.kind {
                 Kind::Write => Source::Entry(i),
@@ -111,6 +126,9 @@ impl Blocks {
             };
             let len = u64::from(record.len).min(bytes.saturating_sub(record.addr));
             map.insert(record.addr, len, source);
+        }
+        for (_, from) in cuts {
+            map.insert(from, bytes.saturating_sub(from), Source::Zero);
         }
         Ok(Self { map, bytes, cached: None, payload: Vec::new() })
     }

@@ -200,3 +200,24 @@ fn a_new_configuration_is_never_overtaken_by_the_repeated_old_one() {
     assert!(sizes.is_sorted(), "{sizes:?}");
     assert_eq!(sizes.last(), Some(&((1 << 20) + 100 * 512)));
 }
+
+#[test]
+fn what_a_smaller_volume_cut_off_does_not_come_back_when_it_grows() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("j");
+    let journal = new_journal(&dir, quiet());
+    let mut config = History::load(&dir).unwrap().config().unwrap().clone();
+    write(&journal, 0, &[1; 4096]);
+    let before = journal.head();
+    for bytes in [1024, 1 << 20] {
+        config.volumes[0].bytes = bytes;
+        journal.set_config(&config).unwrap();
+    }
+    let grown = write(&journal, 2048, &[2; 512]);
+    assert_eq!(content(&dir, before, 0, 4096), vec![1; 4096]);
+    let mut expected = vec![1; 1024];
+    expected.extend([0; 1024]);
+    expected.extend([2; 512]);
+    expected.extend([0; 1536]);
+    assert_eq!(content(&dir, grown, 0, 4096), expected);
+}

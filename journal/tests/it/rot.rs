@@ -92,7 +92,8 @@ fn every_flip_is_noticed(sample: &Sample, ranges: &[std::ops::Range<u64>]) {
 /// The unit's header, and each record's header and the ends of its payload.
 fn record_ranges(dir: &Path) -> Vec<std::ops::Range<u64>> {
     let history = History::load(dir).unwrap();
-    let mut ranges = vec![0..132];
+    let mut ranges = Vec::new();
+    ranges.push(0..132);
     for entry in history.entries.iter().filter(|e| e.unit == 0) {
         let end = entry.at + 64 + u64::from(entry.record.payload_bytes);
         ranges.push(entry.at..entry.at + 64);
