@@ -248,8 +248,13 @@ impl Bed {
                 let mut draft = self.draft(disk, Kind::Write, at, bytes.len());
                 draft.flags = FLAG_COPIED;
                 draft.scope = self.copy;
-                // The guest's write is captured before the copied block that was read before it.
+                // The guest's writes are captured before the copied block that was read before them,
+                // often in that very block.
                 self.write();
+                if self.dice.below(2) == 0 {
+                    let newer = [self.dice.below(256) as u8; SECTOR];
+                    self.write_at(disk, at, &newer);
+                }
                 self.journal().append(&draft, &bytes).unwrap();
             }
             self.copy_event(disk, CopyEvent::End, cause);

@@ -193,27 +193,38 @@ fn one_flipped_byte_anywhere_is_found_and_never_restored() {
     drop(recovery);
     for (what, at) in places {
         flip(&path, at);
-        let found =
-            afterimage_restore::open(&bed.state(), GROUP).map(|r| verify(&r, &mut |_| {}).unwrap());
-        match found {
-            Ok(report) => assert!(!report.is_sound(), "{what}: not found"),
+        match afterimage_restore::open(&bed.state(), GROUP) {
+            Ok(recovery) => judge(&bed, &recovery, what),
             Err(error) => assert!(what.contains("version"), "{what}: {error}"),
-        }
-        if let Ok(recovery) = afterimage_restore::open(&bed.state(), GROUP) {
-            let out = tempfile::tempdir().unwrap();
-            for (seq, disks) in &bed.known {
-                match restore_at(&recovery, *seq, out.path(), Format::Raw) {
-                    Ok(r) => assert!(
-                        std::fs::read(&r.disks[0].path).unwrap() == disks[0],
-                        "{what}: wrong data at {seq}"
-                    ),
-                    Err(e) => assert_eq!(e.kind(), Kind::NotRestorable, "{what}: {e}"),
-                }
-            }
         }
         flip(&path, at);
     }
     assert!(verified(&bed).is_sound());
+}
+
+/// The damage is found; each point is either restored right or refused, as was announced.
+fn judge(bed: &Bed, recovery: &Recovery, what: &str) {
+    let report = verify(recovery, &mut |_| {}).unwrap();
+    assert!(!report.is_sound(), "{what}: not found");
+    let out = tempfile::tempdir().unwrap();
+    for (seq, disks) in &bed.known {
+        let announced = is_refused(&report, *seq);
+        match restore_at(recovery, *seq, out.path(), Format::Raw) {
+            Ok(restored) => {
+                let image = std::fs::read(&restored.disks[0].path).unwrap();
+                assert!(image == disks[0], "{what}: wrong data at {seq}");
+                assert!(!announced, "{what}: {seq} is said to be refused");
+            }
+            Err(e) => {
+                assert_eq!(e.kind(), Kind::NotRestorable, "{what}: {e}");
+                assert!(announced, "{what}: {seq} is refused unannounced: {e}");
+            }
+        }
+    }
+}
+
+fn is_refused(report: &VerifyReport, seq: Seq) -> bool {
+    report.refused.iter().any(|r| r.from <= seq && r.to.is_none_or(|to| seq <= to))
 }
 
 /// The first byte behind the records of a sealed unit: where its index begins, or near it.
@@ -241,20 +252,18 @@ fn a_missing_unit_refuses_what_lies_behind_it_and_is_named() {
     assert!(said.contains(&format!("to {number} are missing")), "{said}");
     let recovery = bed.open();
     let out = tempfile::tempdir().unwrap();
-    let refused =
-        |seq: Seq| report.refused.iter().any(|r| r.from <= seq && r.to.is_none_or(|to| seq <= to));
     let mut kept = 0;
     for (seq, disks) in &bed.known {
         match restore_at(&recovery, *seq, out.path(), Format::Raw) {
             Ok(r) => {
                 kept += 1;
-                assert!(!refused(*seq), "{seq} is said to be refused");
+                assert!(!is_refused(&report, *seq), "{seq} is said to be refused");
                 for (disk, expected) in r.disks.iter().zip(disks) {
                     assert!(std::fs::read(&disk.path).unwrap() == *expected, "{seq}");
                 }
             }
             Err(e) => {
-                assert!(*seq >= first && refused(*seq), "{seq}: {e}");
+                assert!(*seq >= first && is_refused(&report, *seq), "{seq}: {e}");
                 assert_eq!(e.kind(), Kind::NotRestorable, "{e}");
             }
         }
@@ -273,5 +282,8 @@ fn a_unit_cut_short_is_damage_and_names_its_record() {
     let error = restore_at(&recovery, o.last, o.bed.dir.path(), Format::Raw).unwrap_err();
     assert!(error.to_string().contains("can't be read"), "{error}");
     assert_eq!(error.kind(), Kind::NotRestorable);
+    // Its neighbours, which were read by the same call, are not blamed.
+    let Error::Damaged { record, .. } = error else { panic!("{error}") };
+    assert_eq!(record.seq, o.last);
     restore_at(&recovery, o.whole, o.bed.dir.path(), Format::Raw).unwrap();
 }
