@@ -1,7 +1,11 @@
 //! Real guests, protected by the real agent; restored disks judged by what the guest wrote.
 
+mod evidence;
+mod lifecycle;
 mod protect;
+mod resync;
 mod rounds;
+mod styles;
 
 use crate::kit::{Agent, Disk, Vm, VmBuilder, image};
 use std::path::{Path, PathBuf};
