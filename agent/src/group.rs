@@ -6,23 +6,23 @@
 //! opened anew, never resumed.
 
 mod copy;
+mod purge;
+mod sessions;
+mod state;
 mod timeline;
 
 pub use copy::CopyWriter;
+pub use purge::purge;
 pub use timeline::Interval;
 
-use afterimage_journal::format::record::Kind;
-use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{
-    Checkpoint, CheckpointKind, Config, CopyCause, Guest, ImageIdentity, Meta, Session,
-    SessionEvent, Volume,
+    Checkpoint, CheckpointKind, Config, CopyCause, Guest, Meta, Volume,
 };
-use afterimage_journal::{Error, History, Journal, Options, Result, Seq, VolumeId, layout};
-use std::collections::BTreeMap;
+use afterimage_journal::{Error, Journal, Options, Result, Seq, VolumeId, layout};
+use state::State;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use timeline::Timeline;
 use uuid::Uuid;
 
 /// A group of guests with one journal.
@@ -31,22 +31,6 @@ pub struct Group {
     dir: PathBuf,
     options: Options,
     state: Mutex<State>,
-}
-
-struct State {
-    journal: Option<Journal>,
-    config: Config,
-    volumes: BTreeMap<VolumeId, VolumeState>,
-    sessions: BTreeMap<String, OpenSession>,
-    timelines: BTreeMap<String, Timeline>,
-    images: BTreeMap<String, Vec<ImageIdentity>>,
-    last_sessions: BTreeMap<String, LastSession>,
-    next_session: u32,
-    next_copy: u32,
-    next_checkpoint: u64,
-    damaged: bool,
-    records_lost: bool,
-    marked: Option<Instant>,
 }
 
 /// What the journal has of a volume.
@@ -283,128 +267,6 @@ impl Group {
         CopyWriter::begin(std::sync::Arc::clone(self), volume, cause, id)
     }
 
-    /// Opens a session: the guest is level now. Durable when this returns. Blocking.
-    ///
-    /// # Errors
-    /// The journal stopped.
-    pub fn open_session(&self, guest: &str, full: bool) -> Result<OpenSession> {
-        let journal = self.journal()?;
-        let id = {
-            let mut state = self.lock();
-            let id = state.next_session;
-            state.next_session += 1;
-            id
-        };
-        let seq = journal.append_meta(&Meta::Session(Session {
-            id,
-            guest: guest.to_owned(),
-            event: SessionEvent::Open,
-            reason: String::new(),
-            upto: None,
-            full,
-            images: Vec::new(),
-        }))?;
-        journal.sync()?;
-        let session = OpenSession { id, from: seq, confirmed: seq };
-        let mut state = self.lock();
-        state.sessions.insert(guest.to_owned(), session);
-        state.timelines.entry(guest.to_owned()).or_default().opened(self.wall_ns());
-        state.images.remove(guest);
-        if full {
-            state.damaged = false;
-        }
-        state.records_lost = false;
-        Ok(session)
-    }
-
-    /// Closes a guest's session. `upto` is the last position that was proved level, if it isn't
-    /// the journal's end.
-    pub fn close_session(&self, guest: &str, reason: &str, upto: Option<Seq>) {
-        let Some(session) = self.lock().sessions.remove(guest) else { return };
-        self.lock().timelines.entry(guest.to_owned()).or_default().closed(self.wall_ns(), reason);
-        self.write_close(guest, session.id, reason, upto, Vec::new());
-    }
-
-    /// Says more of a session that is closed: better evidence of its end, and the images as they
-    /// lie now that the guest has ended.
-    pub fn amend_close(
-        &self,
-        guest: &str,
-        id: u32,
-        reason: &str,
-        upto: Option<Seq>,
-        images: Vec<ImageIdentity>,
-    ) {
-        {
-            let mut state = self.lock();
-            state.timelines.entry(guest.to_owned()).or_default().reworded(reason);
-            if images.is_empty() {
-                state.images.remove(guest);
-            } else {
-                state.images.insert(guest.to_owned(), images.clone());
-            }
-        }
-        self.write_close(guest, id, reason, upto, images);
-    }
-
-    fn write_close(
-        &self,
-        guest: &str,
-        id: u32,
-        reason: &str,
-        upto: Option<Seq>,
-        images: Vec<ImageIdentity>,
-    ) {
-        let record = Meta::Session(Session {
-            id,
-            guest: guest.to_owned(),
-            event: SessionEvent::Close,
-            reason: reason.to_owned(),
-            upto,
-            full: false,
-            images,
-        });
-        // A journal that stopped takes no close: its next epoch closes every session.
-        if let Err(error) = self.journal().and_then(|j| j.append_meta(&record)) {
-            tracing::warn!(guest, %error, "the end of the session is left to the next epoch");
-        }
-    }
-
-    /// A guest's open session.
-    #[must_use]
-    pub fn session(&self, guest: &str) -> Option<OpenSession> {
-        self.lock().sessions.get(guest).copied()
-    }
-
-    /// How the guest's session before this opening of the journal ended.
-    #[must_use]
-    pub fn last_session(&self, guest: &str) -> Option<LastSession> {
-        self.lock().last_sessions.get(guest).copied()
-    }
-
-    /// The guest's images as they lay when it had ended.
-    #[must_use]
-    pub fn images(&self, guest: &str) -> Vec<ImageIdentity> {
-        self.lock().images.get(guest).cloned().unwrap_or_default()
-    }
-
-    /// Notes that a guest was found level at `position`, with a tick record.
-    ///
-    /// # Errors
-    /// The journal stopped.
-    pub fn confirm(&self, guest: &str, position: Seq) -> Result<()> {
-        let id = {
-            let mut state = self.lock();
-            let Some(session) = state.sessions.get_mut(guest) else { return Ok(()) };
-            session.confirmed = session.confirmed.max(position);
-            session.id
-        };
-        let mut draft = Draft::of(Kind::Tick);
-        draft.addr = position;
-        draft.scope = id;
-        self.journal()?.append(&draft, &[]).map(drop)
-    }
-
     /// Makes the regular checkpoint if it is due and every guest of the group is level.
     ///
     /// # Errors
@@ -467,115 +329,6 @@ impl Group {
     }
 }
 
-/// Deletes a journal that nobody writes to.
-///
-/// # Errors
-/// A restore or export reads it (I-7); or it can't be deleted.
-pub fn purge(dir: &Path) -> Result<()> {
-    let path = dir.join("pin");
-    let pin = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|e| Error::io("open", &path, e))?;
-    match rustix::fs::flock(&pin, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            return Err(Error::Invalid(format!(
-                "a restore reads {}: nothing was deleted; purge it when that has ended",
-                dir.display()
-            )));
-        }
-        Err(e) => return Err(Error::io("lock", &path, e)),
-    }
-    // Out of sight at once and whole, then piece by piece.
-    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let doomed = dir.with_file_name(format!(".purged-{name}-{}", Uuid::new_v4()));
-    std::fs::rename(dir, &doomed).map_err(|e| Error::io("rename", dir, e))?;
-    layout::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
-    std::fs::remove_dir_all(&doomed).map_err(|e| Error::io("delete", &doomed, e))
-}
-
 fn stopped() -> Error {
     Error::Stopped { last_seq: 0, why: "it is not open".into(), space: false }
-}
-
-impl State {
-    fn empty(name: &str) -> Self {
-        Self {
-            journal: None,
-            config: Config {
-                group: Uuid::nil(),
-                name: name.to_owned(),
-                guests: Vec::new(),
-                volumes: Vec::new(),
-            },
-            volumes: BTreeMap::new(),
-            sessions: BTreeMap::new(),
-            timelines: BTreeMap::new(),
-            images: BTreeMap::new(),
-            last_sessions: BTreeMap::new(),
-            next_session: 1,
-            next_copy: 1,
-            next_checkpoint: 1,
-            damaged: false,
-            records_lost: false,
-            marked: None,
-        }
-    }
-
-    /// Every guest that has ever been level is level.
-    fn all_level(&self) -> bool {
-        let known = self.config.guests.iter().filter(|g| self.timelines.contains_key(&g.name));
-        let mut any = false;
-        for guest in known {
-            if !self.sessions.contains_key(&guest.name) {
-                return false;
-            }
-            any = true;
-        }
-        any
-    }
-
-    fn take_history(&mut self, history: &History) {
-        self.config = history.config().cloned().unwrap_or_else(|| Config {
-            group: history.identity.group,
-            ..Self::empty(&history.identity.name).config
-        });
-        self.sessions.clear();
-        self.damaged = history.damage.iter().any(|d| d.to.is_none());
-        let level_since = history.sessions.iter().map(|s| s.from).max().unwrap_or(0);
-        self.records_lost |= history.cut_at > level_since;
-        self.next_session = history.sessions.iter().map(|s| s.id).max().unwrap_or(0) + 1;
-        self.next_copy = history.copies.keys().max().copied().unwrap_or(0) + 1;
-        self.next_checkpoint = history.last_checkpoint_id + 1;
-        self.timelines = Timeline::of(history);
-        self.images.clear();
-        self.last_sessions.clear();
-        for session in &history.sessions {
-            if session.images.is_empty() {
-                self.images.remove(&session.guest);
-            } else {
-                self.images.insert(session.guest.clone(), session.images.clone());
-            }
-            let ticks = history.entries.iter().rev().map(|e| &e.record);
-            let confirmed = ticks
-                .filter(|r| r.kind == Kind::Tick && r.scope == session.id)
-                .map(|r| r.addr)
-                .next()
-                .unwrap_or(session.from);
-            self.last_sessions.insert(
-                session.guest.clone(),
-                LastSession {
-                    id: session.id,
-                    to: session.to.unwrap_or(history.head),
-                    confirmed,
-                    closed: session.to.is_some(),
-                },
-            );
-        }
-        self.volumes = copy::volume_states(history);
-    }
 }

@@ -1,102 +1,31 @@
 //! Taking hold of a running guest's disks: what is there already, what has to be copied, and the
 //! mirrors.
 //!
-//! The decision is pure ([`decide`]); what is found in QEMU and in the journal goes in, and for
-//! each disk a [`Plan`] comes out. A map is trusted only when it is ours, consistent and was
-//! recording all the time; everything else is compared (I-4).
+//! What is found in QEMU and in the journal goes into [`decide`], and for each disk a [`Plan`]
+//! comes out.
 
+use super::plan::{Found, FullCopy, Plan, decide};
+use super::sockets::{check_path, give_to, probe, run_dir};
 use super::task::Context;
 use crate::capture::{Capture, CaptureEvent, Tap, TapCounters};
-use crate::group::{LastSession, VolumeState};
+use crate::group::LastSession;
 use afterimage_journal::meta::{Guest, Volume};
-use afterimage_nbd::client::Client;
 use afterimage_qmp::Qemu;
 use afterimage_qmp::qemu::{
     Attachment, Bitmap, Disk, GRANULARITY_BYTES, MirrorSpec, Names, NewBitmap, Process, Rotation,
     RunState, ServerHealth,
 };
 use anyhow::{Context as _, Result, bail};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 use tokio::sync::mpsc;
-
-/// How long our own server may take to answer the probe before QEMU is told to connect.
-const PROBE_LIMIT: Duration = Duration::from_millis(500);
-/// Longest path of a unix socket (`sun_path`, less its end).
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Notes which QEMU process was attached to.
 const PROCESS_FILE: &str = "qemu-process";
 
 /// The guard's number for the next attached guest; 0 is nobody.
 static NEXT_TAG: AtomicU64 = AtomicU64::new(1);
-
-/// What has to be done until a disk is level.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Plan {
-    /// The mirror is there, paused by the end of its server: it sends what it noted.
-    pub resume: bool,
-    /// Maps of what was written while nobody listened: their blocks are pulled.
-    pub bitmaps: Vec<String>,
-    /// A copy of the whole disk.
-    pub full: Option<FullCopy>,
-}
-
-/// A copy of a whole disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FullCopy {
-    /// Everything from this byte address on, the first time.
-    Initial {
-        /// Where to go on.
-        from: u64,
-    },
-    /// Only what differs from the journal.
-    Compare,
-}
-
-/// What was found of a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
-    /// A job of ours is there.
-    pub job: bool,
-    /// A bitmap of ours has recorded since the journal last knew the disk.
-    pub mapped: bool,
-    /// What the journal has of it.
-    pub journal: VolumeState,
-    /// Its image lies as it lay when the guest had ended, and the guest hasn't run since.
-    pub untouched: bool,
-    /// Its size is another than the journal's.
-    pub resized: bool,
-    /// The journal's records of it can't be trusted.
-    pub damaged: bool,
-    /// Records were lost to a failed sync.
-    pub records_lost: bool,
-}
-
-/// What to do for a disk; the bitmaps are filled in by name later.
-#[must_use]
-pub fn decide(found: &Found) -> Plan {
-    let known = found.journal.has_data || found.journal.complete;
-    if found.damaged || (found.resized && known) {
-        return Plan { resume: found.job, full: Some(FullCopy::Compare), ..Plan::default() };
-    }
-    let rest =
-        (!found.journal.complete).then_some(FullCopy::Initial { from: found.journal.initial_upto });
-    if found.job {
-        let full = match found.records_lost && !found.mapped {
-            true => Some(FullCopy::Compare),
-            false => rest,
-        };
-        return Plan { resume: true, full, ..Plan::default() };
-    }
-    if found.mapped || found.untouched {
-        return Plan { full: rest, ..Plan::default() };
-    }
-    let full = if known { FullCopy::Compare } else { FullCopy::Initial { from: 0 } };
-    Plan { full: Some(full), ..Plan::default() }
-}
 
 /// A disk with its mirror.
 pub struct AttachedDisk {
@@ -325,13 +254,7 @@ fn listen(
     events: &mpsc::UnboundedSender<CaptureEvent>,
 ) -> Result<Capture> {
     let socket = attached.dir.join(format!("{}.sock", names.job()));
-    if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-        bail!(
-            "{} is too long for a socket ({SOCKET_PATH_BYTES_MAX} bytes at most): \
-             use a state directory with a shorter path",
-            socket.display()
-        );
-    }
+    check_path(&socket)?;
     let tap = Arc::new(Tap::new(
         context.group.journal()?,
         volume.id,
@@ -343,14 +266,6 @@ fn listen(
         Capture::start(&socket, tap, context.worker.clone(), attached.tag, events.clone())?;
     give_to(&socket, attached.process.as_ref())?;
     Ok(capture)
-}
-
-async fn probe(socket: &Path) -> Result<()> {
-    let path = socket.to_owned();
-    tokio::task::spawn_blocking(move || Client::list(&path, PROBE_LIMIT))
-        .await?
-        .with_context(|| format!("our own server on {} does not answer", socket.display()))?;
-    Ok(())
 }
 
 async fn chosen(context: &Context, qemu: &Qemu) -> Result<Vec<Disk>> {
@@ -456,86 +371,5 @@ fn is_untouched(context: &Context, volume: &Volume) -> bool {
     images
         .iter()
         .find(|i| i.volume == volume.id)
-        .is_some_and(|known| super::task::image_identity(volume).as_ref() == Some(known))
-}
-
-/// The directory of a guest's sockets, reachable for QEMU's user.
-fn run_dir(context: &Context, process: Option<&Process>) -> Result<PathBuf> {
-    use std::os::unix::fs::PermissionsExt;
-    let run = context.state.join("run");
-    let dir = run.join(&context.settings.name);
-    afterimage_journal::layout::make_dir(&dir)?;
-    if let Some(uid) = uid_of(process).filter(|uid| *uid != rustix::process::getuid().as_raw()) {
-        // Others may pass through, not look.
-        for path in [context.state.as_path(), run.as_path()] {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711))
-                .with_context(|| format!("open {} to QEMU's user {uid}", path.display()))?;
-        }
-        give_to(&dir, process)?;
-    }
-    Ok(dir)
-}
-
-fn uid_of(process: Option<&Process>) -> Option<u32> {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(format!("/proc/{}", process?.pid)).ok().map(|m| m.uid())
-}
-
-fn give_to(path: &Path, process: Option<&Process>) -> Result<()> {
-    if let Some(uid) = uid_of(process).filter(|uid| *uid != rustix::process::getuid().as_raw()) {
-        std::os::unix::fs::chown(path, Some(uid), None)
-            .with_context(|| format!("give {} to QEMU's user {uid}", path.display()))?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KNOWN: VolumeState = VolumeState { complete: true, initial_upto: 0, has_data: true };
-    const NEW: VolumeState = VolumeState { complete: false, initial_upto: 0, has_data: false };
-    const HALF: VolumeState = VolumeState { complete: false, initial_upto: 4096, has_data: true };
-
-    fn found(job: bool, mapped: bool, journal: VolumeState) -> Found {
-        Found {
-            job,
-            mapped,
-            journal,
-            untouched: false,
-            resized: false,
-            damaged: false,
-            records_lost: false,
-        }
-    }
-
-    #[test]
-    fn a_copy_of_everything_is_made_only_when_nothing_says_what_changed() {
-        let full = |f: &Found| decide(f).full;
-        assert_eq!(full(&found(false, false, NEW)), Some(FullCopy::Initial { from: 0 }));
-        assert_eq!(full(&found(true, true, KNOWN)), None);
-        assert_eq!(full(&found(false, true, KNOWN)), None);
-        assert_eq!(full(&found(false, false, KNOWN)), Some(FullCopy::Compare));
-        assert_eq!(full(&Found { untouched: true, ..found(false, false, KNOWN) }), None);
-    }
-
-    #[test]
-    fn an_interrupted_first_copy_goes_on_only_under_a_map() {
-        let rest = Some(FullCopy::Initial { from: 4096 });
-        assert_eq!(decide(&found(true, true, HALF)).full, rest);
-        assert_eq!(decide(&found(false, true, HALF)).full, rest);
-        assert_eq!(decide(&found(false, false, HALF)).full, Some(FullCopy::Compare));
-    }
-
-    #[test]
-    fn what_cannot_be_trusted_is_compared() {
-        for (job, mapped) in [(true, true), (false, true), (true, false)] {
-            let damaged = Found { damaged: true, ..found(job, mapped, KNOWN) };
-            assert_eq!(decide(&damaged).full, Some(FullCopy::Compare));
-            let resized = Found { resized: true, ..found(job, mapped, KNOWN) };
-            assert_eq!(decide(&resized).full, Some(FullCopy::Compare));
-        }
-        let lost = Found { records_lost: true, ..found(true, false, KNOWN) };
-        assert_eq!(decide(&lost).full, Some(FullCopy::Compare));
-    }
+        .is_some_and(|known| super::leave::image_identity(volume).as_ref() == Some(known))
 }

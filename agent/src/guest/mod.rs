@@ -14,8 +14,13 @@
 
 mod attach;
 mod face;
+mod leave;
+mod life;
 mod marks;
+mod plan;
 mod pull;
+mod rotation;
+mod sockets;
 mod sync;
 mod task;
 

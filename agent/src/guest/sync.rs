@@ -3,8 +3,9 @@
 //! A gap or a copy ends at the head after every mirror says that it is level, then a drain, then
 //! a second look (I-4): the bit of a block in flight is already clear at the first.
 
-use super::attach::{Attached, FullCopy, Plan};
+use super::attach::Attached;
 use super::face::Progress;
+use super::plan::{FullCopy, Plan};
 use super::pull::{self, Job};
 use crate::capture::TapCounters;
 use crate::group::Group;

@@ -1,0 +1,36 @@
+//! Deleting a journal.
+
+use afterimage_journal::{Error, Result, layout};
+use std::path::Path;
+use uuid::Uuid;
+
+/// Deletes a journal that nobody writes to.
+///
+/// # Errors
+/// A restore or export reads it (I-7); or it can't be deleted.
+pub fn purge(dir: &Path) -> Result<()> {
+    let path = dir.join("pin");
+    let pin = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|e| Error::io("open", &path, e))?;
+    match rustix::fs::flock(&pin, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            return Err(Error::Invalid(format!(
+                "a restore reads {}: nothing was deleted; purge it when that has ended",
+                dir.display()
+            )));
+        }
+        Err(e) => return Err(Error::io("lock", &path, e)),
+    }
+    // Out of sight at once and whole, then piece by piece.
+    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let doomed = dir.with_file_name(format!(".purged-{name}-{}", Uuid::new_v4()));
+    std::fs::rename(dir, &doomed).map_err(|e| Error::io("rename", dir, e))?;
+    layout::sync_dir(dir.parent().unwrap_or(Path::new(".")))?;
+    std::fs::remove_dir_all(&doomed).map_err(|e| Error::io("delete", &doomed, e))
+}

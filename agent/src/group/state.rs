@@ -1,0 +1,106 @@
+//! What a group knows of its journal, in memory: taken from the journal at each opening, then kept
+//! up with every record that changes it.
+
+use super::timeline::Timeline;
+use super::{LastSession, OpenSession, VolumeState, copy};
+use afterimage_journal::format::record::Kind;
+use afterimage_journal::meta::{Config, ImageIdentity};
+use afterimage_journal::{History, Journal, VolumeId};
+use std::collections::BTreeMap;
+use std::time::Instant;
+use uuid::Uuid;
+
+/// See the module.
+pub(super) struct State {
+    pub(super) journal: Option<Journal>,
+    pub(super) config: Config,
+    pub(super) volumes: BTreeMap<VolumeId, VolumeState>,
+    pub(super) sessions: BTreeMap<String, OpenSession>,
+    pub(super) timelines: BTreeMap<String, Timeline>,
+    pub(super) images: BTreeMap<String, Vec<ImageIdentity>>,
+    pub(super) last_sessions: BTreeMap<String, LastSession>,
+    pub(super) next_session: u32,
+    pub(super) next_copy: u32,
+    pub(super) next_checkpoint: u64,
+    pub(super) damaged: bool,
+    pub(super) records_lost: bool,
+    pub(super) marked: Option<Instant>,
+}
+
+impl State {
+    pub(super) fn empty(name: &str) -> Self {
+        Self {
+            journal: None,
+            config: Config {
+                group: Uuid::nil(),
+                name: name.to_owned(),
+                guests: Vec::new(),
+                volumes: Vec::new(),
+            },
+            volumes: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            timelines: BTreeMap::new(),
+            images: BTreeMap::new(),
+            last_sessions: BTreeMap::new(),
+            next_session: 1,
+            next_copy: 1,
+            next_checkpoint: 1,
+            damaged: false,
+            records_lost: false,
+            marked: None,
+        }
+    }
+
+    /// Every guest that has ever been level is level.
+    pub(super) fn all_level(&self) -> bool {
+        let known = self.config.guests.iter().filter(|g| self.timelines.contains_key(&g.name));
+        let mut any = false;
+        for guest in known {
+            if !self.sessions.contains_key(&guest.name) {
+                return false;
+            }
+            any = true;
+        }
+        any
+    }
+
+    pub(super) fn take_history(&mut self, history: &History) {
+        self.config = history.config().cloned().unwrap_or_else(|| Config {
+            group: history.identity.group,
+            ..Self::empty(&history.identity.name).config
+        });
+        self.sessions.clear();
+        self.damaged = history.damage.iter().any(|d| d.to.is_none());
+        let level_since = history.sessions.iter().map(|s| s.from).max().unwrap_or(0);
+        self.records_lost |= history.cut_at > level_since;
+        self.next_session = history.sessions.iter().map(|s| s.id).max().unwrap_or(0) + 1;
+        self.next_copy = history.copies.keys().max().copied().unwrap_or(0) + 1;
+        self.next_checkpoint = history.last_checkpoint_id + 1;
+        self.timelines = Timeline::of(history);
+        self.images.clear();
+        self.last_sessions.clear();
+        for session in &history.sessions {
+            if session.images.is_empty() {
+                self.images.remove(&session.guest);
+            } else {
+                self.images.insert(session.guest.clone(), session.images.clone());
+            }
+            let ticks = history.entries.iter().rev().map(|e| &e.record);
+            let confirmed = ticks
+                .filter(|r| r.kind == Kind::Tick && r.scope == session.id)
+                .map(|r| r.addr)
+                .next()
+                .unwrap_or(session.from);
+            self.last_sessions.insert(
+                session.guest.clone(),
+                LastSession {
+                    id: session.id,
+                    to: session.to.unwrap_or(history.head),
+                    confirmed,
+                    closed: session.to.is_some(),
+                },
+            );
+        }
+        self.volumes = copy::volume_states(history);
+    }
+}

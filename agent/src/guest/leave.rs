@@ -1,0 +1,197 @@
+//! Letting go of an attached guest, and finding out what became of it.
+//!
+//! What always holds: the session is closed first, at the last position that was proved level;
+//! better evidence (QEMU itself has ended) only comes after.
+
+use super::life::{Ending, Life};
+use super::task::{Let, Task};
+use crate::api::ApiError;
+use crate::capture::CaptureEvent;
+use afterimage_journal::Seq;
+use afterimage_journal::meta::{ImageIdentity, Volume};
+use afterimage_qmp::QemuEvent;
+use afterimage_qmp::qemu::ServerHealth;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long after a lost mirror we wait to learn whether QEMU itself is ending.
+const FATE_LIMIT: Duration = Duration::from_secs(2);
+
+impl Life {
+    /// Lets go, in the way that the ending asks for.
+    pub(super) async fn end(mut self, task: &mut Task, ending: Ending) -> Let {
+        self.progress.cancel.store(true, Ordering::Relaxed);
+        let name = task.context.settings.name.clone();
+        let group = Arc::clone(&task.context.group);
+        let session = group.session(&name);
+        let confirmed = session.map(|s| s.confirmed);
+        let close = |reason: &str, upto: Option<Seq>| group.close_session(&name, reason, upto);
+        let outcome = match ending {
+            Ending::Lost(reason) | Ending::MonitorLost(reason) => {
+                close(&reason, confirmed);
+                self.attached.session.store(0, Ordering::Relaxed);
+                match self.fate(&reason).await {
+                    Some(ended) => {
+                        if let Some(session) = session {
+                            let images = self.images();
+                            group.amend_close(&name, session.id, &ended, None, images);
+                        }
+                        Let::Ended(ended)
+                    }
+                    None => Let::Again(reason),
+                }
+            }
+            Ending::Detach(reply) => {
+                close("detached by the operator", None);
+                let detached = self.detach(false).await;
+                let saved = task.save_detached(true);
+                let _ = reply.send(detached.and(saved));
+                Let::Detached
+            }
+            Ending::Unprotect(reply) => {
+                close("no longer protected", None);
+                let _ = reply.send(self.detach(true).await);
+                Let::End
+            }
+            Ending::Stop(reply) => {
+                close("the agent was stopped", None);
+                self.stop_captures().await;
+                let _ = reply.send(Ok(()));
+                Let::End
+            }
+            Ending::Abandoned => {
+                close("the agent let go", None);
+                if let Err(error) = self.detach(true).await {
+                    tracing::warn!(%error, "left behind in QEMU");
+                }
+                Let::End
+            }
+        };
+        self.stop_captures().await;
+        if let Some(syncing) = self.syncing.take() {
+            syncing.abort();
+        }
+        let mut shown = task.context.face.shown();
+        shown.copy = None;
+        (shown.bytes_per_s, shown.writes_per_s) = (0, 0);
+        for disk in &self.attached.disks {
+            let us = disk.counters.answer_us_max.load(Ordering::Relaxed);
+            shown.answer_us_max = shown.answer_us_max.max(us);
+        }
+        outcome
+    }
+
+    pub(super) async fn stop_captures(&mut self) {
+        let mut captures: Vec<_> =
+            self.attached.disks.iter_mut().filter_map(|d| d.capture.take()).collect();
+        let stopped = tokio::task::spawn_blocking(move || {
+            captures.drain(..).for_each(crate::capture::Capture::stop);
+        });
+        // A connection's thread that hangs is the guard's business, not ours to wait for.
+        if tokio::time::timeout(FATE_LIMIT, stopped).await.is_err() {
+            tracing::error!("a capture thread does not end");
+        }
+    }
+
+    /// Whether QEMU itself has ended, and how.
+    pub(super) async fn fate(&mut self, reason: &str) -> Option<String> {
+        let deadline = tokio::time::Instant::now() + FATE_LIMIT;
+        let gone = loop {
+            if self.attached.process.as_ref().is_some_and(|p| !p.lives()) {
+                break true;
+            }
+            tokio::select! {
+                event = self.events.next_meaning() => match event {
+                    QemuEvent::Shutdown { reason, .. } => self.shutdown = Some(reason),
+                    QemuEvent::Eof { .. } => {
+                        let Some(process) = &self.attached.process else { break true };
+                        if !process.lives() {
+                            break true;
+                        }
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        if tokio::time::Instant::now() > deadline {
+                            break false;
+                        }
+                    }
+                    _ => {}
+                },
+                Some(event) = self.captures.recv() => {
+                    if let CaptureEvent::Closed { orderly, .. } = event {
+                        self.disorderly |= !orderly;
+                    }
+                }
+                () = tokio::time::sleep_until(deadline) => break false,
+            }
+            // A mirror that we lost while QEMU lives on is resumed at once: the guest's changes
+            // pile up meanwhile.
+            if self.shutdown.is_none() && self.qemu_answers().await {
+                break false;
+            }
+        };
+        if !gone {
+            return None;
+        }
+        while let Ok(event) = self.captures.try_recv() {
+            if let CaptureEvent::Closed { orderly, .. } = event {
+                self.disorderly |= !orderly;
+            }
+        }
+        Some(match &self.shutdown {
+            Some(how) => format!("the guest was shut down ({how})"),
+            None => format!("QEMU ended ({reason})"),
+        })
+    }
+
+    pub(super) async fn qemu_answers(&self) -> bool {
+        let asked = self.attached.qemu.run_state();
+        matches!(tokio::time::timeout(Duration::from_millis(500), asked).await, Ok(Ok(_)))
+    }
+
+    /// The images as they lie now, if the guest ended in an orderly way and everything that it
+    /// wrote is in the journal.
+    pub(super) fn images(&self) -> Vec<ImageIdentity> {
+        if self.shutdown.is_none() || self.disorderly {
+            return Vec::new();
+        }
+        self.attached.disks.iter().filter_map(|d| image_identity(&d.volume)).collect()
+    }
+
+    pub(super) async fn detach(&mut self, for_good: bool) -> Result<(), ApiError> {
+        self.progress.cancel.store(true, Ordering::Relaxed);
+        if let Some(syncing) = self.syncing.take() {
+            syncing.abort();
+            let _ = syncing.await;
+        }
+        let qemu = self.attached.qemu.clone();
+        let mut outcome = Ok(());
+        for disk in &self.attached.disks {
+            let ended = qemu.detach(&disk.attachment, ServerHealth::Serving).await;
+            if let Err(e) = ended {
+                outcome = Err(ApiError::other(format!("detach disk {}: {e}", disk.disk.node)));
+            }
+        }
+        if for_good {
+            let removed = qemu.remove_leftovers(ServerHealth::Serving, |_| false).await;
+            if let Err(e) = removed {
+                outcome = Err(ApiError::other(format!("clean up in QEMU: {e}")));
+            }
+        }
+        outcome
+    }
+}
+
+/// The image of a volume as it lies now; `None` when it is no plain file here.
+pub(super) fn image_identity(volume: &Volume) -> Option<ImageIdentity> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata(&volume.source).ok().filter(std::fs::Metadata::is_file)?;
+    let ns = |s: i64, n: i64| i128::from(s) * 1_000_000_000 + i128::from(n);
+    Some(ImageIdentity {
+        volume: volume.id,
+        path: volume.source.clone(),
+        file: (meta.dev(), meta.ino()),
+        bytes: meta.len(),
+        mtime_ns: ns(meta.mtime(), meta.mtime_nsec()),
+        ctime_ns: ns(meta.ctime(), meta.ctime_nsec()),
+    })
+}

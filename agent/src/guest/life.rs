@@ -1,0 +1,333 @@
+//! An attached guest: what is watched, and what is done about what is seen.
+//!
+//! What always holds: a look that finds any mirror not level, not connected or gone ends the
+//! stretch; positions count as confirmed only when a look behind them found all level.
+
+use super::attach::{self, Attached};
+use super::face::{DiskFace, Progress};
+use super::plan::Plan;
+use super::sync::{Level, Sync};
+use super::task::{Task, Waiting};
+use super::{Command, marks};
+use crate::api::GuestState;
+use crate::capture::CaptureEvent;
+use afterimage_journal::Seq;
+use afterimage_journal::meta::CopyCause;
+use afterimage_qmp::qemu::RunState;
+use afterimage_qmp::{Events, QemuEvent};
+use anyhow::Result;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// How often a level guest is looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// Looks in a row at which a mirror may be neither level nor paused.
+const UNLEVEL_LOOKS_MAX: u32 = 5;
+
+/// One stretch of being attached.
+pub(super) struct Life {
+    pub(super) attached: Attached,
+    pub(super) events: Events,
+    pub(super) captures: mpsc::UnboundedReceiver<CaptureEvent>,
+    pub(super) syncing: Option<JoinHandle<Result<Level>>>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) spent: Vec<(String, String)>,
+    pub(super) rotated: Instant,
+    pub(super) rotated_head: Seq,
+    pub(super) retired: Option<(Seq, Vec<(String, String)>)>,
+    pub(super) unlevel_looks: u32,
+    pub(super) shutdown: Option<String>,
+    pub(super) disorderly: bool,
+    pub(super) counted: (u64, u64, Instant),
+}
+
+/// What the watching ended with.
+pub(super) enum Ending {
+    Lost(String),
+    MonitorLost(String),
+    Detach(Waiting),
+    Unprotect(Waiting),
+    Stop(Waiting),
+    Abandoned,
+}
+
+impl Life {
+    pub(super) fn begin(
+        task: &mut Task,
+        attached: Attached,
+        events: Events,
+        captures: mpsc::UnboundedReceiver<CaptureEvent>,
+    ) -> Self {
+        let disks = Sync::disks_of(&attached);
+        let cause = Sync::cause(&disks);
+        let progress = Progress::new(cause, 0);
+        let sync = Sync {
+            qemu: attached.qemu.clone(),
+            group: Arc::clone(&task.context.group),
+            disks,
+            pull_socket: attached.dir.join("pull.sock"),
+            rate_bytes_per_s: task.context.settings.rate_bytes_per_s,
+            progress: Arc::clone(&progress),
+        };
+        let state = match cause {
+            CopyCause::Initial => GuestState::InitialSync,
+            _ => GuestState::Resync,
+        };
+        {
+            let mut shown = task.context.face.shown();
+            shown.disks = attached.disks.iter().map(disk_face).collect();
+            shown.copy = Some(Arc::clone(&progress));
+        }
+        task.context.face.show(state, None);
+        task.answer(Ok(()));
+        for disk in attached.disks.iter().filter(|d| d.plan != Plan::default()) {
+            tracing::info!(disk = disk.disk.node, plan = ?disk.plan, "attached");
+        }
+        Self {
+            attached,
+            events,
+            captures,
+            syncing: Some(tokio::spawn(sync.run())),
+            progress,
+            spent: Vec::new(),
+            rotated: Instant::now(),
+            rotated_head: 0,
+            retired: None,
+            unlevel_looks: 0,
+            shutdown: None,
+            disorderly: false,
+            counted: (0, 0, Instant::now()),
+        }
+    }
+
+    pub(super) async fn watch(&mut self, task: &mut Task) -> Ending {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let ending = tokio::select! {
+                command = task.inbox.recv() => match command {
+                    Some(command) => self.command(task, command).await,
+                    None => Some(Ending::Abandoned),
+                },
+                event = self.events.next_meaning() => self.event(task, event).await,
+                Some(event) = self.captures.recv() => self.captured(task, event).await,
+                synced = join(&mut self.syncing), if self.syncing.is_some() => {
+                    self.syncing = None;
+                    self.synced(task, synced).await
+                }
+                _ = ticks.tick() => self.tick(task).await,
+            };
+            if let Some(ending) = ending {
+                return ending;
+            }
+        }
+    }
+
+    pub(super) async fn command(&mut self, task: &mut Task, command: Command) -> Option<Ending> {
+        match command {
+            Command::Detach(reply) => return Some(Ending::Detach(reply)),
+            Command::Unprotect(reply) => return Some(Ending::Unprotect(reply)),
+            Command::Stop(reply) => return Some(Ending::Stop(reply)),
+            Command::Attach(reply) => drop(reply.send(Ok(()))),
+            Command::Set(settings, reply) => {
+                let _ = reply.send(task.change_settings(*settings));
+            }
+            Command::Mark(request, reply) => {
+                drop(reply.send(marks::mark(&task.context, request).await));
+            }
+        }
+        None
+    }
+
+    pub(super) async fn event(&mut self, task: &mut Task, event: QemuEvent) -> Option<Ending> {
+        match event {
+            QemuEvent::Eof { reason } => return Some(Ending::MonitorLost(reason)),
+            QemuEvent::Shutdown { reason, .. } => self.shutdown = Some(reason),
+            QemuEvent::BlockJobError { job, .. }
+            | QemuEvent::BlockJobCompleted { job, .. }
+            | QemuEvent::BlockJobCancelled { job }
+                if self.is_ours(&job) && self.syncing.is_none() =>
+            {
+                return self.look(task, "a mirror ended or paused").await;
+            }
+            QemuEvent::Overflow { .. } => return self.look(task, "events were lost").await,
+            _ => {}
+        }
+        None
+    }
+
+    pub(super) fn is_ours(&self, job: &str) -> bool {
+        self.attached.disks.iter().any(|d| d.attachment.job == job)
+    }
+
+    pub(super) async fn captured(
+        &mut self,
+        task: &mut Task,
+        event: CaptureEvent,
+    ) -> Option<Ending> {
+        let CaptureEvent::Closed { volume, orderly, reason } = event else { return None };
+        self.disorderly |= !orderly;
+        let disk = self.attached.disks.iter().find(|d| d.volume.id == volume)?;
+        if disk.counters.connected.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        let why = format!("the mirror of disk {} lost its connection ({reason})", disk.disk.node);
+        if self.syncing.is_some() {
+            return Some(Ending::Lost(why));
+        }
+        self.look(task, &why).await
+    }
+
+    /// Looks whether every mirror is level; a loss if not.
+    pub(super) async fn look(&mut self, task: &Task, why: &str) -> Option<Ending> {
+        if let Some(stopped) = task.context.group.stopped() {
+            return Some(Ending::Lost(stopped));
+        }
+        match self.attached.qemu.jobs().await {
+            Ok(jobs) => {
+                for disk in &self.attached.disks {
+                    let job = jobs.iter().find(|j| j.job == disk.attachment.job);
+                    let connected = disk.counters.connected.load(Ordering::Acquire) > 0;
+                    match job {
+                        None => {
+                            return Some(Ending::Lost(format!(
+                                "the mirror of disk {} was ended from outside",
+                                disk.disk.node
+                            )));
+                        }
+                        Some(job) if job.paused || !connected => {
+                            return Some(Ending::Lost(why.to_owned()));
+                        }
+                        Some(job) if !job.is_level() => {
+                            self.unlevel_looks += 1;
+                            if self.unlevel_looks > UNLEVEL_LOOKS_MAX {
+                                return Some(Ending::Lost(why.to_owned()));
+                            }
+                            return None;
+                        }
+                        Some(_) => {}
+                    }
+                }
+                self.unlevel_looks = 0;
+                None
+            }
+            Err(e) if matches!(e.kind(), afterimage_qmp::error::Kind::Gone) => {
+                Some(Ending::MonitorLost(e.to_string()))
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "QEMU's monitor did not answer");
+                self.unlevel_looks += 1;
+                (self.unlevel_looks > UNLEVEL_LOOKS_MAX)
+                    .then(|| Ending::Lost(format!("QEMU's monitor does not answer: {e}")))
+            }
+        }
+    }
+
+    pub(super) async fn synced(
+        &mut self,
+        task: &mut Task,
+        synced: Result<Level>,
+    ) -> Option<Ending> {
+        let level = match synced {
+            Ok(level) => level,
+            Err(error) => return Some(Ending::Lost(format!("the sync failed: {error:#}"))),
+        };
+        let (group, name) = (Arc::clone(&task.context.group), task.context.settings.name.clone());
+        let opened =
+            tokio::task::spawn_blocking(move || group.open_session(&name, level.full)).await;
+        let session = match opened {
+            Ok(Ok(session)) => session,
+            Ok(Err(e)) => return Some(Ending::Lost(e.to_string())),
+            Err(e) => return Some(Ending::Lost(e.to_string())),
+        };
+        self.attached.session.store(session.id, Ordering::Relaxed);
+        task.context.face.shown().copy = None;
+        task.context.face.show(GuestState::Protected, None);
+        for (node, map) in &level.spent {
+            if let Err(error) = self.attached.qemu.remove_bitmap(node, map).await {
+                tracing::warn!(map, %error, "left behind in QEMU");
+                self.spent.push((node.clone(), map.clone()));
+            }
+        }
+        self.rotated = Instant::now();
+        self.rotated_head = session.from;
+        None
+    }
+
+    pub(super) async fn tick(&mut self, task: &mut Task) -> Option<Ending> {
+        self.count(task);
+        if let Some(stopped) = task.context.group.stopped() {
+            return Some(Ending::Lost(stopped));
+        }
+        if self.syncing.is_some() {
+            return None;
+        }
+        let Ok(journal) = task.context.group.journal() else { return None };
+        let position = journal.head();
+        if let Some(ending) = self.look(task, "a mirror is not level").await {
+            return Some(ending);
+        }
+        if self.unlevel_looks > 0 {
+            return None;
+        }
+        match self.attached.qemu.run_state().await {
+            Ok(RunState::PostMigrate) => {
+                return Some(Ending::Lost(
+                    "the guest was live-migrated away: protect it where it runs now".into(),
+                ));
+            }
+            Ok(_) => {}
+            Err(e) => tracing::warn!(error = %e, "QEMU did not say how the guest is"),
+        }
+        let settings = &task.context.settings;
+        let noted = task
+            .context
+            .group
+            .confirm(&settings.name, position)
+            .and_then(|()| task.context.group.checkpoint_if_due(settings.checkpoint_every_ms));
+        if let Err(e) = noted {
+            return Some(Ending::Lost(e.to_string()));
+        }
+        self.rotate(&journal, position).await;
+        None
+    }
+
+    pub(super) fn count(&mut self, task: &Task) {
+        let sum = |f: fn(&crate::capture::TapCounters) -> u64| {
+            self.attached.disks.iter().map(|d| f(&d.counters)).sum::<u64>()
+        };
+        let now = (
+            sum(|c| c.bytes.load(Ordering::Relaxed)),
+            sum(|c| c.writes.load(Ordering::Relaxed)),
+            Instant::now(),
+        );
+        let ms = now.2.duration_since(self.counted.2).as_millis() as u64;
+        if ms >= 500 {
+            let mut shown = task.context.face.shown();
+            let rate = |new: u64, old: u64, was: u64| (was + (new - old) * 1000 / ms) / 2;
+            shown.bytes_per_s = rate(now.0, self.counted.0, shown.bytes_per_s);
+            shown.writes_per_s = rate(now.1, self.counted.1, shown.writes_per_s);
+            self.counted = now;
+        }
+    }
+}
+
+async fn join(handle: &mut Option<JoinHandle<Result<Level>>>) -> Result<Level> {
+    match handle {
+        Some(handle) => handle.await?,
+        None => std::future::pending().await,
+    }
+}
+
+fn disk_face(disk: &attach::AttachedDisk) -> DiskFace {
+    DiskFace {
+        volume: disk.volume.id,
+        id: disk.volume.disk.clone(),
+        node: disk.disk.node.clone(),
+        bytes: disk.volume.bytes,
+        counters: Arc::clone(&disk.counters),
+    }
+}

@@ -1,0 +1,122 @@
+//! Deciding how a disk gets level: pure.
+//!
+//! A map is trusted only when it is ours, consistent and was recording all the time; everything
+//! else is compared (I-4).
+
+use crate::group::VolumeState;
+
+/// What has to be done until a disk is level.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// The mirror is there, paused by the end of its server: it sends what it noted.
+    pub resume: bool,
+    /// Maps of what was written while nobody listened: their blocks are pulled.
+    pub bitmaps: Vec<String>,
+    /// A copy of the whole disk.
+    pub full: Option<FullCopy>,
+}
+
+/// A copy of a whole disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FullCopy {
+    /// Everything from this byte address on, the first time.
+    Initial {
+        /// Where to go on.
+        from: u64,
+    },
+    /// Only what differs from the journal.
+    Compare,
+}
+
+/// What was found of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// A job of ours is there.
+    pub job: bool,
+    /// A bitmap of ours has recorded since the journal last knew the disk.
+    pub mapped: bool,
+    /// What the journal has of it.
+    pub journal: VolumeState,
+    /// Its image lies as it lay when the guest had ended, and the guest hasn't run since.
+    pub untouched: bool,
+    /// Its size is another than the journal's.
+    pub resized: bool,
+    /// The journal's records of it can't be trusted.
+    pub damaged: bool,
+    /// Records were lost to a failed sync.
+    pub records_lost: bool,
+}
+
+/// What to do for a disk; the bitmaps are filled in by name later.
+#[must_use]
+pub fn decide(found: &Found) -> Plan {
+    let known = found.journal.has_data || found.journal.complete;
+    if found.damaged || (found.resized && known) {
+        return Plan { resume: found.job, full: Some(FullCopy::Compare), ..Plan::default() };
+    }
+    let rest =
+        (!found.journal.complete).then_some(FullCopy::Initial { from: found.journal.initial_upto });
+    if found.job {
+        let full = match found.records_lost && !found.mapped {
+            true => Some(FullCopy::Compare),
+            false => rest,
+        };
+        return Plan { resume: true, full, ..Plan::default() };
+    }
+    if found.mapped || found.untouched {
+        return Plan { full: rest, ..Plan::default() };
+    }
+    let full = if known { FullCopy::Compare } else { FullCopy::Initial { from: 0 } };
+    Plan { full: Some(full), ..Plan::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: VolumeState = VolumeState { complete: true, initial_upto: 0, has_data: true };
+    const NEW: VolumeState = VolumeState { complete: false, initial_upto: 0, has_data: false };
+    const HALF: VolumeState = VolumeState { complete: false, initial_upto: 4096, has_data: true };
+
+    fn found(job: bool, mapped: bool, journal: VolumeState) -> Found {
+        Found {
+            job,
+            mapped,
+            journal,
+            untouched: false,
+            resized: false,
+            damaged: false,
+            records_lost: false,
+        }
+    }
+
+    #[test]
+    fn a_copy_of_everything_is_made_only_when_nothing_says_what_changed() {
+        let full = |f: &Found| decide(f).full;
+        assert_eq!(full(&found(false, false, NEW)), Some(FullCopy::Initial { from: 0 }));
+        assert_eq!(full(&found(true, true, KNOWN)), None);
+        assert_eq!(full(&found(false, true, KNOWN)), None);
+        assert_eq!(full(&found(false, false, KNOWN)), Some(FullCopy::Compare));
+        assert_eq!(full(&Found { untouched: true, ..found(false, false, KNOWN) }), None);
+    }
+
+    #[test]
+    fn an_interrupted_first_copy_goes_on_only_under_a_map() {
+        let rest = Some(FullCopy::Initial { from: 4096 });
+        assert_eq!(decide(&found(true, true, HALF)).full, rest);
+        assert_eq!(decide(&found(false, true, HALF)).full, rest);
+        assert_eq!(decide(&found(false, false, HALF)).full, Some(FullCopy::Compare));
+    }
+
+    #[test]
+    fn what_cannot_be_trusted_is_compared() {
+        for (job, mapped) in [(true, true), (false, true), (true, false)] {
+            let damaged = Found { damaged: true, ..found(job, mapped, KNOWN) };
+            assert_eq!(decide(&damaged).full, Some(FullCopy::Compare));
+            let resized = Found { resized: true, ..found(job, mapped, KNOWN) };
+            assert_eq!(decide(&resized).full, Some(FullCopy::Compare));
+        }
+        let lost = Found { records_lost: true, ..found(true, false, KNOWN) };
+        assert_eq!(decide(&lost).full, Some(FullCopy::Compare));
+    }
+}
