@@ -233,17 +233,22 @@ fn replaced_unit(history: &History) -> Option<u64> {
     (empty && !history.torn && history.damage.is_empty()).then_some(newest.number)
 }
 
-/// Seals what the last writer left open, so that it is never scanned again. A unit with anything
-/// unreadable in it stays as it is: it is evidence.
+/// Seals what the last writer left open, so that it is never scanned again. Where something is
+/// damaged, a unit with anything unreadable in it stays as it is: it is evidence. Where nothing is,
+/// what can't be read is what a power cut tore off, or an index that can be made again.
 fn seal_open_units(history: &History) {
+    let torn_only = history.damage.is_empty();
     for (i, unit) in history.units.iter().enumerate() {
+        if unit.end == ScanEnd::Sealed || (unit.end != ScanEnd::Open && !torn_only) {
+            continue;
+        }
         let records: Vec<_> = history
             .entries
             .iter()
             .filter(|e| e.unit as usize == i)
             .map(|e| (e.at, e.record))
             .collect();
-        if unit.end != ScanEnd::Open || records.is_empty() {
+        if records.is_empty() && unit.end == ScanEnd::Open {
             continue;
         }
         if let Err(e) = unit::seal_file(&unit.path, &unit.header, records) {

@@ -2,6 +2,7 @@
 
 use crate::fixture::{Rng, assert_whole, bytes_of, draft, new_journal, with_boot};
 use afterimage_journal::format::record::Kind;
+use afterimage_journal::unit::ScanEnd;
 use afterimage_journal::{History, Journal, Seq};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -137,5 +138,9 @@ proptest! {
         let durable = journal.sync().unwrap();
         drop(journal);
         check(&disk, durable, &written);
+        let history = History::load(&disk).unwrap();
+        let (last, older) = history.units.split_last().unwrap();
+        let torn = older.iter().find(|u| matches!(u.end, ScanEnd::Damaged { .. }));
+        prop_assert!(torn.is_none(), "a torn tail isn't called damage for ever: {torn:?} {last:?}");
     }
 }
