@@ -16,12 +16,19 @@ use std::io::{self, Write};
 /// # Errors
 /// It can't be written, other than for want of a reader.
 pub fn print(text: &str) -> Outcome {
+    print_on(text).map(drop)
+}
+
+/// Writes text to standard output; whether there is still a reader.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_on(text: &str) -> Outcome<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::io("write to standard output", &e))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Failure::io("write to standard output", &e)),
     }
 }
 

@@ -13,6 +13,9 @@ use jiff::Timestamp;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// What is said of a guest of which only a journal is left.
+pub const NOT_PROTECTED: &str = "it is not protected any more; its journal can be restored";
+
 /// Where agent and journals lie.
 #[derive(Clone, Debug, clap::Args)]
 pub struct StateArgs {
@@ -81,7 +84,11 @@ pub fn offline_status(state: &Path, name: Option<&str>) -> Outcome<Vec<GuestStat
 }
 
 fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus> {
-    let Some(config) = history.config() else { return Vec::new() };
+    // After the end of its protection a guest is in no newer configuration.
+    let last = history.configs.iter().rev().find(|(_, config)| !config.guests.is_empty());
+    let Some((_, config)) = last else { return Vec::new() };
+    let is_member =
+        |guest: &str| history.config().is_some_and(|c| c.guests.iter().any(|g| g.name == guest));
     let journal = size_of(history);
     let window = WindowStatus::of(history);
     let now = Timestamp::now();
@@ -89,7 +96,11 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
     guests
         .map(|guest| {
             let known = settings.iter().find(|s| s.name == guest.name);
-            let (state, reason) = state_of(history, &guest.name, known);
+            let (state, reason) = if is_member(&guest.name) {
+                state_of(history, &guest.name, known)
+            } else {
+                (GuestState::Detached, NOT_PROTECTED.to_owned())
+            };
             let volumes = config.volumes.iter().filter(|v| v.active && v.guest == guest.name);
             GuestStatus {
                 guest: guest.name.clone(),

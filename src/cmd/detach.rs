@@ -1,9 +1,10 @@
 //! `afterimage detach`: let go of a guest for a while.
 
-use super::protect::line;
+use super::protect::{line, settled};
 use crate::failure::Outcome;
 use crate::show;
 use crate::state::StateArgs;
+use afterimage_agent::api::GuestState;
 
 /// Let go of a guest or group for a while (for a snapshot, a resize, a backup job)
 ///
@@ -19,6 +20,8 @@ pub struct DetachArgs {
 
 /// Runs it.
 pub fn run(args: &DetachArgs) -> Outcome {
-    let guests = args.state.client().detach(&args.name)?;
+    let client = args.state.client();
+    let guests = client.detach(&args.name)?;
+    let guests = settled(&client, &args.name, guests, |s| s == GuestState::Detached);
     show::print(&guests.iter().map(line).collect::<String>())
 }

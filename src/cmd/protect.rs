@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// How often `--wait` asks.
 const WAIT_PAUSE: Duration = Duration::from_millis(250);
+/// How long a state may take to show.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
+const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 /// How long `--wait` goes on while the agent doesn't answer: its guard may be restarting it.
 const AWAY_LIMIT: Duration = Duration::from_secs(30);
 
@@ -82,6 +85,25 @@ pub fn run(args: &ProtectArgs) -> Outcome {
 /// The path from the root: the agent has another working directory.
 pub fn absolute(path: &Path) -> Outcome<PathBuf> {
     std::path::absolute(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+}
+
+/// What a command did may show a moment later: asks until the state is the wanted one, for a
+/// short time.
+pub fn settled(
+    client: &Client,
+    name: &str,
+    mut guests: Vec<GuestStatus>,
+    wanted: impl Fn(GuestState) -> bool,
+) -> Vec<GuestStatus> {
+    let begin = Instant::now();
+    while !guests.iter().all(|g| wanted(g.state)) && begin.elapsed() < SETTLE_LIMIT {
+        std::thread::sleep(SETTLE_PAUSE);
+        match client.status(Some(name)) {
+            Ok(now) => guests = now,
+            Err(_) => break,
+        }
+    }
+    guests
 }
 
 /// One line about a guest that a command acted on.

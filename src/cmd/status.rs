@@ -4,8 +4,9 @@ mod watch;
 
 use crate::failure::{Failure, Outcome};
 use crate::show;
-use crate::state::{StateArgs, offline_status};
-use afterimage_agent::api::{ErrorKind, GapStatus, GuestStatus};
+use crate::state::{NOT_PROTECTED, StateArgs, offline_status};
+use afterimage_agent::api::{ErrorKind, GapStatus, GuestState, GuestStatus};
+use afterimage_journal::meta::CopyCause;
 
 /// How many gaps are shown to people; JSON has all.
 const GAPS_SHOWN_MAX: usize = 5;
@@ -79,8 +80,8 @@ fn fetch(args: &StatusArgs) -> Outcome<Vec<GuestStatus>> {
 
 /// A journal of a guest that the running agent doesn't know.
 fn unprotected(mut guest: GuestStatus) -> GuestStatus {
-    guest.state = afterimage_agent::api::GuestState::Detached;
-    guest.reason = Some("it is not protected any more; its journal can be restored".into());
+    guest.state = GuestState::Detached;
+    guest.reason = Some(NOT_PROTECTED.into());
     guest.offline = false;
     guest
 }
@@ -141,8 +142,8 @@ fn detail(guest: &GuestStatus) -> String {
     }
     if let Some(copy) = &guest.copy {
         text += &format!(
-            "  {:?} copy {}  {} of {}, {}/s\n",
-            copy.cause,
+            "  {} {}  {} of {}, {}/s\n",
+            cause(copy.cause),
             show::bar(copy.done_bytes, copy.total_bytes, 30),
             show::bytes(copy.done_bytes),
             show::bytes(copy.total_bytes),
@@ -174,6 +175,14 @@ fn detail(guest: &GuestStatus) -> String {
         text += &format!("  {hidden} older gaps (all: --json)\n");
     }
     text + &guest.gaps.iter().skip(hidden).map(gap).collect::<String>()
+}
+
+fn cause(cause: CopyCause) -> &'static str {
+    match cause {
+        CopyCause::Initial => "initial sync",
+        CopyCause::Bitmap => "resync of changed blocks",
+        CopyCause::Compare => "resync by comparing",
+    }
 }
 
 fn gap(gap: &GapStatus) -> String {

@@ -2,6 +2,7 @@
 //! and restores from nothing but a journal on disk.
 
 mod bad_input;
+mod daemon;
 mod documents;
 mod moments;
 mod shop;

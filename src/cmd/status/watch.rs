@@ -12,8 +12,9 @@ use std::time::Duration;
 
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Width where the terminal doesn't tell.
-const COLUMNS: usize = 100;
+/// Size where the terminal doesn't tell.
+const COLUMNS: usize = 80;
+const ROWS: usize = 24;
 
 /// Shows the status until it is interrupted.
 ///
@@ -25,9 +26,9 @@ pub fn run(args: &StatusArgs) -> Outcome {
     let mut guests = Ok(fetch(args)?);
     let mut drawn_lines = 0;
     loop {
-        let lines = match &guests {
+        let mut lines = match &guests {
             Ok(guests) => view(guests, in_place),
-            Err(failure) => vec![format!("{failure}")],
+            Err(failure) => vec![failure.to_string()],
         };
         let mut text = String::new();
         if in_place {
@@ -36,23 +37,35 @@ pub fn run(args: &StatusArgs) -> Outcome {
                 text += &format!("\x1b[{drawn_lines}A");
             }
             text += "\r\x1b[J";
+            fit(&mut lines);
         }
-        let columns = columns();
         for line in &lines {
-            text.extend(line.chars().take(columns));
+            text += line;
             text.push('\n');
         }
-        show::print(&text)?;
+        if !show::print_on(&text)? {
+            return Ok(());
+        }
         drawn_lines = lines.len();
         std::thread::sleep(PAUSE);
         guests = fetch(args);
     }
 }
 
-fn columns() -> usize {
-    match rustix::termios::tcgetwinsize(std::io::stdout()) {
-        Ok(size) if size.ws_col > 0 => size.ws_col.into(),
-        _ => COLUMNS,
+/// Cuts the view to the terminal: what scrolled or wrapped could not be drawn over.
+fn fit(lines: &mut Vec<String>) {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    let (columns, rows) = match size {
+        Ok(size) if size.ws_col > 0 && size.ws_row > 1 => {
+            (usize::from(size.ws_col), usize::from(size.ws_row) - 1)
+        }
+        _ => (COLUMNS, ROWS),
+    };
+    lines.truncate(rows);
+    for line in lines {
+        if let Some((at, _)) = line.char_indices().nth(columns) {
+            line.truncate(at);
+        }
     }
 }
 
@@ -80,7 +93,8 @@ fn below(guest: &GuestStatus) -> Vec<String> {
         let left = left_s
             .map_or(String::new(), |s| format!(", {} left", show::span_ms(s.saturating_mul(1000))));
         lines.push(format!(
-            "{name} {} {} of {}, {}/s{left}",
+            "{name} {} {} {} of {}, {}/s{left}",
+            super::cause(copy.cause),
             show::bar(done, total, 30),
             show::bytes(done),
             show::bytes(total),
