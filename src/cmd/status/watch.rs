@@ -23,7 +23,7 @@ const ROWS: usize = 24;
 pub fn run(args: &StatusArgs) -> Outcome {
     let in_place = std::io::stdout().is_terminal()
         && std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
-    let mut guests = Ok(fetch(args)?);
+    let mut guests: Outcome<Vec<GuestStatus>> = Ok(fetch(args)?);
     let mut drawn_lines = 0;
     loop {
         let mut lines = match &guests {
