@@ -45,6 +45,7 @@ encryption, limits of the journal's size and merging (a journal keeps all its hi
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(matches!(cli.command, cmd::Command::Agent(_)));
+    allow_many_files();
     match cli.command.run() {
         Ok(code) => code,
         Err(failure) => {
@@ -52,6 +53,15 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// A journal is read with a file descriptor a unit: as many as the system lets us have.
+fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limits.maximum, ..limits };
+    // Refused, the limit stays as it is, and only a very long journal is too long.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 /// Logs go to standard error: all from `info` for the daemon, only trouble for a command.
