@@ -36,12 +36,15 @@ guest-demo:
 install-tools:
 	@tests/guest/install.sh test
 
-# A make that started without cargo-nextest chose its command before install.sh could install it.
-test: guest check
-	@$(MAKE) --no-print-directory run-tests
+# A failed check fails the run, but only after the tests have had their say. They are another make's:
+# one that began without cargo-nextest chose its command before install.sh could install it.
+test: guest
+	@checked=0; $(MAKE) --no-print-directory check || checked=1; \
+	$(MAKE) --no-print-directory run-tests && exit $$checked
 
-test-long: guest check
-	@$(MAKE) --no-print-directory run-tests-long
+test-long: guest
+	@checked=0; $(MAKE) --no-print-directory check || checked=1; \
+	$(MAKE) --no-print-directory run-tests-long && exit $$checked
 
 .PHONY: run-tests run-tests-long
 run-tests:
@@ -55,8 +58,9 @@ check:
 	cargo fmt --manifest-path $(GUEST_MANIFEST) --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 
+# Rounds and sections can be chosen, see docs/benchmarks.md.
 bench: guest
-	cargo bench --workspace
+	cargo bench --bench peers
 
 demo: guest-demo
 	cargo build --bin afterimage
