@@ -50,7 +50,8 @@ pub fn check(state: &Path) -> Outcome {
     }
     if !state.join("format").exists() && !layout::pool_dir(state).is_dir() {
         return Err(Failure::usage(format!(
-            "{shown} is not a state directory: it has neither a file `format` nor a directory `pool`"
+            "{shown} is not a state directory: it has neither a file `format` nor a \
+             directory `pool`"
         )));
     }
     Ok(layout::check_state(state, false)?)

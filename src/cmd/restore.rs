@@ -4,9 +4,10 @@ use crate::failure::Outcome;
 use crate::progress::Bar;
 use crate::state::{self, StateArgs};
 use crate::{show, when};
-use afterimage_restore::{Format, Progress, Report, RestoreOptions};
+use afterimage_journal::Seq;
+use afterimage_restore::{Format, Progress, Recovery, Report, RestoreOptions};
 use jiff::Timestamp;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Restore the disks of a guest or group to a directory, as they were at a moment
 ///
@@ -64,7 +65,16 @@ pub fn run(args: &RestoreArgs) -> Outcome {
         return show::print_json(&report);
     }
     let time = state::time(point.wall_ns);
-    show::print(&text(recovery.name(), time, &report))
+    let starts = start_files(&args.to, &recovery, report.seq);
+    show::print(&(text(recovery.name(), time, &report) + &starts))
+}
+
+/// What a restore leaves beside the images of a guest whose command line is known.
+fn start_files(to: &Path, recovery: &Recovery, seq: Seq) -> String {
+    let guests = recovery.history.config_at(seq).map(|c| c.guests.as_slice()).unwrap_or_default();
+    let files = guests.iter().map(|g| to.join(format!("{}.start.sh", g.name)));
+    let files = files.filter(|path| path.is_file());
+    files.map(|path| format!("start the copy: {}\n", path.display())).collect()
 }
 
 fn text(name: &str, time: Timestamp, report: &Report) -> String {

@@ -40,7 +40,7 @@ pub(super) fn check(state: &Path) -> Vec<Finding> {
         findings.push(Finding::warn(
             "trim",
             "a guest's TRIM frees nothing on its image while it is attached: QEMU drops it",
-            "to free space: `afterimage detach NAME`, fstrim in the guest, `afterimage attach NAME`",
+            "to free space: `afterimage detach NAME`, fstrim in the guest, then `attach` again",
         ));
     }
     findings
