@@ -12,12 +12,12 @@ const EXIT_CODE: i32 = (0x10 << 1) | 1;
 /// mov dx, 0x501; mov al, 0x10; out dx, al; hlt; jmp to the hlt.
 const PROGRAM: [u8; 9] = [0xba, 0x01, 0x05, 0xb0, 0x10, 0xee, 0xf4, 0xeb, 0xfd];
 
-const TODO: &str = "guests can be protected all the same; run them with `-accel tcg` here";
+const WHAT_TO_DO: &str = "guests can be protected all the same; run them with `-accel tcg` here";
 
 pub(super) fn check() -> Finding {
     let device = std::fs::File::options().read(true).write(true).open("/dev/kvm");
     if let Err(e) = device {
-        return Finding::warn("kvm", format!("/dev/kvm can't be opened: {e}"), TODO);
+        return Finding::warn("kvm", format!("/dev/kvm can't be opened: {e}"), WHAT_TO_DO);
     }
     if std::env::consts::ARCH != "x86_64" {
         return Finding::ok("kvm", "/dev/kvm is there (not tried on this architecture)");
@@ -25,14 +25,14 @@ pub(super) fn check() -> Finding {
     match boot("kvm", "host") {
         Ok(Boot::Ran) => Finding::ok("kvm", "a boot sector ran with it"),
         Ok(Boot::Ended(why)) => {
-            Finding::warn("kvm", format!("/dev/kvm is there, but QEMU fails on it: {why}"), TODO)
+            Finding::warn("kvm", format!("/dev/kvm is there, but QEMU fails on it: {why}"), WHAT_TO_DO)
         }
         Ok(Boot::Hung) => Finding::warn(
             "kvm",
             format!("/dev/kvm is there, but a guest on it hangs ({} s)", LIMIT.as_secs()),
-            TODO,
+            WHAT_TO_DO,
         ),
-        Err(e) => Finding::warn("kvm", format!("could not be tried: {e}"), TODO),
+        Err(e) => Finding::warn("kvm", format!("could not be tried: {e}"), WHAT_TO_DO),
     }
 }
 
