@@ -1,0 +1,107 @@
+//! `make bench`: Afterimage beside its peers, in one run on one machine.
+//!
+//! ```text
+//! mirror   fio ─► qemu-storage-daemon ─mirror─► our capture        A B B A ..
+//!                                     ─mirror─► nbdkit memory
+//! direct   fio ─► our capture, nbdkit file, qemu-nbd               in turn
+//! guest    8 writers in a real guest; the agent killed or stopped, and left alone, in turn
+//! ```
+//!
+//! What always holds: both sides of a figure are measured in the same run, in short rounds that
+//! take turns, under the same load; the figures are medians over the rounds. Our side is always
+//! the real way of a write: NBD server, journal on the file system of the target directory, guard.
+//! What could not be measured ends the run with an error: no figure is left out silently.
+
+mod capture;
+mod direct;
+mod fio;
+mod guest;
+#[path = "../tests/kit/mod.rs"]
+mod kit;
+mod mirror;
+mod peers;
+mod report;
+
+use anyhow::{Context, Result, bail};
+use report::Report;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// The volume that the loads write to, in bytes.
+pub const VOLUME_BYTES: u64 = 512 << 20;
+
+/// How much is measured; each has an environment variable, so that a change can be tried quickly.
+pub struct Scale {
+    /// Rounds of each load (`AFTERIMAGE_BENCH_ROUNDS`).
+    pub rounds: usize,
+    /// Length of one run of a load, in milliseconds (`AFTERIMAGE_BENCH_RUN_MS`).
+    pub run_ms: u64,
+    /// Rounds of each fault under the guest (`AFTERIMAGE_BENCH_GUEST_ROUNDS`).
+    pub guest_rounds: usize,
+}
+
+impl Scale {
+    fn from_env() -> Result<Self> {
+        Ok(Self {
+            rounds: number("AFTERIMAGE_BENCH_ROUNDS", 7)?.max(1) as usize,
+            run_ms: number("AFTERIMAGE_BENCH_RUN_MS", 1000)?.max(100),
+            guest_rounds: number("AFTERIMAGE_BENCH_GUEST_ROUNDS", 20)?.max(1) as usize,
+        })
+    }
+}
+
+fn number(variable: &str, default: u64) -> Result<u64> {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().with_context(|| format!("{variable}={text}: give a number")),
+        Err(_) => Ok(default),
+    }
+}
+
+/// Where journals, the peers' files and the report lie: on a real file system.
+pub fn bench_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench")
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == capture::ROLE) {
+        return capture::main(&words[1..]);
+    }
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[String]) -> Result<()> {
+    // Cargo adds `--bench`.
+    let wanted: Vec<&str> = words.iter().map(String::as_str).filter(|w| *w != "--bench").collect();
+    const SECTIONS: [&str; 3] = ["mirror", "direct", "guest"];
+    if let Some(unknown) = wanted.iter().find(|word| !SECTIONS.contains(word)) {
+        bail!("there is no section {unknown:?}: choose of {SECTIONS:?}, or give none for all");
+    }
+    let is_wanted = |section| wanted.is_empty() || wanted.contains(&section);
+    let scale = Scale::from_env()?;
+    std::fs::create_dir_all(bench_dir()).context("make target/bench")?;
+    let begun = Instant::now();
+    let mut report = Report::default();
+    println!("{}", report::machine());
+    if is_wanted("mirror") {
+        mirror::measure(&scale, &mut report).context("hot attach beside nbdkit memory")?;
+    }
+    if is_wanted("direct") {
+        direct::measure(&scale, &mut report).context("NBD server beside its peers")?;
+    }
+    if is_wanted("guest") {
+        guest::measure(&scale, &mut report).context("worst write of a guest")?;
+    }
+    report.print();
+    let path = report.save(&bench_dir())?;
+    println!("{}", report::machine());
+    println!("{:.0} s; written to {}", begun.elapsed().as_secs_f64(), path.display());
+    Ok(())
+}
