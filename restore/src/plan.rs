@@ -189,12 +189,13 @@ fn is_whole(history: &History, volume: &Volume, seq: Seq) -> bool {
         .iter()
         .any(|s| s.guest == volume.guest && s.from <= seq && s.to.is_none_or(|to| seq <= to));
     let ended = |c: &afterimage_journal::history::CopyState| c.ended.is_some_and(|e| e <= seq);
-    let mut initial = history
+    // A first copy that was cut off may have been finished by comparing.
+    let mut full = history
         .copies
         .values()
-        .filter(|c| c.volume == volume.id && c.cause == CopyCause::Initial && c.as_of <= seq)
+        .filter(|c| c.volume == volume.id && c.cause != CopyCause::Bitmap && c.as_of <= seq)
         .peekable();
-    session && (initial.peek().is_none() || initial.any(ended))
+    session && (full.peek().is_none() || full.any(ended))
 }
 
 /// A volume's name in messages.
