@@ -129,12 +129,16 @@ impl Engine {
                 Arc::new(opened.map_err(|e| api(&e))?)
             }
         };
+        let face = Face::new(&settings.name);
+        if settings.detached {
+            face.show(crate::api::GuestState::Detached, Some("detached by the operator".into()));
+        }
         let context = Context {
             state: self.state.clone(),
             settings: settings.clone(),
             group: Arc::clone(&group),
             worker: self.worker.clone(),
-            face: Face::new(&settings.name),
+            face,
         };
         let (guest, first) = Guest::start(context);
         let sampler = Sampler::start(Arc::clone(&group));

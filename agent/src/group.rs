@@ -159,6 +159,8 @@ impl Group {
         let (journal, history) = Journal::open(&self.dir, self.options.clone())?;
         state.take_history(&history);
         state.journal = Some(journal);
+        drop(state);
+        self.write_unwritten();
         Ok(())
     }
 

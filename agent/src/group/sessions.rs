@@ -7,6 +7,9 @@ use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{ImageIdentity, Meta, Session, SessionEvent};
 use afterimage_journal::{Result, Seq};
 
+/// Ends of sessions that wait for the journal to be opened anew.
+const UNWRITTEN_MAX: usize = 256;
+
 impl Group {
     /// Opens a session: the guest is level now. Durable when this returns. Blocking.
     ///
@@ -80,7 +83,7 @@ impl Group {
         upto: Option<Seq>,
         images: Vec<ImageIdentity>,
     ) {
-        let record = Meta::Session(Session {
+        let session = Session {
             id,
             guest: guest.to_owned(),
             event: SessionEvent::Close,
@@ -88,10 +91,25 @@ impl Group {
             upto,
             full: false,
             images,
-        });
-        // A journal that stopped takes no close: its next epoch closes every session.
-        if let Err(error) = self.journal().and_then(|j| j.append_meta(&record)) {
+        };
+        // A journal that stopped takes no close: its next epoch closes every session, and then
+        // this one says why.
+        let written = self.journal().and_then(|j| j.append_meta(&Meta::Session(session.clone())));
+        if let Err(error) = written {
             tracing::warn!(guest, %error, "the end of the session is left to the next epoch");
+            let mut state = self.lock();
+            if state.unwritten.len() < UNWRITTEN_MAX {
+                state.unwritten.push(session);
+            }
+        }
+    }
+
+    /// Says in the journal, which was opened anew, why sessions ended that it could not close.
+    pub(super) fn write_unwritten(&self) {
+        let unwritten = std::mem::take(&mut self.lock().unwritten);
+        for session in unwritten {
+            let Session { guest, id, reason, upto, images, .. } = session;
+            self.amend_close(&guest, id, &reason, upto, images);
         }
     }
 

@@ -4,7 +4,7 @@
 use super::timeline::Timeline;
 use super::{LastSession, OpenSession, VolumeState, copy};
 use afterimage_journal::format::record::Kind;
-use afterimage_journal::meta::{Config, ImageIdentity};
+use afterimage_journal::meta::{Config, ImageIdentity, Session};
 use afterimage_journal::{History, Journal, VolumeId};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) damaged: bool,
     pub(super) records_lost: bool,
     pub(super) marked: Option<Instant>,
+    /// Ends of sessions that a journal which had stopped could not take.
+    pub(super) unwritten: Vec<Session>,
 }
 
 impl State {
@@ -48,6 +50,7 @@ impl State {
             damaged: false,
             records_lost: false,
             marked: None,
+            unwritten: Vec::new(),
         }
     }
 

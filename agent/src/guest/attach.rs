@@ -23,6 +23,9 @@ use tokio::sync::mpsc;
 
 /// Notes which QEMU process was attached to.
 const PROCESS_FILE: &str = "qemu-process";
+/// Its disks belong to another QEMU now.
+pub(super) const MIGRATED_AWAY: &str =
+    "the guest was live-migrated away: protect it where it runs now";
 
 /// The guard's number for the next attached guest; 0 is nobody.
 static NEXT_TAG: AtomicU64 = AtomicU64::new(1);
@@ -122,7 +125,11 @@ async fn begin(
     events: &mpsc::UnboundedSender<CaptureEvent>,
 ) -> Result<()> {
     let qemu = attached.qemu.clone();
-    let prelaunch = qemu.run_state().await? == RunState::Prelaunch;
+    let prelaunch = match qemu.run_state().await? {
+        RunState::PostMigrate => bail!(MIGRATED_AWAY),
+        RunState::InMigrate => bail!("the guest has not arrived here yet: it is being migrated"),
+        state => state == RunState::Prelaunch,
+    };
     let jobs = qemu.jobs().await?;
     let mut found = Vec::new();
     for disk in disks {

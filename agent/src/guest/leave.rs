@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// How long after a lost mirror we wait to learn whether QEMU itself is ending.
 const FATE_LIMIT: Duration = Duration::from_secs(2);
+/// How long the next of QEMU's last events may take to be read, once QEMU has ended.
+const DRAIN_LIMIT: Duration = Duration::from_millis(100);
 
 impl Life {
     /// Lets go, in the way that the ending asks for.
@@ -28,14 +30,21 @@ impl Life {
         let confirmed = session.map(|s| s.confirmed);
         let close = |reason: &str, upto: Option<Seq>| group.close_session(&name, reason, upto);
         let outcome = match ending {
+            Ending::Stopped(reason) => {
+                close(&reason, None);
+                Let::Again(reason)
+            }
             Ending::Lost(reason) | Ending::MonitorLost(reason) => {
                 close(&reason, confirmed);
                 self.attached.session.store(0, Ordering::Relaxed);
                 match self.fate(&reason).await {
                     Some(ended) => {
                         if let Some(session) = session {
-                            let images = self.images();
-                            group.amend_close(&name, session.id, &ended, None, images);
+                            let (images, upto) = match self.ended_early {
+                                true => (Vec::new(), confirmed),
+                                false => (self.images(), None),
+                            };
+                            group.amend_close(&name, session.id, &ended, upto, images);
                         }
                         Let::Ended(ended)
                     }
@@ -103,7 +112,6 @@ impl Life {
             }
             tokio::select! {
                 event = self.events.next_meaning() => match event {
-                    QemuEvent::Shutdown { reason, .. } => self.shutdown = Some(reason),
                     QemuEvent::Eof { .. } => {
                         let Some(process) = &self.attached.process else { break true };
                         if !process.lives() {
@@ -114,7 +122,7 @@ impl Life {
                             break false;
                         }
                     }
-                    _ => {}
+                    event => drop(self.note_end(event)),
                 },
                 Some(event) = self.captures.recv() => {
                     if let CaptureEvent::Closed { orderly, .. } = event {
@@ -131,6 +139,13 @@ impl Life {
         };
         if !gone {
             return None;
+        }
+        // What came before the end tells how it came.
+        while let Ok(event) = tokio::time::timeout(DRAIN_LIMIT, self.events.next_meaning()).await {
+            if matches!(event, QemuEvent::Eof { .. }) {
+                break;
+            }
+            self.note_end(event);
         }
         while let Ok(event) = self.captures.try_recv() {
             if let CaptureEvent::Closed { orderly, .. } = event {

@@ -41,12 +41,16 @@ pub(super) struct Life {
     pub(super) unlevel_looks: u32,
     pub(super) shutdown: Option<String>,
     pub(super) disorderly: bool,
+    /// A mirror ended before the guest did: writes may have gone past it.
+    pub(super) ended_early: bool,
     pub(super) counted: (u64, u64, Instant),
 }
 
 /// What the watching ended with.
 pub(super) enum Ending {
     Lost(String),
+    /// The journal takes no records: up to its end all is there.
+    Stopped(String),
     MonitorLost(String),
     Detach(Waiting),
     Unprotect(Waiting),
@@ -99,6 +103,7 @@ impl Life {
             unlevel_looks: 0,
             shutdown: None,
             disorderly: false,
+            ended_early: false,
             counted: (0, 0, Instant::now()),
         }
     }
@@ -145,18 +150,34 @@ impl Life {
     pub(super) async fn event(&mut self, task: &mut Task, event: QemuEvent) -> Option<Ending> {
         match event {
             QemuEvent::Eof { reason } => return Some(Ending::MonitorLost(reason)),
-            QemuEvent::Shutdown { reason, .. } => self.shutdown = Some(reason),
-            QemuEvent::BlockJobError { job, .. }
-            | QemuEvent::BlockJobCompleted { job, .. }
-            | QemuEvent::BlockJobCancelled { job }
-                if self.is_ours(&job) && self.syncing.is_none() =>
-            {
-                return self.look(task, "a mirror ended or paused").await;
+            QemuEvent::Overflow { .. } if self.syncing.is_none() => {
+                return self.look(task, "events were lost").await;
             }
-            QemuEvent::Overflow { .. } => return self.look(task, "events were lost").await,
-            _ => {}
+            event => {
+                if self.note_end(event) && self.syncing.is_none() {
+                    return self.look(task, "a mirror ended or paused").await;
+                }
+            }
         }
         None
+    }
+
+    /// Notes what tells how guest and mirrors end, and in which order. True for an event of one
+    /// of our mirrors.
+    pub(super) fn note_end(&mut self, event: QemuEvent) -> bool {
+        match event {
+            QemuEvent::Shutdown { reason, .. } => self.shutdown = Some(reason),
+            QemuEvent::BlockJobCompleted { job, .. } | QemuEvent::BlockJobCancelled { job } => {
+                let ours = self.is_ours(&job);
+                // QEMU ends its jobs as well when it quits, but says first that the guest has
+                // been shut down.
+                self.ended_early |= ours && self.shutdown.is_none();
+                return ours;
+            }
+            QemuEvent::BlockJobError { job, .. } => return self.is_ours(&job),
+            _ => {}
+        }
+        false
     }
 
     pub(super) fn is_ours(&self, job: &str) -> bool {
@@ -184,7 +205,7 @@ impl Life {
     /// Looks whether every mirror is level; a loss if not.
     pub(super) async fn look(&mut self, task: &Task, why: &str) -> Option<Ending> {
         if let Some(stopped) = task.context.group.stopped() {
-            return Some(Ending::Lost(stopped));
+            return Some(Ending::Stopped(stopped));
         }
         match self.attached.qemu.jobs().await {
             Ok(jobs) => {
@@ -260,7 +281,7 @@ impl Life {
     pub(super) async fn tick(&mut self, task: &mut Task) -> Option<Ending> {
         self.count(task);
         if let Some(stopped) = task.context.group.stopped() {
-            return Some(Ending::Lost(stopped));
+            return Some(Ending::Stopped(stopped));
         }
         if self.syncing.is_some() {
             return None;
@@ -275,9 +296,7 @@ impl Life {
         }
         match self.attached.qemu.run_state().await {
             Ok(RunState::PostMigrate) => {
-                return Some(Ending::Lost(
-                    "the guest was live-migrated away: protect it where it runs now".into(),
-                ));
+                return Some(Ending::Lost(attach::MIGRATED_AWAY.into()));
             }
             Ok(_) => {}
             Err(e) => tracing::warn!(error = %e, "QEMU did not say how the guest is"),
