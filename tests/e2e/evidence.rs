@@ -102,8 +102,17 @@ pub fn scribble(image: &Path, at: u64) {
 
 /// A scene with disks of different makes, empty where they are not there yet.
 pub fn scene_of(disks: &[fn(PathBuf) -> Disk], more: impl FnOnce(VmBuilder) -> VmBuilder) -> Scene {
+    scene_with_roles("writer", disks, more)
+}
+
+/// The same for a guest of other roles.
+pub fn scene_with_roles(
+    roles: &str,
+    disks: &[fn(PathBuf) -> Disk],
+    more: impl FnOnce(VmBuilder) -> VmBuilder,
+) -> Scene {
     let dir = tempfile::TempDir::with_prefix("ai-").unwrap();
-    let mut builder = VmBuilder::new("writer");
+    let mut builder = VmBuilder::new(roles);
     let mut images = Vec::new();
     for (name, disk) in ["a", "b", "c"].into_iter().zip(disks) {
         let path = dir.path().join(name);

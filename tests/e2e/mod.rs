@@ -1,8 +1,11 @@
 //! Real guests, protected by the real agent; restored disks judged by what the guest wrote.
 
 mod evidence;
+mod inputs;
+mod libvirt;
 mod lifecycle;
 mod protect;
+mod quiesce;
 mod resync;
 mod rounds;
 mod styles;
@@ -41,10 +44,7 @@ impl Scene {
     }
 
     /// Boots a writer with two disks of a make, and whatever else it is to have.
-    pub fn with(
-        disk: impl Fn(PathBuf) -> Disk,
-        more: impl FnOnce(VmBuilder) -> VmBuilder,
-    ) -> Self {
+    pub fn with(disk: impl Fn(PathBuf) -> Disk, more: impl FnOnce(VmBuilder) -> VmBuilder) -> Self {
         let dir = TempDir::with_prefix("ai-").unwrap();
         let mut builder = VmBuilder::new("writer");
         let mut images = Vec::new();
@@ -97,6 +97,7 @@ pub fn restore(cli: &crate::kit::Cli, at: &str, dir: &Path) -> Vec<PathBuf> {
             (text("node"), PathBuf::from(text("path")))
         })
         .collect();
-    disks.sort();
+    // Names that QEMU makes up (`#block123`) count upwards in the order of the disks.
+    disks.sort_by_key(|(node, _)| (node.len(), node.clone()));
     disks.into_iter().map(|(_, path)| path).collect()
 }

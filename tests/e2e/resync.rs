@@ -215,6 +215,21 @@ fn a_guest_started_again_is_compared_unless_its_images_are_known_to_be_untouched
 }
 
 #[test]
+fn what_a_guest_wrote_between_the_end_of_its_mirrors_and_its_own_is_not_taken_for_captured() {
+    let mut guest = Reborn::protected(Disk::raw);
+    let captured = guest.write();
+    cancel_jobs(guest.vm());
+    guest.vm().ask("writer start", "writer started");
+    while guest.vm().stats("writer").last == captured {}
+    guest.vm.take().unwrap().quit();
+    guest.agent.wait_state("vm", "detached", STATE_LIMIT);
+    let head = history(&guest.agent).head;
+    guest.start_stopped();
+    wait_session_behind(&guest.agent, head);
+    guest.identical(RAW);
+}
+
+#[test]
 fn the_map_in_a_qcow2_image_survives_an_orderly_end_of_qemu_and_no_other() {
     let mut guest = Reborn::protected(Disk::qcow2);
     guest.write();
