@@ -172,7 +172,7 @@ impl Inner {
         if tail.at + background::PREFAULT_LOW_BYTES > tail.prefaulted
             && tail.prefaulted < unit.header.unit_bytes
         {
-            self.keeper_wake.notify_one();
+            self.faulter_wake.notify_one();
         }
         (unit, at)
     }

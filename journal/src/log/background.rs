@@ -1,6 +1,6 @@
-//! The threads of an open journal: the keeper (next unit, page faults), the sealer (full units)
-//! and the syncer (the durable watermark, ticks). An append waits for none of them, but for a
-//! missing unit.
+//! The threads of an open journal: the keeper (next unit), the faulter (page faults ahead of the
+//! tail), the sealer (full units) and the syncer (the durable watermark, ticks). An append waits
+//! for none of them, but for a missing unit.
 //!
 //! Locks: `sync` may be held when `tail` is taken, never the other way round.
 
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes faulted in ahead of the tail.
 pub(super) const PREFAULT_BYTES: u64 = 16 << 20;
-/// When less than this lies ahead, the keeper faults in more.
+/// When less than this lies ahead, the faulter faults in more.
 pub(super) const PREFAULT_LOW_BYTES: u64 = 8 << 20;
 /// Step of faulting in: a bounded hold of the process's memory map.
 const PREFAULT_STEP_BYTES: u64 = 1 << 20;
@@ -32,8 +32,12 @@ type Work = fn(&Inner);
 
 /// Starts the threads.
 pub(super) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
-    let works: [(&str, Work); 3] =
-        [("keeper", Inner::keep), ("sealer", Inner::seal_loop), ("syncer", Inner::sync_loop)];
+    let works: [(&str, Work); 4] = [
+        ("keeper", Inner::keep),
+        ("faulter", Inner::fault_loop),
+        ("sealer", Inner::seal_loop),
+        ("syncer", Inner::sync_loop),
+    ];
     for (name, work) in works {
         let inner_of_thread = Arc::clone(inner);
         let spawned = std::thread::Builder::new()
@@ -51,47 +55,47 @@ pub(super) fn start(inner: &Arc<Inner>) -> std::io::Result<()> {
     Ok(())
 }
 
-enum Task {
-    Prefault(Arc<MappedUnit>, u64),
-    Prepare(Box<UnitHeader>),
-    End,
-}
-
 impl Inner {
+    /// Waits for the disk most of the time: page faults are left to another thread, so that
+    /// neither is late for the other.
     fn keep(&self) {
-        loop {
-            match self.next_work() {
-                Task::Prefault(unit, at) => unit.prefault(at, PREFAULT_STEP_BYTES),
-                Task::Prepare(header) => self.prepare(*header),
-                Task::End => return,
-            }
+        while let Some(header) = self.wanted_unit() {
+            self.prepare(header);
         }
     }
 
-    fn next_work(&self) -> Task {
+    /// Waits until there is no next unit, and gives its header; `None` in the end.
+    fn wanted_unit(&self) -> Option<UnitHeader> {
         let mut tail = lock(&self.tail);
-        loop {
-            if tail.stopped.is_some() {
-                return Task::End;
-            }
-            let unit_bytes = self.identity.unit_bytes;
-            let faults = tail.prefaulted < (tail.at + PREFAULT_BYTES).min(unit_bytes);
-            // A writer that outruns the page faults must not find the unit's end without a next.
-            let hurry = tail.next.is_none() && tail.at > unit_bytes / 4;
-            if faults && !hurry {
-                let at = tail.prefaulted.max(tail.at & !4095);
-                tail.prefaulted = at + PREFAULT_STEP_BYTES;
-                return Task::Prefault(Arc::clone(&tail.unit), at);
-            }
+        while tail.stopped.is_none() {
             if tail.next.is_none() {
-                return Task::Prepare(Box::new(self.header_after(
-                    tail.unit.header.number,
-                    tail.next_seq.saturating_sub(1),
-                    tail.unit.header.prev_last_seq,
-                )));
+                let (number, after) = (tail.unit.header.number, tail.next_seq.saturating_sub(1));
+                return Some(self.header_after(number, after, tail.unit.header.prev_last_seq));
             }
             tail = self.keeper_wake.wait(tail).unwrap_or_else(PoisonError::into_inner);
         }
+        None
+    }
+
+    fn fault_loop(&self) {
+        while let Some((unit, at)) = self.wanted_pages() {
+            unit.prefault(at, PREFAULT_STEP_BYTES);
+        }
+    }
+
+    /// Waits until pages are wanted ahead of the tail, and gives the first; `None` in the end.
+    fn wanted_pages(&self) -> Option<(Arc<MappedUnit>, u64)> {
+        let mut tail = lock(&self.tail);
+        while tail.stopped.is_none() {
+            let end = (tail.at + PREFAULT_BYTES).min(self.identity.unit_bytes);
+            if tail.prefaulted < end {
+                let at = tail.prefaulted.max(tail.at & !4095);
+                tail.prefaulted = at + PREFAULT_STEP_BYTES;
+                return Some((Arc::clone(&tail.unit), at));
+            }
+            tail = self.faulter_wake.wait(tail).unwrap_or_else(PoisonError::into_inner);
+        }
+        None
     }
 
     pub(super) fn header_after(&self, number: u64, after: Seq, prev_last_seq: Seq) -> UnitHeader {

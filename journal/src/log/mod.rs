@@ -1,8 +1,8 @@
 //! The append path of a journal: reserve, fill, commit.
 //!
 //! ```text
-//!  capture thread            tail lock           keeper, sealer       syncer thread
-//!  reserve ───────────────►  place, frame                             every 200 ms or on
+//!  capture thread            tail lock           keeper, faulter,     syncer thread
+//!  reserve ───────────────►  place, frame        sealer               every 200 ms or on
 //!  fill straight from        (no I/O inside)     next unit ready,     demand: msync, then
 //!  the socket                                    pages faulted in,    a watermark record
 //!  commit ────────────────►  number, header      full units sealed
@@ -85,6 +85,8 @@ struct Inner {
     unit_ready: Condvar,
     /// The keeper has work.
     keeper_wake: Condvar,
+    /// The faulter has work.
+    faulter_wake: Condvar,
     /// A full unit has nothing in flight any more.
     sealer_wake: Condvar,
     sync: Mutex<SyncState>,
@@ -257,6 +259,7 @@ impl Inner {
     fn wake_all(&self) {
         self.unit_ready.notify_all();
         self.keeper_wake.notify_all();
+        self.faulter_wake.notify_all();
         self.sealer_wake.notify_all();
         self.sync_wake.notify_all();
         self.sync_done.notify_all();

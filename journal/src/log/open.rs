@@ -89,6 +89,7 @@ impl Journal {
             }),
             unit_ready: Condvar::new(),
             keeper_wake: Condvar::new(),
+            faulter_wake: Condvar::new(),
             sealer_wake: Condvar::new(),
             sync: Mutex::new(SyncState::default()),
             sync_wake: Condvar::new(),

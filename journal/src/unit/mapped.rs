@@ -89,6 +89,26 @@ impl MappedUnit {
         };
     }
 
+    /// Takes the whole pages of a range out of the mapping; what was written stays in the page
+    /// cache, and whoever still writes there faults the page in again. Writing a mapped page to
+    /// the disk makes the kernel interrupt every processor that runs a thread of this process,
+    /// page by page; out of the mapping, all at once.
+    fn unmap(&self, from: u64, to: u64) {
+        let (start, end) = ((from as usize).next_multiple_of(4096), to as usize & !4095);
+        if start >= end {
+            return;
+        }
+        // SAFETY: the range lies inside the mapping, and for a shared mapping of a file this
+        // drops page table entries, no content. A refusal only costs the interrupts.
+        let _ = unsafe {
+            rustix::mm::madvise(
+                self.map.as_mut_ptr().add(start).cast(),
+                end - start,
+                rustix::mm::Advice::LinuxDontNeed,
+            )
+        };
+    }
+
     /// The bytes of a range.
     ///
     /// # Safety
@@ -141,6 +161,7 @@ impl MappedUnit {
             let source = std::io::Error::other(why.clone());
             return Err(Error::io("sync unit (it failed before)", &self.path, source));
         }
+        self.unmap(from, to);
         self.map.flush_range(from as usize, (to - from) as usize).map_err(|e| {
             *failed = Some(e.to_string());
             Error::io("sync unit", &self.path, e)
