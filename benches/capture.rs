@@ -80,7 +80,8 @@ fn work(words: &[String], worker: Worker) -> Result<()> {
     let group = uuid::Uuid::new_v4();
     let journal = Journal::create(Path::new(journal), group, "bench", Options::default())?;
     let session = Arc::new(AtomicU32::new(1));
-    let tap = Arc::new(Tap::new(journal, 1, bytes.parse()?, session, Arc::default()));
+    let tap =
+        Arc::new(Tap::new(journal, 1, bytes.parse()?, session, Arc::default(), Arc::default()));
     let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
     let capture = Capture::start(Path::new(socket), tap, Some(worker.clone()), 1, sender)?;
     worker.ready();

@@ -88,7 +88,7 @@ fn work(args: &DaemonArgs, worker: Worker) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(4)
         .thread_name("agent")
         .enable_all()
         .build()

@@ -7,10 +7,11 @@ mod status;
 
 use crate::api::control::Reply;
 use crate::api::{
-    AgentInfo, ApiError, Control, GuestStatus, MarkReply, MarkRequest, ProtectRequest, SetRequest,
+    AgentInfo, ApiError, Control, GuestState, GuestStatus, MarkReply, MarkRequest, ProtectRequest,
+    SetRequest,
 };
 use crate::group::Group;
-use crate::guest::{Context, Face, Guest};
+use crate::guest::{Context, DETACHED, Face, Guest};
 use crate::settings::GuestSettings;
 use afterimage_guard::Worker;
 use afterimage_journal::{ErrorKind, Options, layout};
@@ -38,6 +39,28 @@ struct Entry {
     settings: GuestSettings,
     group: Arc<Group>,
     sampler: Arc<Sampler>,
+}
+
+/// What becomes of a guest whose journal is there but can't be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    /// It is refused.
+    Now,
+    /// Its task shows why, and tries again: the disk may only be full for a while.
+    OrLater,
+}
+
+impl Opening {
+    fn open(self, state: &Path, name: &str, options: Options) -> afterimage_journal::Result<Group> {
+        match Group::open(state, name, options.clone()) {
+            Err(error) if self == Self::OrLater => {
+                let group = Group::unopened(state, name, options)?;
+                tracing::error!(group = name, %error, "its journal can't be opened now");
+                if group.exists() { Ok(group) } else { Err(error) }
+            }
+            opened => opened,
+        }
+    }
 }
 
 fn api(error: &afterimage_journal::Error) -> ApiError {
@@ -70,8 +93,7 @@ impl Engine {
         let all = GuestSettings::load_all(state)?;
         for settings in all {
             let name = settings.name.clone();
-            if let Err(error) = engine.add(settings).await {
-                // Its journal can't be opened now: the others are served all the same.
+            if let Err(error) = engine.add(settings, Opening::OrLater).await {
                 tracing::error!(guest = name, %error, "not protected");
             }
         }
@@ -109,6 +131,7 @@ impl Engine {
     async fn add(
         &self,
         settings: GuestSettings,
+        opening: Opening,
     ) -> Result<oneshot::Receiver<Result<(), ApiError>>, ApiError> {
         let mut guests = self.guests.lock().await;
         if guests.contains_key(&settings.name) {
@@ -118,20 +141,27 @@ impl Engine {
                 settings.name
             )));
         }
+        let monitor = settings.monitor();
+        if let Some(other) = guests.values().find(|e| e.settings.monitor() == monitor) {
+            return Err(ApiError::usage(format!(
+                "{monitor} is protected already, under the name {}",
+                other.settings.name
+            )));
+        }
         let group = match guests.values().find(|e| e.settings.group == settings.group) {
             Some(entry) => Arc::clone(&entry.group),
             None => {
                 let (state, name) = (self.state.clone(), settings.group.clone());
                 let options = self.options.clone();
                 let opened =
-                    tokio::task::spawn_blocking(move || Group::open(&state, &name, options)).await;
+                    tokio::task::spawn_blocking(move || opening.open(&state, &name, options)).await;
                 let opened = opened.map_err(|e| ApiError::other(e.to_string()))?;
                 Arc::new(opened.map_err(|e| api(&e))?)
             }
         };
         let face = Face::new(&settings.name);
         if settings.detached {
-            face.show(crate::api::GuestState::Detached, Some("detached by the operator".into()));
+            face.show(GuestState::Detached, Some(DETACHED.into()));
         }
         let context = Context {
             state: self.state.clone(),
@@ -170,6 +200,18 @@ impl Engine {
         names.iter().filter_map(|n| guests.get(n)).map(|e| e.guest.clone()).collect()
     }
 
+    /// The guests of the first name's group, but for that one.
+    async fn others_of_group(&self, names: &[String]) -> Vec<Guest> {
+        let guests = self.guests.lock().await;
+        let first = names.first();
+        let group = first.and_then(|n| guests.get(n)).map(|e| e.settings.group.clone());
+        guests
+            .iter()
+            .filter(|(n, e)| Some(*n) != first && Some(&e.settings.group) == group.as_ref())
+            .map(|(_, e)| e.guest.clone())
+            .collect()
+    }
+
     async fn statuses(&self, names: &[String]) -> Vec<GuestStatus> {
         let guests = self.guests.lock().await;
         let counters = self.worker.as_ref().map(Worker::counters);
@@ -189,7 +231,7 @@ impl Engine {
             .map_err(|e| api(&e))?
             .join("journal.json")
             .exists();
-        let first = self.add(settings.clone()).await?;
+        let first = self.add(settings.clone(), Opening::Now).await?;
         let attached = match tokio::time::timeout(FIRST_ATTACH_LIMIT, first).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(ApiError::other("the guest's task has ended")),
@@ -237,6 +279,19 @@ impl Engine {
     }
 }
 
+/// Shortest time between checkpoints: guests are looked at once a second.
+const CHECKPOINT_EVERY_MS_MIN: u64 = 1000;
+
+fn checkpoint_every(ms: u64) -> Result<u64, ApiError> {
+    if ms >= CHECKPOINT_EVERY_MS_MIN {
+        return Ok(ms);
+    }
+    Err(ApiError::usage(format!(
+        "a checkpoint every {ms} ms: the shortest time is {CHECKPOINT_EVERY_MS_MIN} ms \
+         (every moment between checkpoints is restorable as well)"
+    )))
+}
+
 fn settings_of(request: ProtectRequest) -> Result<GuestSettings, ApiError> {
     if request.qmp.is_some() == request.libvirt.is_some() {
         return Err(ApiError::usage("give either a QMP socket or a libvirt domain"));
@@ -248,7 +303,7 @@ fn settings_of(request: ProtectRequest) -> Result<GuestSettings, ApiError> {
         libvirt: request.libvirt,
         disks: request.disks,
         window_s: request.window_s,
-        checkpoint_every_ms: request.checkpoint_every_ms.max(1000),
+        checkpoint_every_ms: checkpoint_every(request.checkpoint_every_ms)?,
         rate_bytes_per_s: request.rate_bytes_per_s,
         guest_agent: request.guest_agent,
         detached: false,
@@ -319,8 +374,16 @@ impl Control for Arc<Engine> {
                     names.len()
                 )));
             }
-            match self.handles(&names).await.first() {
-                Some(guest) => guest.mark(request).await,
+            let guests = self.handles(&names).await;
+            match guests.first() {
+                Some(guest) => {
+                    let made = guest.mark(request).await?;
+                    // It is a checkpoint of the whole group: all of it has to be proved level.
+                    for other in self.others_of_group(&names).await {
+                        other.confirm(made.seq).await?;
+                    }
+                    Ok(made)
+                }
                 None => Err(ApiError::other(format!("{name} is gone"))),
             }
         })
@@ -338,7 +401,7 @@ impl Control for Arc<Engine> {
                     settings.window_s = window_s;
                 }
                 if let Some(ms) = request.checkpoint_every_ms {
-                    settings.checkpoint_every_ms = ms.max(1000);
+                    settings.checkpoint_every_ms = checkpoint_every(ms)?;
                 }
                 if let Some(rate) = request.rate_bytes_per_s {
                     settings.rate_bytes_per_s = Some(rate).filter(|r| *r > 0);

@@ -42,6 +42,10 @@ pub struct VolumeState {
     pub initial_upto: u64,
     /// Any of its records is there.
     pub has_data: bool,
+    /// A comparison was begun, or found necessary, and no session has opened since.
+    pub owes_compare: bool,
+    /// Maps were to be pulled, and no session has opened since.
+    pub owes_maps: bool,
 }
 
 /// An open session.
@@ -53,6 +57,8 @@ pub struct OpenSession {
     pub from: Seq,
     /// The last position at which the guest was looked at and found level.
     pub confirmed: Seq,
+    /// When that was, nanoseconds since the Unix epoch.
+    pub confirmed_ns: u64,
 }
 
 /// How the session before this opening of the journal ended.
@@ -64,7 +70,7 @@ pub struct LastSession {
     pub to: Seq,
     /// The last position at which its guest was looked at and found level.
     pub confirmed: Seq,
-    /// It was closed by its own close record, not by the end of its epoch.
+    /// It was closed by a record of its own, not by the end of its epoch.
     pub closed: bool,
 }
 
@@ -84,23 +90,36 @@ impl Group {
     /// The name can't be one; the journal is damaged beyond opening, in use, of a newer version;
     /// there is no space or no permission.
     pub fn open(state: &Path, name: &str, options: Options) -> Result<Self> {
-        let dir = layout::journal_dir(state, name)?;
-        let group = Self {
-            name: name.to_owned(),
-            dir: dir.clone(),
-            options: options.clone(),
-            state: Mutex::new(State::empty(name)),
-        };
-        if dir.join("journal.json").exists() {
+        let group = Self::unopened(state, name, options)?;
+        if group.exists() {
             group.ensure_open()?;
         } else {
             let id = Uuid::new_v4();
-            let journal = Journal::create(&dir, id, name, options)?;
+            let journal = Journal::create(&group.dir, id, name, group.options.clone())?;
             let mut state = group.lock();
             state.config.group = id;
             state.journal = Some(journal);
         }
         Ok(group)
+    }
+
+    /// The group with its journal still closed: [`Self::ensure_open`] opens it, now or later.
+    ///
+    /// # Errors
+    /// The name can't be one.
+    pub fn unopened(state: &Path, name: &str, options: Options) -> Result<Self> {
+        Ok(Self {
+            name: name.to_owned(),
+            dir: layout::journal_dir(state, name)?,
+            options,
+            state: Mutex::new(State::empty(name)),
+        })
+    }
+
+    /// Whether there is a journal, open or not.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.dir.join("journal.json").exists()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -151,12 +170,18 @@ impl Group {
     /// As [`Journal::open`]; [`Error::Locked`] as long as somebody of us still writes to the old
     /// one.
     pub fn ensure_open(&self) -> Result<()> {
-        let mut state = self.lock();
-        if state.journal.as_ref().is_some_and(|j| j.stopped().is_none()) {
-            return Ok(());
-        }
-        state.journal = None;
+        let old = {
+            let mut state = self.lock();
+            if state.journal.as_ref().is_some_and(|j| j.stopped().is_none()) {
+                return Ok(());
+            }
+            state.journal.take()
+        };
+        // Not under the lock, which status and ticks take: this reads the whole journal. Of two
+        // guests that come here at once, one finds the journal's own lock taken and tries again.
+        drop(old);
         let (journal, history) = Journal::open(&self.dir, self.options.clone())?;
+        let mut state = self.lock();
         state.take_history(&history);
         state.journal = Some(journal);
         drop(state);
@@ -173,17 +198,17 @@ impl Group {
         journal.map_or(Ok(()), Journal::close)
     }
 
-    /// Whether the journal lost records or holds damage: what it says of a volume can't be
-    /// trusted before all of it was compared.
+    /// Whether the journal holds damage: what it says of a guest's volumes can't be trusted
+    /// before all of it was compared.
     #[must_use]
-    pub fn is_damaged(&self) -> bool {
-        self.lock().damaged
+    pub fn is_damaged(&self, guest: &str) -> bool {
+        self.lock().damaged.contains(guest)
     }
 
-    /// Whether records that had been answered were lost to a failed sync.
+    /// Whether records that had been answered were cut off, and the guest was not level since.
     #[must_use]
-    pub fn records_lost(&self) -> bool {
-        self.lock().records_lost
+    pub fn records_lost(&self, guest: &str) -> bool {
+        self.lock().records_lost.contains(guest)
     }
 
     /// The configuration.
@@ -251,6 +276,21 @@ impl Group {
         change(self.lock().volumes.entry(volume).or_default());
     }
 
+    /// Notes that a volume is not level before a copy of this cause was made: whoever dies in
+    /// between leaves that to the next (I-4).
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn owe(self: &std::sync::Arc<Self>, volume: VolumeId, cause: CopyCause) -> Result<()> {
+        self.begin_copy(volume, cause).map(drop)
+    }
+
+    /// The changed-block map of a volume that may be trusted.
+    #[must_use]
+    pub fn noted_map(&self, volume: VolumeId) -> Option<String> {
+        self.lock().maps.get(&volume).cloned()
+    }
+
     /// Starts a copy of blocks into the journal.
     ///
     /// # Errors
@@ -276,7 +316,9 @@ impl Group {
     pub fn checkpoint_if_due(&self, every_ms: u64) -> Result<()> {
         {
             let mut state = self.lock();
-            let due = state.marked.is_none_or(|t| t.elapsed().as_millis() >= every_ms.into());
+            // Ticks are not exact: half a tick early is on time.
+            let due = u128::from(every_ms.saturating_sub(500));
+            let due = state.marked.is_none_or(|t| t.elapsed().as_millis() >= due);
             if !due || !state.all_level() {
                 return Ok(());
             }

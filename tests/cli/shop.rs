@@ -177,6 +177,7 @@ fn session(journal: &Journal, id: u32, event: SessionEvent) {
         upto: None,
         full: true,
         images: vec![],
+        maps: vec![],
     };
     journal.append_meta(&Meta::Session(session)).unwrap();
 }

@@ -103,6 +103,13 @@ fn a_full_state_directory_ends_capture_in_a_gap_and_never_hurts_the_guest() {
     let images = agent.restore("vm", "latest", &to, &[]);
     let full = history(&agent);
     images.unwrap();
+    // An agent that starts while there is no room shows why, and doesn't give the guest up.
+    agent.kill_worker();
+    let status = agent.wait_status("vm", STATE_LIMIT, |s| {
+        s["agent_restarts"] == 1 && s["reason"].as_str().is_some_and(|r| r.contains("journal"))
+    });
+    assert_eq!(status["state"], "gap", "{status}");
+    assert!(status["reason"].as_str().unwrap().contains("space"), "{status}");
 
     std::fs::remove_file(filler).unwrap();
     wait_session_behind(&agent, full.head);
@@ -207,6 +214,21 @@ fn the_pool_alone_restores_and_moments_that_are_none_and_rot_are_refused_by_name
 
     moments_that_are_none(&copy, &journal);
     rot(&copy, &away, dir);
+    newer(&copy);
+}
+
+/// What a newer program wrote is left alone: by restores, and by an agent, which says so.
+fn newer(cli: &Cli) {
+    let path = cli.state().join("pool/vm/journal.json");
+    let mut identity: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    identity["format"] = json!(999);
+    std::fs::write(&path, identity.to_string()).unwrap();
+    for command in [&["verify", "vm"][..], &["checkpoints", "vm"], &["status", "vm"]] {
+        refused(&cli.run(command), 1, &["999", "newer"]);
+    }
+    std::fs::write(cli.state().join("format"), "999\n").unwrap();
+    refused(&cli.run(&["agent"]), 1, &["999", "newer"]);
 }
 
 fn moments_that_are_none(cli: &Cli, journal: &History) {

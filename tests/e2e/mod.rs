@@ -40,7 +40,7 @@ pub struct Scene {
 impl Scene {
     /// Boots a writer with two raw disks and starts an agent.
     pub fn new() -> Self {
-        Self::with(|path| Disk::raw(path), |builder| builder)
+        Self::with(Disk::raw, |builder| builder)
     }
 
     /// Boots a writer with two disks of a make, and whatever else it is to have.

@@ -1,12 +1,12 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -I -S
 """A `virsh` that knows one domain, `web`: `QMP` and `EVENTS` are sockets of its QEMU's monitors,
 `QGA` is its guest agent's. Prints what the real one prints."""
 import json
-import pathlib
+import os
 import socket
 import sys
 
-HERE = pathlib.Path(__file__).parent
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def fail(text):
@@ -16,7 +16,7 @@ def fail(text):
 def connect(name):
     peer = socket.socket(socket.AF_UNIX)
     try:
-        peer.connect(str(HERE / name))
+        peer.connect(os.path.join(HERE, name))
     except OSError:
         fail("Requested operation is not valid: domain is not running")
     return peer
@@ -65,7 +65,7 @@ def main(words):
         connect("QMP")
         print("running\n")
     elif subcommand == "dumpxml":
-        print((HERE / "web.xml").read_text())
+        print(open(os.path.join(HERE, "web.xml")).read())
     else:
         fail(f"unknown command: '{subcommand}'")
 

@@ -10,9 +10,11 @@
 //! journaled is answered with an error, and by the journal's latch no later write of the group
 //! counts as recorded before a resync (I-4).
 
+mod gate;
 mod tap;
 mod watch;
 
+pub use gate::Gate;
 pub use tap::{Tap, TapCounters};
 pub use watch::{CaptureEvent, Watch};
 
@@ -44,7 +46,7 @@ impl Capture {
         guest: u64,
         events: mpsc::UnboundedSender<CaptureEvent>,
     ) -> Result<Self, ListenError> {
-        let watch = Watch::new(tap.volume(), Arc::clone(tap.counters()), worker, guest, events);
+        let watch = Watch::new(&tap, worker, guest, events);
         let limits = Limits {
             connections_max: 8,
             // What has arrived is answered at once or never: the guest waits for it.

@@ -1,5 +1,6 @@
 //! One volume's writes into its group's journal: the NBD export that a mirror writes to.
 
+use super::Gate;
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::log::Draft;
 use afterimage_journal::view::Blocks;
@@ -32,6 +33,7 @@ pub struct Tap {
     bytes: u64,
     session: Arc<AtomicU32>,
     counters: Arc<TapCounters>,
+    gate: Arc<Gate>,
     reader: Mutex<Option<Reader>>,
 }
 
@@ -43,7 +45,8 @@ struct Reader {
 }
 
 impl Tap {
-    /// A tap of a volume of `bytes`. `session` is the guest's session id, 0 outside of any.
+    /// A tap of a volume of `bytes`. `session` is the guest's session id, 0 outside of any;
+    /// `gate` is shared by all taps of the guest.
     #[must_use]
     pub fn new(
         journal: Journal,
@@ -51,8 +54,9 @@ impl Tap {
         bytes: u64,
         session: Arc<AtomicU32>,
         counters: Arc<TapCounters>,
+        gate: Arc<Gate>,
     ) -> Self {
-        Self { journal, volume, bytes, session, counters, reader: Mutex::new(None) }
+        Self { journal, volume, bytes, session, counters, gate, reader: Mutex::new(None) }
     }
 
     /// Its volume.
@@ -67,6 +71,12 @@ impl Tap {
         &self.counters
     }
 
+    /// The gate that it shares with its guest's other taps.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
     fn draft(&self, kind: Kind, addr: u64, len: u32) -> Draft {
         let scope = self.session.load(Ordering::Relaxed);
         Draft { kind, flags: 0, volume: self.volume, addr, len, scope }
@@ -78,8 +88,21 @@ impl Tap {
     }
 }
 
+impl Tap {
+    /// Refuses what comes behind a loss.
+    fn pass(&self) -> Result<(), Errno> {
+        if self.gate.is_shut() { Err(Errno::Io) } else { Ok(()) }
+    }
+
+    /// A write that can't be journaled: the gate is shut before the answer says so.
+    fn refuse(&self, error: &Error) -> Errno {
+        self.gate.trip();
+        errno(error)
+    }
+}
+
 fn errno(error: &Error) -> Errno {
-    tracing::error!(%error, "a guest write was not journaled: its interval becomes a gap");
+    tracing::error!(%error, "not journaled: what the guest writes now becomes a gap");
     match error.kind() {
         ErrorKind::FreeSpace => Errno::NoSpc,
         _ => Errno::Io,
@@ -106,13 +129,15 @@ impl Export for Tap {
     }
 
     fn write(&self, at: u64, payload: &mut Payload<'_>, flags: WriteFlags) -> Result<(), Errno> {
+        self.pass()?;
         let limit = self.journal.payload_bytes_max() as usize;
         let mut addr = at;
         while payload.left() > 0 {
             let piece = payload.left().min(limit) as u32;
-            let mut space = self.journal.reserve(piece).map_err(|e| errno(&e))?;
+            let mut space = self.journal.reserve(piece).map_err(|e| self.refuse(&e))?;
             payload.read_into(space.payload_mut()).map_err(|_| Errno::Io)?;
-            space.commit(&self.draft(Kind::Write, addr, piece)).map_err(|e| errno(&e))?;
+            let draft = self.draft(Kind::Write, addr, piece);
+            space.commit(&draft).map_err(|e| self.refuse(&e))?;
             self.count(piece.into());
             addr += u64::from(piece);
         }
@@ -120,11 +145,12 @@ impl Export for Tap {
     }
 
     fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
+        self.pass()?;
         let (mut addr, end) = (at, at + len);
         while addr < end {
             let piece = (end - addr).min(ZERO_BYTES_MAX) as u32;
             let draft = self.draft(Kind::Zero, addr, piece);
-            self.journal.append(&draft, &[]).map_err(|e| errno(&e))?;
+            self.journal.append(&draft, &[]).map_err(|e| self.refuse(&e))?;
             self.count(piece.into());
             addr += u64::from(piece);
         }

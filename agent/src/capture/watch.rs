@@ -1,7 +1,7 @@
 //! What others see of a capture connection: the guard its unanswered requests, the guest's task
 //! its beginning and end.
 
-use super::TapCounters;
+use super::{Gate, Tap, TapCounters};
 use afterimage_guard::{SlotGuard, SlotKind, Ticket, Worker, now_ns};
 use afterimage_journal::VolumeId;
 use afterimage_nbd::server::{CloseReason, ConnectionObserver, Observer};
@@ -31,6 +31,7 @@ pub enum CaptureEvent {
 pub struct Watch {
     volume: VolumeId,
     counters: Arc<TapCounters>,
+    gate: Arc<Gate>,
     worker: Option<Worker>,
     guest: u64,
     events: mpsc::UnboundedSender<CaptureEvent>,
@@ -41,13 +42,13 @@ impl Watch {
     /// volumes of a guest.
     #[must_use]
     pub fn new(
-        volume: VolumeId,
-        counters: Arc<TapCounters>,
+        tap: &Tap,
         worker: Option<Worker>,
         guest: u64,
         events: mpsc::UnboundedSender<CaptureEvent>,
     ) -> Self {
-        Self { volume, counters, worker, guest, events }
+        let (counters, gate) = (Arc::clone(tap.counters()), Arc::clone(tap.gate()));
+        Self { volume: tap.volume(), counters, gate, worker, guest, events }
     }
 }
 
@@ -60,6 +61,7 @@ impl Observer for Watch {
         Box::new(Connection {
             volume: self.volume,
             counters: Arc::clone(&self.counters),
+            gate: Arc::clone(&self.gate),
             slot,
             open: Cell::new(None),
             exporting: Cell::new(false),
@@ -71,6 +73,7 @@ impl Observer for Watch {
 struct Connection {
     volume: VolumeId,
     counters: Arc<TapCounters>,
+    gate: Arc<Gate>,
     slot: SlotGuard,
     /// The batch that is being answered, and when it arrived.
     open: Cell<Option<(Ticket, u64)>>,
@@ -90,6 +93,8 @@ impl Connection {
 
 impl ConnectionObserver for Connection {
     fn exporting(&self, _name: &str) {
+        // A level mirror has its connection: another one means that it lost that.
+        self.gate.trip();
         self.exporting.set(true);
         self.counters.connected.fetch_add(1, Ordering::AcqRel);
         let _ = self.events.send(CaptureEvent::Connected(self.volume));
@@ -119,6 +124,7 @@ impl ConnectionObserver for Connection {
     fn closed(self: Box<Self>, reason: CloseReason) {
         self.settle();
         if self.exporting.get() {
+            self.gate.trip();
             self.counters.connected.fetch_sub(1, Ordering::AcqRel);
             let orderly = matches!(reason, CloseReason::Disconnected);
             let _ = self.events.send(CaptureEvent::Closed {

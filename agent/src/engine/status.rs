@@ -60,7 +60,7 @@ impl Sampler {
         }
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let covered = samples.iter().rev().find(|(_, at)| *at <= durable);
-        covered.map_or(0, |(when, _)| when.elapsed().as_millis() as u64)
+        covered.or(samples.front()).map_or(0, |(when, _)| when.elapsed().as_millis() as u64)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Group, VolumeState};
 use afterimage_journal::format::record::{FLAG_COPIED, Kind};
+use afterimage_journal::history::CopyState;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{Copy, CopyCause, CopyEvent, Meta};
 use afterimage_journal::{History, Journal, Result, Seq, VolumeId};
@@ -32,7 +33,11 @@ impl CopyWriter {
         let journal = group.journal()?;
         let mut writer = Self { group, journal, volume, cause, id, as_of: 0 };
         writer.as_of = writer.say(CopyEvent::Start, 0)?;
-        writer.group.change_volume(volume, |v| v.has_data = true);
+        writer.group.change_volume(volume, |v| {
+            v.has_data = true;
+            v.owes_compare |= cause == CopyCause::Compare;
+            v.owes_maps |= cause == CopyCause::Bitmap;
+        });
         Ok(writer)
     }
 
@@ -103,9 +108,11 @@ impl CopyWriter {
     /// The journal stopped.
     pub fn end(self, volume_bytes: u64) -> Result<Seq> {
         let seq = self.say(CopyEvent::End, volume_bytes)?;
-        if self.cause != CopyCause::Bitmap {
-            self.group.change_volume(self.volume, |v| v.complete = true);
-        }
+        self.group.change_volume(self.volume, |v| match self.cause {
+            CopyCause::Bitmap => v.owes_maps = false,
+            CopyCause::Initial => v.complete = true,
+            CopyCause::Compare => (v.complete, v.owes_compare) = (true, false),
+        });
         Ok(seq)
     }
 }
@@ -127,6 +134,26 @@ pub(super) fn volume_states(history: &History) -> BTreeMap<VolumeId, VolumeState
             }
             CopyCause::Compare => state.complete |= copy.ended.is_some(),
         }
+        if is_owed(history, copy) {
+            state.owes_compare |= copy.cause == CopyCause::Compare;
+            state.owes_maps |= copy.cause == CopyCause::Bitmap;
+        }
     }
     states
+}
+
+/// Whether a copy was begun, or found necessary, and neither one of its cause ended behind that
+/// nor a session of its guest opened.
+fn is_owed(history: &History, copy: &CopyState) -> bool {
+    let made = history.copies.values().any(|c| {
+        c.volume == copy.volume
+            && c.cause == copy.cause
+            && c.as_of >= copy.as_of
+            && c.ended.is_some()
+    });
+    let volumes = history.config().map(|c| c.volumes.as_slice()).unwrap_or_default();
+    let guest = volumes.iter().find(|v| v.id == copy.volume).map(|v| v.guest.as_str());
+    let level =
+        history.sessions.iter().any(|s| Some(s.guest.as_str()) == guest && s.from > copy.as_of);
+    !made && !level
 }

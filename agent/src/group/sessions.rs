@@ -5,7 +5,7 @@ use super::{Group, LastSession, OpenSession};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{ImageIdentity, Meta, Session, SessionEvent};
-use afterimage_journal::{Result, Seq};
+use afterimage_journal::{Result, Seq, VolumeId};
 
 /// Ends of sessions that wait for the journal to be opened anew.
 const UNWRITTEN_MAX: usize = 256;
@@ -31,17 +31,25 @@ impl Group {
             upto: None,
             full,
             images: Vec::new(),
+            maps: Vec::new(),
         }))?;
         journal.sync()?;
-        let session = OpenSession { id, from: seq, confirmed: seq };
+        let now_ns = self.wall_ns();
+        let session = OpenSession { id, from: seq, confirmed: seq, confirmed_ns: now_ns };
         let mut state = self.lock();
+        let volumes: Vec<_> =
+            state.config.volumes.iter().filter(|v| v.guest == guest).map(|v| v.id).collect();
+        for volume in volumes {
+            let known = state.volumes.entry(volume).or_default();
+            (known.owes_compare, known.owes_maps) = (false, false);
+        }
         state.sessions.insert(guest.to_owned(), session);
-        state.timelines.entry(guest.to_owned()).or_default().opened(self.wall_ns());
+        state.timelines.entry(guest.to_owned()).or_default().opened(now_ns);
         state.images.remove(guest);
         if full {
-            state.damaged = false;
+            state.damaged.remove(guest);
         }
-        state.records_lost = false;
+        state.records_lost.remove(guest);
         Ok(session)
     }
 
@@ -49,7 +57,8 @@ impl Group {
     /// the journal's end.
     pub fn close_session(&self, guest: &str, reason: &str, upto: Option<Seq>) {
         let Some(session) = self.lock().sessions.remove(guest) else { return };
-        self.lock().timelines.entry(guest.to_owned()).or_default().closed(self.wall_ns(), reason);
+        let end_ns = if upto.is_some() { session.confirmed_ns } else { self.wall_ns() };
+        self.lock().timelines.entry(guest.to_owned()).or_default().closed(end_ns, reason);
         self.write_close(guest, session.id, reason, upto, Vec::new());
     }
 
@@ -91,6 +100,7 @@ impl Group {
             upto,
             full: false,
             images,
+            maps: Vec::new(),
         };
         // A journal that stopped takes no close: its next epoch closes every session, and then
         // this one says why.
@@ -119,10 +129,30 @@ impl Group {
         self.lock().sessions.get(guest).copied()
     }
 
-    /// How the guest's session before this opening of the journal ended.
+    /// How the guest's session before this opening of the journal ended; told once, to the first
+    /// attach behind it.
     #[must_use]
-    pub fn last_session(&self, guest: &str) -> Option<LastSession> {
-        self.lock().last_sessions.get(guest).copied()
+    pub fn take_last_session(&self, guest: &str) -> Option<LastSession> {
+        self.lock().last_sessions.remove(guest)
+    }
+
+    /// Notes which changed-block map of a volume may be trusted from now on.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn note_maps(&self, guest: &str, maps: Vec<(VolumeId, String)>) -> Result<()> {
+        self.journal()?.append_meta(&Meta::Session(Session {
+            id: 0,
+            guest: guest.to_owned(),
+            event: SessionEvent::Maps,
+            reason: String::new(),
+            upto: None,
+            full: false,
+            images: Vec::new(),
+            maps: maps.clone(),
+        }))?;
+        self.lock().maps.extend(maps);
+        Ok(())
     }
 
     /// The guest's images as they lay when it had ended.
@@ -139,7 +169,10 @@ impl Group {
         let id = {
             let mut state = self.lock();
             let Some(session) = state.sessions.get_mut(guest) else { return Ok(()) };
-            session.confirmed = session.confirmed.max(position);
+            if position >= session.confirmed {
+                session.confirmed = position;
+                session.confirmed_ns = self.wall_ns();
+            }
             session.id
         };
         let mut draft = Draft::of(Kind::Tick);

@@ -6,7 +6,7 @@ use super::{LastSession, OpenSession, VolumeState, copy};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::meta::{Config, ImageIdentity, Session};
 use afterimage_journal::{History, Journal, VolumeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -22,8 +22,11 @@ pub(super) struct State {
     pub(super) next_session: u32,
     pub(super) next_copy: u32,
     pub(super) next_checkpoint: u64,
-    pub(super) damaged: bool,
-    pub(super) records_lost: bool,
+    /// Guests whose volumes have to be compared whole.
+    pub(super) damaged: BTreeSet<String>,
+    /// Guests that were not level since answered records were cut off.
+    pub(super) records_lost: BTreeSet<String>,
+    pub(super) maps: BTreeMap<VolumeId, String>,
     pub(super) marked: Option<Instant>,
     /// Ends of sessions that a journal which had stopped could not take.
     pub(super) unwritten: Vec<Session>,
@@ -47,8 +50,9 @@ impl State {
             next_session: 1,
             next_copy: 1,
             next_checkpoint: 1,
-            damaged: false,
-            records_lost: false,
+            damaged: BTreeSet::new(),
+            records_lost: BTreeSet::new(),
+            maps: BTreeMap::new(),
             marked: None,
             unwritten: Vec::new(),
         }
@@ -73,9 +77,18 @@ impl State {
             ..Self::empty(&history.identity.name).config
         });
         self.sessions.clear();
-        self.damaged = history.damage.iter().any(|d| d.to.is_none());
-        let level_since = history.sessions.iter().map(|s| s.from).max().unwrap_or(0);
-        self.records_lost |= history.cut_at > level_since;
+        let is_damaged = history.damage.iter().any(|d| d.to.is_none());
+        for guest in self.config.guests.iter().map(|g| g.name.clone()) {
+            if is_damaged {
+                self.damaged.insert(guest.clone());
+            }
+            let sessions = history.sessions.iter().filter(|s| s.guest == guest);
+            let level_since = sessions.map(|s| s.from).max().unwrap_or(0);
+            if history.torn || history.cut_at > level_since {
+                self.records_lost.insert(guest);
+            }
+        }
+        self.maps = history.maps.clone();
         self.next_session = history.sessions.iter().map(|s| s.id).max().unwrap_or(0) + 1;
         self.next_copy = history.copies.keys().max().copied().unwrap_or(0) + 1;
         self.next_checkpoint = history.last_checkpoint_id + 1;
@@ -100,7 +113,7 @@ impl State {
                     id: session.id,
                     to: session.to.unwrap_or(history.head),
                     confirmed,
-                    closed: session.to.is_some(),
+                    closed: session.closed_by_record,
                 },
             );
         }

@@ -4,16 +4,16 @@
 //! What is found in QEMU and in the journal goes into [`decide`], and for each disk a [`Plan`]
 //! comes out.
 
+use super::maps::{Maps, fresh, is_map};
 use super::plan::{Found, FullCopy, Plan, decide};
 use super::sockets::{check_path, give_to, probe, run_dir};
 use super::task::Context;
-use crate::capture::{Capture, CaptureEvent, Tap, TapCounters};
+use crate::capture::{Capture, CaptureEvent, Gate, Tap, TapCounters};
 use crate::group::LastSession;
-use afterimage_journal::meta::{Guest, Volume};
+use afterimage_journal::meta::{CopyCause, Guest, Volume};
 use afterimage_qmp::Qemu;
 use afterimage_qmp::qemu::{
-    Attachment, Bitmap, Disk, GRANULARITY_BYTES, MirrorSpec, Names, NewBitmap, Process, Rotation,
-    RunState, ServerHealth,
+    Attachment, Disk, MirrorSpec, Names, Process, Rotation, RunState, ServerHealth,
 };
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
@@ -48,8 +48,6 @@ pub struct AttachedDisk {
     pub plan: Plan,
     /// The map that records now.
     pub recording: String,
-    /// Its number.
-    pub generation: u64,
 }
 
 /// A guest with its mirrors.
@@ -62,6 +60,8 @@ pub struct Attached {
     pub disks: Vec<AttachedDisk>,
     /// Set to the session's id while one is open.
     pub session: Arc<AtomicU32>,
+    /// Shared by all its taps.
+    pub gate: Arc<Gate>,
     /// Where its sockets lie.
     pub dir: PathBuf,
     /// Its number for the guard.
@@ -104,11 +104,11 @@ pub async fn attach(
         process,
         disks: Vec::new(),
         session: Arc::new(AtomicU32::new(0)),
+        gate: Arc::new(Gate::default()),
         dir,
         tag: NEXT_TAG.fetch_add(1, Ordering::Relaxed),
     };
-    let last = context.group.last_session(&context.settings.name);
-    let begun = begin(context, &mut attached, &guest, disks, last, events).await;
+    let begun = begin(context, &mut attached, &guest, disks, events).await;
     if let Err(error) = begun {
         attached.stop_captures();
         return Err(error);
@@ -121,7 +121,6 @@ async fn begin(
     attached: &mut Attached,
     guest: &Guest,
     disks: Vec<Disk>,
-    last: Option<LastSession>,
     events: &mpsc::UnboundedSender<CaptureEvent>,
 ) -> Result<()> {
     let qemu = attached.qemu.clone();
@@ -135,8 +134,12 @@ async fn begin(
     for disk in disks {
         let wanted = volume_of(context, &disk);
         let before = context.group.config().volumes;
+        let before = before.iter().find(|v| v.guest == wanted.guest && v.disk == wanted.disk);
+        let resized = before.is_some_and(|v| v.bytes != disk.bytes);
+        if let Some(before) = before.filter(|_| resized) {
+            context.group.owe(before.id, CopyCause::Compare)?;
+        }
         let volume = context.group.volume_of(guest, &wanted)?;
-        let resized = before.iter().any(|v| v.id == volume.id && v.bytes != disk.bytes);
         let token = volume.uuid.simple().to_string();
         let names = Names::new(token.get(..12).unwrap_or(&token))?;
         let job = jobs.iter().any(|j| j.job == names.job() && j.status != "concluded");
@@ -153,19 +156,19 @@ async fn begin(
     forget_others(context, &found.iter().map(|f| f.1.id).collect::<Vec<_>>())?;
     clean(&qemu, &found.iter().map(|f| (&f.2, f.3)).collect::<Vec<_>>()).await?;
     let same = was_here(attached);
+    let last = context.group.take_last_session(&guest.name);
     amend_if_job_vanished(context, last.filter(|_| same), found.iter().all(|f| f.3));
     for (disk, volume, names, job, resized, untouched) in found {
-        let ours: Vec<&Bitmap> =
-            disk.bitmaps.iter().filter(|b| generation_of(&names, &b.name).is_some()).collect();
-        let mapped = ours.iter().any(|b| b.recording) && ours.iter().all(|b| !b.inconsistent);
+        let noted = context.group.noted_map(volume.id);
+        let mapped = Maps::of(&disk, &names, noted.as_deref()).trusted.is_some();
         let plan = decide(&Found {
             job,
             mapped,
             journal: context.group.volume_state(volume.id),
             untouched,
             resized,
-            damaged: context.group.is_damaged(),
-            records_lost: context.group.records_lost(),
+            damaged: context.group.is_damaged(&guest.name),
+            records_lost: context.group.records_lost(&guest.name),
         });
         let one = take(context, attached, disk, volume, names, plan, events).await?;
         attached.disks.push(one);
@@ -174,6 +177,7 @@ async fn begin(
     if prelaunch && qemu.run_state().await? != RunState::Prelaunch {
         // It was started in between: what it wrote first may have been missed.
         for disk in attached.disks.iter_mut().filter(|d| d.plan == Plan::default()) {
+            context.group.owe(disk.volume.id, CopyCause::Compare)?;
             disk.plan.full = Some(FullCopy::Compare);
         }
     }
@@ -193,30 +197,8 @@ async fn take(
     let qemu = &attached.qemu;
     let counters = Arc::new(TapCounters::default());
     let capture = listen(context, attached, &volume, &names, &counters, events)?;
-    let mut maps: Vec<(u64, &Bitmap)> =
-        disk.bitmaps.iter().filter_map(|b| Some((generation_of(&names, &b.name)?, b))).collect();
-    maps.sort_by_key(|(generation, _)| *generation);
-    let usable = maps.iter().any(|(_, b)| b.recording) && maps.iter().all(|(_, b)| !b.inconsistent);
-    let mut generation = maps.last().map_or(0, |(g, _)| *g);
-    let old: Vec<String> = maps.iter().map(|(_, b)| b.name.clone()).collect();
-    let recording = maps.iter().rev().find(|(_, b)| b.recording).map(|(_, b)| b.name.clone());
-    let new_map = |generation| NewBitmap {
-        node: disk.node.clone(),
-        name: names.bitmap(generation),
-        persistent: disk.keeps_bitmaps(),
-        granularity_bytes: GRANULARITY_BYTES,
-    };
-    let recording = match recording {
-        Some(name) if usable => name,
-        _ => {
-            for name in &old {
-                qemu.remove_bitmap(&disk.node, name).await?;
-            }
-            generation += 1;
-            qemu.add_bitmap(&new_map(generation)).await?;
-            names.bitmap(generation)
-        }
-    };
+    let Settled { maps, recording } =
+        settle_maps(context, qemu, &disk, &names, &volume, &plan).await?;
     let mut this = AttachedDisk {
         attachment: Attachment::of(&disk.node, &names),
         volume,
@@ -225,7 +207,6 @@ async fn take(
         counters,
         plan: Plan::default(),
         recording,
-        generation,
         disk: disk.clone(),
     };
     if !plan.resume {
@@ -241,15 +222,58 @@ async fn take(
             .with_context(|| format!("attach to disk {}", disk.node))?;
     }
     this.capture = Some(capture);
-    if usable && (!plan.resume || context.group.records_lost()) {
-        this.generation += 1;
-        let rotation = Rotation { old: this.recording.clone(), new: new_map(this.generation) };
-        qemu.rotate_bitmaps(&[rotation]).await?;
-        this.recording = names.bitmap(this.generation);
-        plan.bitmaps = old;
+    let guest = &context.settings.name;
+    let owed = context.group.volume_state(this.volume.id).owes_maps;
+    if maps.trusted.is_some() {
+        plan.bitmaps = maps.retired;
+        if !plan.resume || owed || context.group.records_lost(guest) {
+            let rotation = Rotation { old: this.recording.clone(), new: fresh(&disk, &names) };
+            qemu.rotate_bitmaps(std::slice::from_ref(&rotation)).await?;
+            plan.bitmaps.push(rotation.old);
+            this.recording = rotation.new.name;
+            let noted = vec![(this.volume.id, this.recording.clone())];
+            context.group.note_maps(guest, noted)?;
+        }
     }
     this.plan = plan;
     Ok(this)
+}
+
+/// A disk's maps before its mirror is made, and the one that records.
+struct Settled {
+    maps: Maps,
+    recording: String,
+}
+
+/// Sees to it that a map records, and that the journal knows what this disk still owes before
+/// anything is changed that told so.
+async fn settle_maps(
+    context: &Context,
+    qemu: &Qemu,
+    disk: &Disk,
+    names: &Names,
+    volume: &Volume,
+    plan: &Plan,
+) -> Result<Settled> {
+    let (group, guest) = (&context.group, &context.settings.name);
+    let maps = Maps::of(disk, names, group.noted_map(volume.id).as_deref());
+    let compares = plan.full == Some(FullCopy::Compare);
+    let unmapped_resume = plan.resume && maps.trusted.is_none();
+    if compares || unmapped_resume {
+        group.owe(volume.id, CopyCause::Compare)?;
+    } else if maps.trusted.is_some() && !plan.resume {
+        group.owe(volume.id, CopyCause::Bitmap)?;
+    }
+    if let Some(recording) = maps.trusted.clone() {
+        return Ok(Settled { maps, recording });
+    }
+    for name in &maps.all {
+        qemu.remove_bitmap(&disk.node, name).await?;
+    }
+    let map = fresh(disk, names);
+    qemu.add_bitmap(&map).await?;
+    group.note_maps(guest, vec![(volume.id, map.name.clone())])?;
+    Ok(Settled { maps, recording: map.name })
 }
 
 fn listen(
@@ -268,6 +292,7 @@ fn listen(
         volume.bytes,
         Arc::clone(&attached.session),
         Arc::clone(counters),
+        Arc::clone(&attached.gate),
     ));
     let capture =
         Capture::start(&socket, tap, context.worker.clone(), attached.tag, events.clone())?;
@@ -325,7 +350,7 @@ async fn clean(qemu: &Qemu, disks: &[(&Names, bool)]) -> Result<()> {
     let wanted = |name: &str| {
         disks.iter().any(|(names, job)| {
             let mirror = [names.job(), names.target(), names.filter()];
-            (*job && mirror.iter().any(|n| n == name)) || generation_of(names, name).is_some()
+            (*job && mirror.iter().any(|n| n == name)) || is_map(names, name)
         })
     };
     let removed = qemu.remove_leftovers(ServerHealth::Dead, wanted).await?;
@@ -365,12 +390,6 @@ fn remember(attached: &Attached) {
 
 fn process_line(attached: &Attached) -> Option<String> {
     attached.process.as_ref().map(|p| format!("{} {}\n", p.pid, p.start_ticks))
-}
-
-/// The number of a bitmap of ours.
-pub fn generation_of(names: &Names, bitmap: &str) -> Option<u64> {
-    let zero = names.bitmap(0);
-    bitmap.strip_prefix(zero.strip_suffix('0')?)?.parse().ok()
 }
 
 fn is_untouched(context: &Context, volume: &Volume) -> bool {

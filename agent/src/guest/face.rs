@@ -55,6 +55,8 @@ pub struct Progress {
     pub done_bytes: AtomicU64,
     /// Bytes that are to be done.
     pub total_bytes: AtomicU64,
+    /// Limit, bytes a second; 0: none.
+    pub rate_bytes_per_s: AtomicU64,
     /// Since when.
     pub since: Instant,
     /// Set to end it.
@@ -62,13 +64,14 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A copy of `total_bytes` that begins now.
+    /// A copy that begins now, with a limit in bytes a second (0: none).
     #[must_use]
-    pub fn new(cause: CopyCause, total_bytes: u64) -> Arc<Self> {
+    pub fn new(cause: CopyCause, rate_bytes_per_s: u64) -> Arc<Self> {
         Arc::new(Self {
             cause,
             done_bytes: AtomicU64::new(0),
-            total_bytes: AtomicU64::new(total_bytes),
+            total_bytes: AtomicU64::new(0),
+            rate_bytes_per_s: AtomicU64::new(rate_bytes_per_s),
             since: Instant::now(),
             cancel: AtomicBool::new(false),
         })

@@ -4,19 +4,25 @@
 //! better evidence (QEMU itself has ended) only comes after.
 
 use super::life::{Ending, Life};
-use super::task::{Let, Task};
-use crate::api::ApiError;
+use super::task::{DETACHED, Let, Task};
+use crate::api::{ApiError, GuestState};
 use crate::capture::CaptureEvent;
 use afterimage_journal::Seq;
 use afterimage_journal::meta::{ImageIdentity, Volume};
 use afterimage_qmp::QemuEvent;
-use afterimage_qmp::qemu::ServerHealth;
+use afterimage_qmp::qemu::{NbdServer, ServerHealth};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long after a lost mirror we wait to learn whether QEMU itself is ending.
 const FATE_LIMIT: Duration = Duration::from_secs(2);
+/// How long the look before an orderly end may take.
+const LAST_LOOK_LIMIT: Duration = Duration::from_secs(2);
+/// How long a sync that was told to end may take.
+const SYNC_END_LIMIT: Duration = Duration::from_secs(3);
+/// How long an event that QEMU has sent may take to be seen.
+const SAID_LIMIT: Duration = Duration::from_millis(10);
 /// How long the next of QEMU's last events may take to be read, once QEMU has ended.
 const DRAIN_LIMIT: Duration = Duration::from_millis(100);
 
@@ -52,25 +58,30 @@ impl Life {
                 }
             }
             Ending::Detach(reply) => {
-                close("detached by the operator", None);
+                let proved = self.proved(task).await;
+                close(DETACHED, proved);
                 let detached = self.detach(false).await;
                 let saved = task.save_detached(true);
+                task.context.face.show(GuestState::Detached, Some(DETACHED.into()));
                 let _ = reply.send(detached.and(saved));
                 Let::Detached
             }
             Ending::Unprotect(reply) => {
-                close("no longer protected", None);
+                let proved = self.proved(task).await;
+                close("no longer protected", proved);
                 let _ = reply.send(self.detach(true).await);
                 Let::End
             }
             Ending::Stop(reply) => {
-                close("the agent was stopped", None);
+                let proved = self.proved(task).await;
+                close("the agent was stopped", proved);
                 self.stop_captures().await;
                 let _ = reply.send(Ok(()));
                 Let::End
             }
             Ending::Abandoned => {
-                close("the agent let go", None);
+                let proved = self.proved(task).await;
+                close("the agent let go", proved);
                 if let Err(error) = self.detach(true).await {
                     tracing::warn!(%error, "left behind in QEMU");
                 }
@@ -89,6 +100,19 @@ impl Life {
             shown.answer_us_max = shown.answer_us_max.max(us);
         }
         outcome
+    }
+
+    /// The last position that is proved level, by one more look if that can be had.
+    async fn proved(&mut self, task: &Task) -> Option<Seq> {
+        let (group, name) = (&task.context.group, &task.context.settings.name);
+        let confirmed = group.session(name)?.confirmed;
+        let Ok(journal) = group.journal() else { return Some(confirmed) };
+        let position = journal.head();
+        let looked = tokio::time::timeout(LAST_LOOK_LIMIT, self.look(task, "")).await;
+        match looked {
+            Ok(None) if self.unlevel_looks == 0 => Some(position.max(confirmed)),
+            _ => Some(confirmed),
+        }
     }
 
     pub(super) async fn stop_captures(&mut self) {
@@ -110,6 +134,19 @@ impl Life {
             if self.attached.process.as_ref().is_some_and(|p| !p.lives()) {
                 break true;
             }
+            // What QEMU has said already comes first: that the guest is going down, above all.
+            while let Ok(event) = tokio::time::timeout(SAID_LIMIT, self.events.next_meaning()).await
+            {
+                if matches!(event, QemuEvent::Eof { .. }) {
+                    break;
+                }
+                self.note_end(event);
+            }
+            // A mirror that we lost while QEMU lives on is resumed at once: the guest's changes
+            // pile up meanwhile.
+            if self.shutdown.is_none() && self.qemu_answers().await {
+                break false;
+            }
             tokio::select! {
                 event = self.events.next_meaning() => match event {
                     QemuEvent::Eof { .. } => {
@@ -130,11 +167,6 @@ impl Life {
                     }
                 }
                 () = tokio::time::sleep_until(deadline) => break false,
-            }
-            // A mirror that we lost while QEMU lives on is resumed at once: the guest's changes
-            // pile up meanwhile.
-            if self.shutdown.is_none() && self.qemu_answers().await {
-                break false;
             }
         };
         if !gone {
@@ -166,7 +198,7 @@ impl Life {
     /// The images as they lie now, if the guest ended in an orderly way and everything that it
     /// wrote is in the journal.
     pub(super) fn images(&self) -> Vec<ImageIdentity> {
-        if self.shutdown.is_none() || self.disorderly {
+        if self.shutdown.is_none() || self.disorderly || self.ended_early {
             return Vec::new();
         }
         self.attached.disks.iter().filter_map(|d| image_identity(&d.volume)).collect()
@@ -174,12 +206,23 @@ impl Life {
 
     pub(super) async fn detach(&mut self, for_good: bool) -> Result<(), ApiError> {
         self.progress.cancel.store(true, Ordering::Relaxed);
-        if let Some(syncing) = self.syncing.take() {
-            syncing.abort();
-            let _ = syncing.await;
+        if let Some(mut syncing) = self.syncing.take() {
+            // It ends by itself soon, and takes its export with it.
+            if tokio::time::timeout(SYNC_END_LIMIT, &mut syncing).await.is_err() {
+                syncing.abort();
+                let _ = syncing.await;
+            }
         }
         let qemu = self.attached.qemu.clone();
         let mut outcome = Ok(());
+        let kept = |name: &str| !name.contains("-pull-");
+        if let Err(e) = qemu.remove_leftovers(ServerHealth::Serving, kept).await {
+            outcome = Err(ApiError::other(format!("remove our export from QEMU: {e}")));
+        }
+        let server = NbdServer { socket: self.attached.dir.join("pull.sock"), ours: true };
+        if let Err(error) = qemu.stop_nbd_server(&server).await {
+            tracing::warn!(%error, "QEMU's NBD server was left running");
+        }
         for disk in &self.attached.disks {
             let ended = qemu.detach(&disk.attachment, ServerHealth::Serving).await;
             if let Err(e) = ended {

@@ -9,11 +9,11 @@ use super::plan::Plan;
 use super::sync::{Level, Sync};
 use super::task::{Task, Waiting};
 use super::{Command, marks};
-use crate::api::GuestState;
+use crate::api::{ApiError, GuestState};
 use crate::capture::CaptureEvent;
 use afterimage_journal::Seq;
 use afterimage_journal::meta::CopyCause;
-use afterimage_qmp::qemu::RunState;
+use afterimage_qmp::qemu::{DiskIdentity, RunState};
 use afterimage_qmp::{Events, QemuEvent};
 use anyhow::Result;
 use std::sync::Arc;
@@ -24,6 +24,8 @@ use tokio::task::JoinHandle;
 
 /// How often a level guest is looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two looks for disks that came or went.
+const DISKS_EVERY_TICKS: u32 = 10;
 /// Looks in a row at which a mirror may be neither level nor paused.
 const UNLEVEL_LOOKS_MAX: u32 = 5;
 
@@ -44,6 +46,7 @@ pub(super) struct Life {
     /// A mirror ended before the guest did: writes may have gone past it.
     pub(super) ended_early: bool,
     pub(super) counted: (u64, u64, Instant),
+    pub(super) ticks: u32,
 }
 
 /// What the watching ended with.
@@ -67,14 +70,15 @@ impl Life {
     ) -> Self {
         let disks = Sync::disks_of(&attached);
         let cause = Sync::cause(&disks);
-        let progress = Progress::new(cause, 0);
+        let rate = task.context.settings.rate_bytes_per_s.unwrap_or(0);
+        let progress = Progress::new(cause, rate);
         let sync = Sync {
             qemu: attached.qemu.clone(),
             group: Arc::clone(&task.context.group),
             disks,
             pull_socket: attached.dir.join("pull.sock"),
-            rate_bytes_per_s: task.context.settings.rate_bytes_per_s,
             progress: Arc::clone(&progress),
+            gate: Arc::clone(&attached.gate),
         };
         let state = match cause {
             CopyCause::Initial => GuestState::InitialSync,
@@ -105,6 +109,7 @@ impl Life {
             disorderly: false,
             ended_early: false,
             counted: (0, 0, Instant::now()),
+            ticks: 0,
         }
     }
 
@@ -138,13 +143,39 @@ impl Life {
             Command::Stop(reply) => return Some(Ending::Stop(reply)),
             Command::Attach(reply) => drop(reply.send(Ok(()))),
             Command::Set(settings, reply) => {
+                let rate = settings.rate_bytes_per_s.unwrap_or(0);
+                self.progress.rate_bytes_per_s.store(rate, Ordering::Relaxed);
                 let _ = reply.send(task.change_settings(*settings));
             }
-            Command::Mark(request, reply) => {
-                drop(reply.send(marks::mark(&task.context, request).await));
+            Command::Mark(request, reply) => match marks::make(&task.context, request).await {
+                Ok(made) => {
+                    let (proved, ending) = self.prove(task, made.seq).await;
+                    drop(reply.send(proved.map(|()| made)));
+                    return ending;
+                }
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Command::Confirm(position, reply) => {
+                let (proved, ending) = self.prove(task, position).await;
+                drop(reply.send(proved));
+                return ending;
             }
         }
         None
+    }
+
+    /// Proves, durably, that the guest was level at a position that was just recorded.
+    async fn prove(
+        &mut self,
+        task: &Task,
+        position: Seq,
+    ) -> (Result<(), ApiError>, Option<Ending>) {
+        let lost = "a mirror was lost at the checkpoint";
+        let ending = self.look(task, lost).await;
+        if ending.is_some() || self.unlevel_looks > 0 {
+            return (Err(ApiError::other(format!("{lost}: it is not restorable"))), ending);
+        }
+        (marks::confirm(&task.context, position).await, None)
     }
 
     pub(super) async fn event(&mut self, task: &mut Task, event: QemuEvent) -> Option<Ending> {
@@ -189,13 +220,21 @@ impl Life {
         task: &mut Task,
         event: CaptureEvent,
     ) -> Option<Ending> {
-        let CaptureEvent::Closed { volume, orderly, reason } = event else { return None };
-        self.disorderly |= !orderly;
+        let (volume, reason) = match event {
+            CaptureEvent::Closed { volume, orderly, reason } => {
+                self.disorderly |= !orderly;
+                (volume, reason)
+            }
+            CaptureEvent::Connected(volume) => (volume, "it connected anew".into()),
+        };
         let disk = self.attached.disks.iter().find(|d| d.volume.id == volume)?;
+        let why = format!("the mirror of disk {} lost its connection ({reason})", disk.disk.node);
+        if self.attached.gate.is_shut() {
+            return Some(Ending::Lost(why));
+        }
         if disk.counters.connected.load(Ordering::Acquire) > 0 {
             return None;
         }
-        let why = format!("the mirror of disk {} lost its connection ({reason})", disk.disk.node);
         if self.syncing.is_some() {
             return Some(Ending::Lost(why));
         }
@@ -207,6 +246,9 @@ impl Life {
         if let Some(stopped) = task.context.group.stopped() {
             return Some(Ending::Stopped(stopped));
         }
+        if self.attached.gate.is_shut() {
+            return Some(Ending::Lost(why.to_owned()));
+        }
         match self.attached.qemu.jobs().await {
             Ok(jobs) => {
                 for disk in &self.attached.disks {
@@ -214,12 +256,14 @@ impl Life {
                     let connected = disk.counters.connected.load(Ordering::Acquire) > 0;
                     match job {
                         None => {
+                            self.ended_early |= connected && self.shutdown.is_none();
                             return Some(Ending::Lost(format!(
                                 "the mirror of disk {} was ended from outside",
                                 disk.disk.node
                             )));
                         }
                         Some(job) if job.paused || !connected => {
+                            self.ended_early |= connected && self.shutdown.is_none();
                             return Some(Ending::Lost(why.to_owned()));
                         }
                         Some(job) if !job.is_level() => {
@@ -257,13 +301,20 @@ impl Life {
             Err(error) => return Some(Ending::Lost(format!("the sync failed: {error:#}"))),
         };
         let (group, name) = (Arc::clone(&task.context.group), task.context.settings.name.clone());
-        let opened =
-            tokio::task::spawn_blocking(move || group.open_session(&name, level.full)).await;
-        let session = match opened {
-            Ok(Ok(session)) => session,
+        let opening = tokio::task::spawn_blocking(move || group.open_session(&name, level.full));
+        let session = match tokio::time::timeout(marks::SYNC_LIMIT, opening).await {
+            Ok(Ok(Ok(session))) => session,
+            Ok(Ok(Err(e))) => return Some(Ending::Lost(e.to_string())),
             Ok(Err(e)) => return Some(Ending::Lost(e.to_string())),
-            Err(e) => return Some(Ending::Lost(e.to_string())),
+            Err(_) => return Some(Ending::Lost("the journal's disk does not answer".into())),
         };
+        // The gate was armed before the proof: if it is open still, the session's first position
+        // is level too.
+        if let Some(ending) = self.look(task, "a mirror was lost before it was level").await {
+            let (group, name) = (&task.context.group, &task.context.settings.name);
+            group.close_session(name, "never proved", Some(session.from.saturating_sub(1)));
+            return Some(ending);
+        }
         self.attached.session.store(session.id, Ordering::Relaxed);
         task.context.face.shown().copy = None;
         task.context.face.show(GuestState::Protected, None);
@@ -302,16 +353,40 @@ impl Life {
             Err(e) => tracing::warn!(error = %e, "QEMU did not say how the guest is"),
         }
         let settings = &task.context.settings;
-        let noted = task
-            .context
-            .group
-            .confirm(&settings.name, position)
-            .and_then(|()| task.context.group.checkpoint_if_due(settings.checkpoint_every_ms));
+        let group = &task.context.group;
+        // A record may wait for a unit: not on a thread that others need.
+        let noted = tokio::task::block_in_place(|| {
+            group.confirm(&settings.name, position)?;
+            group.checkpoint_if_due(settings.checkpoint_every_ms)
+        });
         if let Err(e) = noted {
             return Some(Ending::Lost(e.to_string()));
         }
-        self.rotate(&journal, position).await;
+        self.rotate(&task.context.group, &task.context.settings.name, &journal, position).await;
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(DISKS_EVERY_TICKS) && task.context.settings.disks.is_empty() {
+            return self.look_for_disks().await;
+        }
         None
+    }
+
+    /// A disk that was plugged in or pulled out since the attach.
+    async fn look_for_disks(&self) -> Option<Ending> {
+        let disks = match self.attached.qemu.disks().await {
+            Ok(disks) => disks.disks,
+            Err(error) => {
+                tracing::warn!(%error, "QEMU did not say which disks there are");
+                return None;
+            }
+        };
+        let known = |id: &DiskIdentity| self.attached.disks.iter().any(|a| a.disk.identity == *id);
+        let added = disks.iter().find(|d| !d.read_only && !known(&d.identity));
+        if let Some(disk) = added {
+            return Some(Ending::Lost(format!("disk {} was added to the guest", disk.node)));
+        }
+        let there = |id: &DiskIdentity| disks.iter().any(|d| d.identity == *id);
+        let gone = self.attached.disks.iter().find(|a| !there(&a.disk.identity));
+        gone.map(|a| Ending::Lost(format!("disk {} was taken from the guest", a.disk.node)))
     }
 
     pub(super) fn count(&mut self, task: &Task) {

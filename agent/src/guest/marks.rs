@@ -8,29 +8,48 @@ use crate::api::types::time;
 use crate::api::{ApiError, MarkReply, MarkRequest};
 use crate::intent::{self, Intent};
 use afterimage_guard::{SlotKind, now_ns};
+use afterimage_journal::Seq;
 use afterimage_journal::meta::CheckpointKind;
 use afterimage_qmp::guest_agent::{AgentChannel, GuestAgent};
 use afterimage_qmp::libvirt::Target;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// How long a guest may take to answer that it has thawed before the guard has it thawed.
 const THAW_WAIT_NS: u64 = 4_000_000_000;
 
-/// Makes a checkpoint; it is durable when this returns.
-pub async fn mark(context: &Context, request: MarkRequest) -> Result<MarkReply, ApiError> {
+/// How long the journal's disk may take to make records durable.
+pub(super) const SYNC_LIMIT: Duration = Duration::from_secs(10);
+
+/// Makes a checkpoint. It counts only when its position was proved level and is durable
+/// ([`confirm`]).
+pub(super) async fn make(context: &Context, request: MarkRequest) -> Result<MarkReply, ApiError> {
     let tag = Some(request.tag).filter(|t| !t.is_empty());
     let (marked, kind) = if request.quiesce {
         (quiesced(context, tag).await?, "application")
     } else {
-        let marked = context.group.mark(CheckpointKind::Crash, tag);
+        let marked = tokio::task::block_in_place(|| context.group.mark(CheckpointKind::Crash, tag));
         (marked.map_err(|e| ApiError::other(e.to_string()))?, "crash")
     };
-    let journal = context.group.journal().map_err(|e| ApiError::other(e.to_string()))?;
-    let synced = tokio::task::spawn_blocking(move || journal.sync()).await;
-    synced
-        .map_err(|e| ApiError::other(e.to_string()))?
-        .map_err(|e| ApiError::other(format!("the checkpoint is not durable: {e}")))?;
     let time = time(context.group.wall_ns());
     Ok(MarkReply { id: marked.id, seq: marked.seq, time, kind: kind.into() })
+}
+
+/// Notes that the guest was level at a position, durably.
+pub(super) async fn confirm(context: &Context, position: Seq) -> Result<(), ApiError> {
+    let (group, name) = (Arc::clone(&context.group), context.settings.name.clone());
+    let noted = tokio::task::spawn_blocking(move || {
+        group.confirm(&name, position)?;
+        group.journal()?.sync()
+    });
+    match tokio::time::timeout(SYNC_LIMIT, noted).await {
+        Ok(Ok(Ok(_))) => Ok(()),
+        Ok(Ok(Err(e))) => Err(ApiError::other(format!("the checkpoint is not durable: {e}"))),
+        Ok(Err(e)) => Err(ApiError::other(e.to_string())),
+        Err(_) => Err(ApiError::other(format!(
+            "the checkpoint is not durable: the journal's disk did not answer in {SYNC_LIMIT:?}"
+        ))),
+    }
 }
 
 fn channel(context: &Context) -> Result<AgentChannel, ApiError> {
@@ -70,10 +89,10 @@ async fn quiesced(
         s.received(now_ns())
     });
     let marked = match frozen {
-        Ok(_) => context
-            .group
-            .mark(CheckpointKind::Application, tag)
-            .map_err(|e| ApiError::other(e.to_string())),
+        Ok(_) => {
+            tokio::task::block_in_place(|| context.group.mark(CheckpointKind::Application, tag))
+                .map_err(|e| ApiError::other(e.to_string()))
+        }
         Err(e) => Err(silent(e)),
     };
     let thawed = agent.thaw().await;

@@ -16,6 +16,7 @@ mod attach;
 mod face;
 mod leave;
 mod life;
+mod maps;
 mod marks;
 mod plan;
 mod pull;
@@ -25,10 +26,11 @@ mod sync;
 mod task;
 
 pub use face::{DiskFace, Face, Progress};
-pub use task::Context;
+pub use task::{Context, DETACHED};
 
 use crate::api::{ApiError, MarkReply, MarkRequest};
 use crate::settings::GuestSettings;
+use afterimage_journal::Seq;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -46,6 +48,8 @@ pub(crate) enum Command {
     Attach(oneshot::Sender<Result<(), ApiError>>),
     /// Make a checkpoint.
     Mark(MarkRequest, oneshot::Sender<Result<MarkReply, ApiError>>),
+    /// Prove that the guest was level at a position.
+    Confirm(Seq, oneshot::Sender<Result<(), ApiError>>),
     /// New settings.
     Set(Box<GuestSettings>, oneshot::Sender<Result<(), ApiError>>),
     /// Let go for good; nothing of ours stays in QEMU.
@@ -111,6 +115,14 @@ impl Guest {
     /// The guest isn't level, or can't be frozen.
     pub async fn mark(&self, request: MarkRequest) -> Result<MarkReply, ApiError> {
         self.ask(|reply| Command::Mark(request, reply)).await
+    }
+
+    /// Proves that the guest was level at a checkpoint that another guest of its group made.
+    ///
+    /// # Errors
+    /// It wasn't, or can't say.
+    pub async fn confirm(&self, position: Seq) -> Result<(), ApiError> {
+        self.ask(|reply| Command::Confirm(position, reply)).await
     }
 
     /// Changes settings, durably; whether it is detached stays as it is.

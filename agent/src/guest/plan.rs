@@ -51,7 +51,8 @@ pub struct Found {
 #[must_use]
 pub fn decide(found: &Found) -> Plan {
     let known = found.journal.has_data || found.journal.complete;
-    if found.damaged || (found.resized && known) {
+    let maps_gone = found.journal.owes_maps && !found.mapped;
+    if found.damaged || found.journal.owes_compare || maps_gone || (found.resized && known) {
         return Plan { resume: found.job, full: Some(FullCopy::Compare), ..Plan::default() };
     }
     let rest =
@@ -74,9 +75,15 @@ pub fn decide(found: &Found) -> Plan {
 mod tests {
     use super::*;
 
-    const KNOWN: VolumeState = VolumeState { complete: true, initial_upto: 0, has_data: true };
-    const NEW: VolumeState = VolumeState { complete: false, initial_upto: 0, has_data: false };
-    const HALF: VolumeState = VolumeState { complete: false, initial_upto: 4096, has_data: true };
+    const KNOWN: VolumeState = VolumeState {
+        complete: true,
+        initial_upto: 0,
+        has_data: true,
+        owes_compare: false,
+        owes_maps: false,
+    };
+    const NEW: VolumeState = VolumeState { complete: false, has_data: false, ..KNOWN };
+    const HALF: VolumeState = VolumeState { complete: false, initial_upto: 4096, ..KNOWN };
 
     fn found(job: bool, mapped: bool, journal: VolumeState) -> Found {
         Found {
@@ -116,6 +123,13 @@ mod tests {
             let resized = Found { resized: true, ..found(job, mapped, KNOWN) };
             assert_eq!(decide(&resized).full, Some(FullCopy::Compare));
         }
+        let owing = VolumeState { owes_compare: true, ..KNOWN };
+        for (job, mapped) in [(true, true), (false, true), (true, false)] {
+            assert_eq!(decide(&found(job, mapped, owing)).full, Some(FullCopy::Compare));
+        }
+        let gone = VolumeState { owes_maps: true, ..KNOWN };
+        assert_eq!(decide(&found(true, false, gone)).full, Some(FullCopy::Compare));
+        assert_eq!(decide(&found(true, true, gone)).full, None);
         let lost = Found { records_lost: true, ..found(true, false, KNOWN) };
         assert_eq!(decide(&lost).full, Some(FullCopy::Compare));
     }

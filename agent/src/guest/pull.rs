@@ -48,8 +48,6 @@ pub struct Job {
     pub export: String,
     /// Bitmaps whose blocks are copied, for [`CopyCause::Bitmap`].
     pub bitmaps: Vec<String>,
-    /// Limit, bytes a second.
-    pub rate_bytes_per_s: Option<u64>,
     /// Progress and cancelling.
     pub progress: Arc<Progress>,
 }
@@ -78,7 +76,7 @@ pub fn run(job: &Job) -> Result<()> {
         );
     }
     let writer = job.group.begin_copy(job.volume.id, job.cause)?;
-    let mut pace = Pace::new(job.rate_bytes_per_s);
+    let mut pace = Pace::new(&job.progress);
     let mut recorded = job.from;
     let ranges = wanted(job, &mut client)?;
     let total: u64 = ranges.iter().map(|r| r.end - r.start).sum();
@@ -98,7 +96,7 @@ pub fn run(job: &Job) -> Result<()> {
             writer.progress(range.end)?;
             recorded = range.end;
         }
-        pace.spent(done);
+        pace.spent(&job.progress, done);
     }
     writer.end(job.volume.bytes)?;
     let _ = client.disconnect();
@@ -274,25 +272,36 @@ fn put_run(writer: &CopyWriter, base: u64, source: &[u8], run: Range<usize>) -> 
     Ok(())
 }
 
-/// Holds a copy to its rate.
+/// Holds a copy to its rate, which may change under way.
 struct Pace {
-    rate: Option<u64>,
+    rate: u64,
     begun: Instant,
     bytes: u64,
 }
 
 impl Pace {
-    fn new(rate: Option<u64>) -> Self {
-        Self { rate: rate.filter(|r| *r > 0), begun: Instant::now(), bytes: 0 }
+    fn new(progress: &Progress) -> Self {
+        let rate = progress.rate_bytes_per_s.load(Ordering::Relaxed);
+        Self { rate, begun: Instant::now(), bytes: 0 }
     }
 
-    fn spent(&mut self, bytes: u64) {
-        let Some(rate) = self.rate else { return };
+    fn spent(&mut self, progress: &Progress, bytes: u64) {
         self.bytes += bytes;
-        let due = Duration::from_millis(self.bytes.saturating_mul(1000) / rate);
-        // Short sleeps: the copy must end soon after it was cancelled.
-        let wait = due.saturating_sub(self.begun.elapsed()).min(Duration::from_millis(500));
-        std::thread::sleep(wait);
+        // Short sleeps: a cancelled copy must end soon, and a new rate count at once.
+        loop {
+            if progress.rate_bytes_per_s.load(Ordering::Relaxed) != self.rate {
+                *self = Self::new(progress);
+            }
+            if self.rate == 0 || progress.cancel.load(Ordering::Relaxed) {
+                return;
+            }
+            let due = Duration::from_millis(self.bytes.saturating_mul(1000) / self.rate);
+            let wait = due.saturating_sub(self.begun.elapsed());
+            if wait.is_zero() {
+                return;
+            }
+            std::thread::sleep(wait.min(Duration::from_millis(100)));
+        }
     }
 }
 

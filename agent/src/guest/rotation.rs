@@ -4,8 +4,10 @@
 //! can hold is durable in the journal.
 
 use super::life::Life;
+use super::maps::fresh;
+use crate::group::Group;
 use afterimage_journal::{Journal, Seq};
-use afterimage_qmp::qemu::{GRANULARITY_BYTES, NewBitmap, Rotation};
+use afterimage_qmp::qemu::Rotation;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,13 @@ const ROTATE_EVERY: Duration = Duration::from_secs(30);
 impl Life {
     /// Changes the recording maps now and then, and drops the old ones once all that they can
     /// hold is durable: so that after an outage little is copied that is known already.
-    pub(super) async fn rotate(&mut self, journal: &Journal, head: Seq) {
+    pub(super) async fn rotate(
+        &mut self,
+        group: &Group,
+        guest: &str,
+        journal: &Journal,
+        head: Seq,
+    ) {
         let durable = journal.durable();
         let qemu = &self.attached.qemu;
         if let Some((_, maps)) = self.retired.take_if(|(until, _)| *until <= durable) {
@@ -37,22 +45,20 @@ impl Life {
         let mut rotations = Vec::new();
         let mut old = std::mem::take(&mut self.spent);
         for disk in &self.attached.disks {
-            rotations.push(Rotation {
-                old: disk.recording.clone(),
-                new: NewBitmap {
-                    node: disk.disk.node.clone(),
-                    name: disk.names.bitmap(disk.generation + 1),
-                    persistent: disk.disk.keeps_bitmaps(),
-                    granularity_bytes: GRANULARITY_BYTES,
-                },
-            });
+            let new = fresh(&disk.disk, &disk.names);
+            rotations.push(Rotation { old: disk.recording.clone(), new });
             old.push((disk.disk.node.clone(), disk.recording.clone()));
         }
         match qemu.rotate_bitmaps(&rotations).await {
             Ok(()) => {
-                for disk in &mut self.attached.disks {
-                    disk.generation += 1;
-                    disk.recording = disk.names.bitmap(disk.generation);
+                let mut noted = Vec::new();
+                for (disk, rotation) in self.attached.disks.iter_mut().zip(rotations) {
+                    disk.recording = rotation.new.name;
+                    noted.push((disk.volume.id, disk.recording.clone()));
+                }
+                // Not noted, the new maps are not trusted, and everything is compared.
+                if let Err(error) = group.note_maps(guest, noted) {
+                    tracing::warn!(%error, "the new changed-block maps are not noted");
                 }
                 self.rotated_head = head;
                 // The transaction drained: what the old maps hold lies below the head now.
@@ -60,7 +66,8 @@ impl Life {
             }
             Err(error) => {
                 tracing::warn!(%error, "the changed-block maps were not rotated");
-                self.spent = old.split_off(rotations.len().min(old.len()));
+                old.truncate(old.len().saturating_sub(rotations.len()));
+                self.spent = old;
             }
         }
     }

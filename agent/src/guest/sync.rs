@@ -7,7 +7,7 @@ use super::attach::Attached;
 use super::face::Progress;
 use super::plan::{FullCopy, Plan};
 use super::pull::{self, Job};
-use crate::capture::TapCounters;
+use crate::capture::{Gate, TapCounters};
 use crate::group::Group;
 use afterimage_journal::meta::{CopyCause, Volume};
 use afterimage_qmp::Qemu;
@@ -45,10 +45,10 @@ pub struct Sync {
     pub disks: Vec<SyncDisk>,
     /// QEMU's NBD server for pulling.
     pub pull_socket: PathBuf,
-    /// Limit of copies, bytes a second.
-    pub rate_bytes_per_s: Option<u64>,
     /// Progress and cancelling.
     pub progress: Arc<Progress>,
+    /// Armed before the proof: what is lost from then on is noticed.
+    pub gate: Arc<Gate>,
 }
 
 /// How the sync ended well.
@@ -102,6 +102,7 @@ impl Sync {
         if self.disks.iter().any(|d| d.plan.full.is_some() || !d.plan.bitmaps.is_empty()) {
             self.copy_all().await?;
         }
+        self.gate.arm();
         self.prove().await?;
         Ok(Level {
             full: self.disks.iter().all(|d| d.plan.full.is_some()),
@@ -192,7 +193,6 @@ impl Sync {
                 socket: socket.to_owned(),
                 export: id.to_owned(),
                 bitmaps,
-                rate_bytes_per_s: self.rate_bytes_per_s,
                 progress: Arc::clone(&self.progress),
             };
             tokio::task::spawn_blocking(move || pull::run(&job)).await??;

@@ -10,6 +10,7 @@ use crate::settings::GuestSettings;
 use afterimage_guard::Worker;
 use afterimage_qmp::Qemu;
 use afterimage_qmp::libvirt::{Libvirt, Target};
+use afterimage_qmp::qemu::ServerHealth;
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +20,12 @@ use tokio::sync::{mpsc, oneshot};
 /// Pauses between tries to reach a guest: the first and the longest.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(3);
+
+/// How long taking our things out of a QEMU that is not attached to may take.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a guest that a person let go of is not protected.
+pub const DETACHED: &str = "detached by the operator";
 
 pub(super) type Waiting = oneshot::Sender<Result<(), ApiError>>;
 
@@ -65,10 +72,10 @@ pub(super) async fn run(
     let mut task = Task { context, inbox, waiting: vec![first], retry: RETRY_MIN };
     loop {
         if task.context.settings.detached {
-            task.context.face.show(GuestState::Detached, Some("detached by the operator".into()));
+            task.context.face.show(GuestState::Detached, Some(DETACHED.into()));
             task.answer(Ok(()));
             let Some(command) = task.inbox.recv().await else { return };
-            if task.idle(command).is_break() {
+            if task.idle(command).await.is_break() {
                 return;
             }
             continue;
@@ -126,7 +133,7 @@ impl Task {
     }
 
     /// A command while nothing is attached.
-    fn idle(&mut self, command: Command) -> std::ops::ControlFlow<()> {
+    async fn idle(&mut self, command: Command) -> std::ops::ControlFlow<()> {
         match command {
             Command::Detach(reply) => {
                 let _ = reply.send(self.save_detached(true));
@@ -148,7 +155,15 @@ impl Task {
             Command::Set(settings, reply) => {
                 let _ = reply.send(self.change_settings(*settings));
             }
-            Command::Unprotect(reply) | Command::Stop(reply) => {
+            Command::Confirm(_, reply) => {
+                let name = &self.context.settings.name;
+                drop(reply.send(Err(ApiError::other(format!("{name} is not protected")))));
+            }
+            Command::Unprotect(reply) => {
+                let _ = reply.send(self.clean_up().await);
+                return std::ops::ControlFlow::Break(());
+            }
+            Command::Stop(reply) => {
                 let _ = reply.send(Ok(()));
                 return std::ops::ControlFlow::Break(());
             }
@@ -182,7 +197,7 @@ impl Task {
                 command = self.inbox.recv() => {
                     let Some(command) = command else { return std::ops::ControlFlow::Break(()) };
                     let at_once = matches!(command, Command::Attach(_) | Command::Detach(_));
-                    self.idle(command)?;
+                    self.idle(command).await?;
                     if at_once {
                         return std::ops::ControlFlow::Continue(());
                     }
@@ -191,11 +206,38 @@ impl Task {
         }
     }
 
+    /// Takes what is left of ours out of a QEMU that is not attached to. One that is gone took
+    /// it along, but for what it keeps in a qcow2.
+    async fn clean_up(&self) -> Result<(), ApiError> {
+        let cleaning = async {
+            let (qemu, _) = self.connect().await?;
+            let removed = qemu.remove_leftovers(ServerHealth::Dead, |_| false).await?;
+            match removed.failed.first() {
+                Some((name, error)) => anyhow::bail!("{name}: {error}"),
+                None => Ok(()),
+            }
+        };
+        let left = match tokio::time::timeout(CLEAN_UP_LIMIT, cleaning).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) if absent_state(&error) == GuestState::Detached => return Ok(()),
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => "QEMU does not answer".into(),
+        };
+        Err(ApiError::other(format!(
+            "no longer protected, but changed-block maps named ai-* may be left in QEMU ({left}): \
+             they go when it ends, or from a qcow2 with `qemu-img bitmap --remove`"
+        )))
+    }
+
     async fn reach(&self) -> Result<(Qemu, Option<String>)> {
         let group = Arc::clone(&self.context.group);
         tokio::task::spawn_blocking(move || group.ensure_open())
             .await?
             .with_context(|| format!("open the journal of {}", self.context.group.name()))?;
+        self.connect().await
+    }
+
+    async fn connect(&self) -> Result<(Qemu, Option<String>)> {
         let settings = &self.context.settings;
         match (&settings.qmp, &settings.libvirt) {
             (Some(path), _) => Ok((Qemu::connect(path).await?, None)),

@@ -85,6 +85,9 @@ pub struct Session {
     /// At a close because the guest ended: its images as they lay there then.
     #[serde(default)]
     pub images: Vec<ImageIdentity>,
+    /// With [`SessionEvent::Maps`]: by volume, the one map that is to be trusted from now on.
+    #[serde(default)]
+    pub maps: Vec<(VolumeId, String)>,
 }
 
 /// What happened to a session.
@@ -95,6 +98,8 @@ pub enum SessionEvent {
     Open,
     /// Not restorable behind this.
     Close,
+    /// Another changed-block map records from now on ([`Session::maps`]).
+    Maps,
 }
 
 /// Tells whether an image was touched since.

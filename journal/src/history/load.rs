@@ -50,6 +50,7 @@ fn load_once(dir: &Path, identity: &Identity, watermark_max: Seq) -> Result<Hist
         configs: Vec::new(),
         sessions: Vec::new(),
         copies: BTreeMap::new(),
+        maps: BTreeMap::new(),
         checkpoints: Vec::new(),
         level: Vec::new(),
         gaps: Vec::new(),
@@ -331,7 +332,9 @@ impl Reader<'_> {
                     reason: String::new(),
                     images: Vec::new(),
                     full: session.full,
+                    closed_by_record: false,
                 }),
+                SessionEvent::Maps => history.maps.extend(session.maps),
                 SessionEvent::Close => {
                     // A later close has better evidence; an epoch's end bounds them all.
                     if let Some(open) =
@@ -342,6 +345,7 @@ impl Reader<'_> {
                         open.to = Some(upto.min(bound));
                         open.reason = session.reason;
                         open.images = session.images;
+                        open.closed_by_record = true;
                     }
                 }
             },

@@ -84,6 +84,8 @@ pub struct SessionState {
     pub images: Vec<ImageIdentity>,
     /// Whether every block had been copied or compared when it opened.
     pub full: bool,
+    /// Whether a record of its own closed it, not the end of its epoch.
+    pub closed_by_record: bool,
 }
 
 /// A checkpoint and its position.
@@ -142,6 +144,8 @@ pub struct History {
     pub sessions: Vec<SessionState>,
     /// Copies by id.
     pub copies: BTreeMap<u32, CopyState>,
+    /// The changed-block map of each volume that may be trusted.
+    pub maps: BTreeMap<VolumeId, String>,
     /// Checkpoints at restorable positions, by position.
     pub checkpoints: Vec<CheckpointAt>,
     /// Restorable ranges, ascending.

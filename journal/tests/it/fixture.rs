@@ -96,6 +96,7 @@ pub fn session(id: u32, event: SessionEvent) -> Meta {
         upto: None,
         full: true,
         images: vec![],
+        maps: vec![],
     })
 }
 

@@ -224,6 +224,7 @@ impl Bed {
             upto: None,
             full: event == SessionEvent::Open && self.full,
             images: vec![],
+            maps: vec![],
         })
     }
 

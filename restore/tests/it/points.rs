@@ -244,6 +244,7 @@ fn session_of(guest: &str, id: u32) -> Meta {
         upto: None,
         full: true,
         images: vec![],
+        maps: vec![],
     })
 }
 
