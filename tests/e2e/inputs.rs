@@ -103,6 +103,14 @@ fn a_full_state_directory_ends_capture_in_a_gap_and_never_hurts_the_guest() {
     let images = agent.restore("vm", "latest", &to, &[]);
     let full = history(&agent);
     images.unwrap();
+    std::fs::remove_file(filler).unwrap();
+    wait_session_behind(&agent, full.head);
+    let journal = history(&agent);
+    let gap = journal.gaps.last().unwrap();
+    assert!(gap.reason.contains("space"), "{gap:?}");
+
+    let filler = fs.fill(512 << 10);
+    agent.wait_status("vm", STATE_LIMIT, |s| s["state"] == "gap");
     // An agent that starts while there is no room shows why, and doesn't give the guest up.
     agent.kill_worker();
     let status = agent.wait_status("vm", STATE_LIMIT, |s| {
@@ -110,12 +118,9 @@ fn a_full_state_directory_ends_capture_in_a_gap_and_never_hurts_the_guest() {
     });
     assert_eq!(status["state"], "gap", "{status}");
     assert!(status["reason"].as_str().unwrap().contains("space"), "{status}");
-
+    let head = history(&agent).head;
     std::fs::remove_file(filler).unwrap();
-    wait_session_behind(&agent, full.head);
-    let journal = history(&agent);
-    let gap = journal.gaps.last().unwrap();
-    assert!(gap.reason.contains("space"), "{gap:?}");
+    wait_session_behind(&agent, head);
     let last = vm.ask_last("writer pause", "writer paused");
     let stats = vm.stats("writer");
     assert_eq!(stats.errors, 0);
@@ -228,7 +233,7 @@ fn newer(cli: &Cli) {
         refused(&cli.run(command), 1, &["999", "newer"]);
     }
     std::fs::write(cli.state().join("format"), "999\n").unwrap();
-    refused(&cli.run(&["agent"]), 1, &["999", "newer"]);
+    refused(&cli.run(&["agent"]), 2, &["999", "newer"]);
 }
 
 fn moments_that_are_none(cli: &Cli, journal: &History) {
