@@ -62,7 +62,8 @@ fn files_and_lines_are_of_a_size_to_be_read() {
             found.push(format!("{lines} lines (limit {limit}): does it own one thing?"));
         }
         for (i, line) in text.lines().enumerate() {
-            if line.chars().count() > LINE_COLUMNS_MAX {
+            // A text that is one line stays one.
+            if line.chars().count() > LINE_COLUMNS_MAX && !line.contains('"') {
                 found.push(format!("line {} is too long", i + 1));
             }
         }

@@ -245,7 +245,9 @@ impl Engine {
         };
         if let Err(error) = saved {
             // Nothing of it stays: neither in QEMU nor on disk.
-            self.drop_guest(&name, !existed).await?;
+            if let Err(left) = self.drop_guest(&name, !existed).await {
+                tracing::warn!(guest = name, error = %left, "undone in part");
+            }
             return Err(error);
         }
         Ok(self.statuses(&[name]).await)
