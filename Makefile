@@ -4,10 +4,9 @@
 #   make demo        boot a real guest, protect it, destroy its database, bring it back
 #   make test        all tests but the long ones          make test-long   the long ones too
 #   make check       formatting and lints                 make bench       ours beside the peers
-#   make fuzz        each decoder for FUZZ_SECONDS        make install-tools
+#   make install-tools
 
 SHELL := /bin/bash
-FUZZ_SECONDS ?= 60
 GUEST_MANIFEST := tests/guest/program/Cargo.toml
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ifdef NEXTEST
@@ -18,7 +17,7 @@ TEST := cargo test --workspace
 TEST_LONG := $(TEST) -- --include-ignored
 endif
 
-.PHONY: all demo test test-long bench check fuzz install-tools guest guest-demo
+.PHONY: all demo test test-long bench check install-tools guest guest-demo
 
 all:
 	cargo build
@@ -65,10 +64,3 @@ bench: guest
 demo: guest-demo
 	cargo build --bin afterimage
 	@"$${CARGO_TARGET_DIR:-target}/debug/afterimage" demo
-
-# Needs cargo-fuzz and a nightly compiler, which nothing else here does.
-fuzz:
-	@test -d fuzz || { echo "fuzz: there is no fuzz/ directory in this tree"; exit 1; }
-	@cargo fuzz --version >/dev/null || { echo "fuzz: cargo install cargo-fuzz, and a nightly toolchain"; exit 1; }
-	@set -e; for target in $$(cargo +nightly fuzz list); do \
-		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS); done

@@ -24,9 +24,11 @@ pub(super) fn check() -> Finding {
     }
     match boot("kvm", "host") {
         Ok(Boot::Ran) => Finding::ok("kvm", "a boot sector ran with it"),
-        Ok(Boot::Ended(why)) => {
-            Finding::warn("kvm", format!("/dev/kvm is there, but QEMU fails on it: {why}"), WHAT_TO_DO)
-        }
+        Ok(Boot::Ended(why)) => Finding::warn(
+            "kvm",
+            format!("/dev/kvm is there, but QEMU fails on it: {why}"),
+            WHAT_TO_DO,
+        ),
         Ok(Boot::Hung) => Finding::warn(
             "kvm",
             format!("/dev/kvm is there, but a guest on it hangs ({} s)", LIMIT.as_secs()),
