@@ -22,14 +22,18 @@ const STALL_LIMIT_MS: u64 = 1000;
 const LOAD: &str = "load start threads=8 rate=400 discard=0";
 /// How long an attach may take to be level on a loaded machine.
 const LEVEL_LIMIT: Duration = Duration::from_secs(60);
+/// Faults before the agent is restarted: its guard takes more for a crash loop, and waits longer
+/// each time before the next worker.
+const FAULTS_PER_AGENT: usize = 4;
 /// Before and after the fault.
 const MARGIN: Duration = Duration::from_millis(200);
 
 struct Scene {
     vm: Vm,
-    agent: Agent,
+    /// Always there but while it is restarted.
+    agent: Option<Agent>,
     _disks: TempDir,
-    _state: TempDir,
+    state: TempDir,
 }
 
 impl Scene {
@@ -48,16 +52,29 @@ impl Scene {
             builder = builder.disk(Disk::raw(path).writeback());
         }
         let mut vm = builder.boot();
-        let agent = Agent::start(PROGRAM, state.path().join("state"));
+        let agent = start_agent(&state);
         let qmp = vm.agent_qmp().display().to_string();
         agent.ok(&["protect", "vm", "--qmp", &qmp]);
         agent.wait_state("vm", "protected", LEVEL_LIMIT);
         vm.ask(LOAD, "load started");
-        Ok(Self { vm, agent, _disks: disks, _state: state })
+        Ok(Self { vm, agent: Some(agent), _disks: disks, state })
+    }
+
+    fn agent(&self) -> Result<&Agent> {
+        self.agent.as_ref().context("the agent runs")
+    }
+
+    fn restart_agent(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.stop();
+        }
+        let agent = start_agent(&self.state);
+        agent.wait_state("vm", "protected", LEVEL_LIMIT);
+        self.agent = Some(agent);
     }
 
     fn epoch(&self) -> Result<u64> {
-        self.agent.json(&["status", "vm"])["epoch"].as_u64().context("status has an epoch")
+        self.agent()?.json(&["status", "vm"])["epoch"].as_u64().context("status has an epoch")
     }
 
     /// The worst write of the fault's half and that of the quiet half, in milliseconds, and the
@@ -67,8 +84,8 @@ impl Scene {
         self.vm.ask("load reset", "load reset");
         let begun = Instant::now();
         std::thread::sleep(MARGIN);
-        self.agent.signal_worker(signal);
-        self.agent.wait_status("vm", LEVEL_LIMIT, |status| {
+        self.agent()?.signal_worker(signal);
+        self.agent()?.wait_status("vm", LEVEL_LIMIT, |status| {
             status["state"] == "protected" && status["epoch"].as_u64() > Some(before)
         });
         std::thread::sleep(MARGIN);
@@ -82,6 +99,10 @@ impl Scene {
     }
 }
 
+fn start_agent(state: &TempDir) -> Agent {
+    Agent::start(PROGRAM, state.path().join("state"))
+}
+
 /// Measures both faults.
 pub fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
     let mut scene = Scene::start()?;
@@ -91,6 +112,9 @@ pub fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
     for (name, signal, aim_ms) in faults {
         let mut worst = Vec::new();
         for round in 0..rounds {
+            if round % FAULTS_PER_AGENT == 0 {
+                scene.restart_agent();
+            }
             let (disturbed, quiet, errors_now) = scene.round(signal)?;
             eprintln!("{name} {}/{rounds}: {disturbed:.1} ms, quiet {quiet:.1} ms", round + 1);
             worst.push((disturbed, quiet));

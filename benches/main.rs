@@ -44,7 +44,7 @@ pub struct Scale {
 impl Scale {
     fn from_env() -> Result<Self> {
         Ok(Self {
-            rounds: number("AFTERIMAGE_BENCH_ROUNDS", 7)?.max(1) as usize,
+            rounds: number("AFTERIMAGE_BENCH_ROUNDS", 5)?.max(1) as usize,
             run_ms: number("AFTERIMAGE_BENCH_RUN_MS", 1000)?.max(100),
             guest_rounds: number("AFTERIMAGE_BENCH_GUEST_ROUNDS", 20)?.max(1) as usize,
         })
