@@ -4,6 +4,7 @@ mod evidence;
 mod inputs;
 mod libvirt;
 mod lifecycle;
+mod owed;
 mod protect;
 mod quiesce;
 mod resync;
