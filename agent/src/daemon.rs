@@ -10,8 +10,7 @@ use crate::engine::Engine;
 use crate::intent;
 use afterimage_guard::{GuardConfig, Program, Worker};
 use afterimage_journal::{ErrorKind, Options, layout};
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -107,22 +106,8 @@ fn work(args: &DaemonArgs, worker: Worker) -> ExitCode {
 
 /// Takes the state directory's lock; held until the process ends.
 fn take_lock(args: &DaemonArgs) -> Result<File, afterimage_journal::Error> {
-    use afterimage_journal::Error;
     layout::check_state(&args.state, true)?;
-    let path = args.state.join("lock");
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| Error::io("open", &path, e))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path }),
-        Err(e) => Err(Error::io("lock", &path, e)),
-    }
+    layout::take_lock(&args.state)
 }
 
 async fn serve(args: &DaemonArgs, worker: Worker) -> ExitCode {

@@ -222,6 +222,29 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
+/// Takes the `lock` of a directory (a journal's, or the state directory's), as its only writer;
+/// held until the file is dropped.
+///
+/// # Errors
+/// [`Error::Locked`] when another process holds it; or it can't be made.
+pub fn take_lock(dir: &Path) -> Result<fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| Error::io("open for writing", &path, e))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path }),
+        Err(e) => Err(Error::io("lock", &path, e)),
+    }
+}
+
 /// Makes the names in a directory durable.
 ///
 /// # Errors

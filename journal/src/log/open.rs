@@ -9,8 +9,8 @@ use crate::format::{VERSION, record};
 use crate::history::History;
 use crate::layout::{self, Identity};
 use crate::unit::{self, MappedUnit, ScanEnd};
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -26,7 +26,7 @@ impl Journal {
         check_unit_bytes(options.unit_bytes)?;
         let is_new = !dir.exists();
         layout::make_dir(dir)?;
-        let lock = take_lock(dir)?;
+        let lock = layout::take_lock(dir)?;
         let path = dir.join("journal.json");
         if path.exists() {
             let why = "there is a journal already: open it, or purge it first".into();
@@ -53,7 +53,7 @@ impl Journal {
     /// # Errors
     /// Another process has it open; it can't be read or written; a newer program wrote it.
     pub fn open(dir: &Path, options: Options) -> Result<(Self, History)> {
-        let lock = take_lock(dir)?;
+        let lock = layout::take_lock(dir)?;
         Self::open_locked(dir, options, lock)
     }
 
@@ -173,23 +173,6 @@ fn check_unit_bytes(unit_bytes: u64) -> Result<()> {
         unit::UNIT_BYTES_MIN,
         unit::UNIT_BYTES_MAX
     )))
-}
-
-fn take_lock(dir: &Path) -> Result<File> {
-    let path = dir.join("lock");
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| Error::io("open journal for writing", &path, e))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path }),
-        Err(e) => Err(Error::io("lock", &path, e)),
-    }
 }
 
 /// The header of the epoch's first unit. After anything but a clean close or a mere end of the

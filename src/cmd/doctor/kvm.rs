@@ -87,7 +87,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[ignore = "needs QEMU's system emulator"]
     fn the_boot_sector_ends_qemu_where_guests_run() {
         assert_eq!(boot("tcg", "max").unwrap(), Boot::Ran);
     }
