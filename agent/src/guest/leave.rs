@@ -3,7 +3,8 @@
 //! What always holds: the session is closed first, at the last position that was proved level;
 //! better evidence (QEMU itself has ended) only comes after.
 
-use super::life::{Ending, Life};
+use super::attach;
+use super::life::{self, Ending, Life};
 use super::task::{DETACHED, Let, Task};
 use crate::api::{ApiError, GuestState};
 use crate::capture::CaptureEvent;
@@ -35,12 +36,15 @@ impl Life {
         let session = group.session(&name);
         let confirmed = session.map(|s| s.confirmed);
         let close = |reason: &str, upto: Option<Seq>| group.close_session(&name, reason, upto);
+        let monitor_lost = matches!(ending, Ending::MonitorLost(_));
         let outcome = match ending {
             Ending::Stopped(reason) => {
                 close(&reason, None);
                 Let::Again(reason)
             }
             Ending::Lost(reason) | Ending::MonitorLost(reason) => {
+                // What a mirror's end is not the cause of.
+                let known = monitor_lost || reason == attach::MIGRATED_AWAY;
                 close(&reason, confirmed);
                 self.attached.session.store(0, Ordering::Relaxed);
                 match self.fate(&reason).await {
@@ -54,7 +58,16 @@ impl Life {
                         }
                         Let::Ended(ended)
                     }
-                    None => Let::Again(reason),
+                    None => {
+                        let cause = match known {
+                            true => reason.clone(),
+                            false => self.cause(reason.clone()).await,
+                        };
+                        if let Some(session) = session.filter(|_| cause != reason) {
+                            group.amend_close(&name, session.id, &cause, confirmed, Vec::new());
+                        }
+                        Let::Again(cause)
+                    }
                 }
             }
             Ending::Detach(reply) => {
@@ -188,6 +201,20 @@ impl Life {
             Some(how) => format!("the guest was shut down ({how})"),
             None => format!("QEMU ended ({reason})"),
         })
+    }
+
+    /// Why a mirror was lost while QEMU lives on: of one that was ended, the lost connection or
+    /// a paused neighbour may have been seen first.
+    async fn cause(&mut self, seen: String) -> String {
+        if self.cancelled.is_none() && self.shutdown.is_none() {
+            let asked = tokio::time::timeout(LAST_LOOK_LIMIT, self.attached.qemu.jobs()).await;
+            if let Ok(Ok(jobs)) = asked {
+                let listed = |job: &str| jobs.iter().any(|j| j.job == job);
+                let gone = self.attached.disks.iter().find(|d| !listed(&d.attachment.job));
+                self.cancelled = gone.map(|d| d.disk.node.clone());
+            }
+        }
+        self.cancelled.as_deref().map_or(seen, life::cancelled)
     }
 
     pub(super) async fn qemu_answers(&self) -> bool {

@@ -45,6 +45,8 @@ pub(super) struct Life {
     pub(super) disorderly: bool,
     /// A mirror ended before the guest did: writes may have gone past it.
     pub(super) ended_early: bool,
+    /// The disk whose mirror somebody else ended.
+    pub(super) cancelled: Option<String>,
     pub(super) counted: (u64, u64, Instant),
     pub(super) ticks: u32,
 }
@@ -108,6 +110,7 @@ impl Life {
             shutdown: None,
             disorderly: false,
             ended_early: false,
+            cancelled: None,
             counted: (0, 0, Instant::now()),
             ticks: 0,
         }
@@ -199,20 +202,25 @@ impl Life {
         match event {
             QemuEvent::Shutdown { reason, .. } => self.shutdown = Some(reason),
             QemuEvent::BlockJobCompleted { job, .. } | QemuEvent::BlockJobCancelled { job } => {
-                let ours = self.is_ours(&job);
+                let ours = self.disk_of(&job);
                 // QEMU ends its jobs as well when it quits, but says first that the guest has
                 // been shut down.
-                self.ended_early |= ours && self.shutdown.is_none();
-                return ours;
+                if ours.is_some() && self.shutdown.is_none() {
+                    self.ended_early = true;
+                    self.cancelled = ours.clone();
+                }
+                return ours.is_some();
             }
-            QemuEvent::BlockJobError { job, .. } => return self.is_ours(&job),
+            QemuEvent::BlockJobError { job, .. } => return self.disk_of(&job).is_some(),
             _ => {}
         }
         false
     }
 
-    pub(super) fn is_ours(&self, job: &str) -> bool {
-        self.attached.disks.iter().any(|d| d.attachment.job == job)
+    /// The disk that one of our mirrors is of.
+    fn disk_of(&self, job: &str) -> Option<String> {
+        let ours = self.attached.disks.iter().find(|d| d.attachment.job == job);
+        ours.map(|d| d.disk.node.clone())
     }
 
     pub(super) async fn captured(
@@ -257,10 +265,8 @@ impl Life {
                     match job {
                         None => {
                             self.ended_early |= connected && self.shutdown.is_none();
-                            return Some(Ending::Lost(format!(
-                                "the mirror of disk {} was ended from outside",
-                                disk.disk.node
-                            )));
+                            self.cancelled = Some(disk.disk.node.clone());
+                            return Some(Ending::Lost(cancelled(&disk.disk.node)));
                         }
                         Some(job) if job.paused || !connected => {
                             self.ended_early |= connected && self.shutdown.is_none();
@@ -407,6 +413,11 @@ impl Life {
             self.counted = now;
         }
     }
+}
+
+/// The reason of a gap that begins with the end of a mirror that neither we nor QEMU ended.
+pub(super) fn cancelled(node: &str) -> String {
+    format!("the mirror of disk {node} was ended from outside")
 }
 
 async fn join(handle: &mut Option<JoinHandle<Result<Level>>>) -> Result<Level> {
