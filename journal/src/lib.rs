@@ -16,6 +16,8 @@ pub mod history;
 pub mod layout;
 pub mod log;
 pub mod map;
+pub mod pool;
+pub mod storage;
 pub mod unit;
 pub mod view;
 

@@ -247,6 +247,12 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the agent's last words:\n{}", self.last_words());
+            if let Some(worker) = self.worker_pid() {
+                eprintln!("its threads:\n{}", threads(worker));
+            }
+        }
         if matches!(self.guard.try_wait(), Ok(Some(_))) {
             return;
         }
@@ -258,6 +264,21 @@ impl Drop for Agent {
         let _ = self.guard.kill();
         let _ = self.guard.wait();
     }
+}
+
+/// Name, state and place in the kernel of each thread: what a hang looks like.
+fn threads(pid: u32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let word = |path: PathBuf| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let lines = tasks.map(|task| {
+        let task = task.path();
+        let stat = word(task.join("stat"));
+        let state = stat.rsplit_once(')').map_or("?", |(_, rest)| rest.trim()).chars().next();
+        let (name, place) = (word(task.join("comm")), word(task.join("wchan")));
+        let call = word(task.join("syscall"));
+        format!("  {name} {} {place} {call}", state.unwrap_or('?'))
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn send_signal(pid: u32, signal: Signal) {
