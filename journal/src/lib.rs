@@ -7,7 +7,8 @@
 //!
 //! Folder by folder: [`format`] is bytes without I/O, [`unit`] one file of the log, [`log`] the
 //! append path, [`history`] what can be restored, [`map`] and [`view`] a volume at a position,
-//! [`layout`] where journals lie below a state directory. The bytes are in `docs/format.md`.
+//! [`window`] how far back that reaches, [`layout`] where journals lie below a state directory. The
+//! bytes are in `docs/format.md`.
 
 pub mod clock;
 pub mod error;
@@ -20,6 +21,7 @@ pub mod pool;
 pub mod storage;
 pub mod unit;
 pub mod view;
+pub mod window;
 
 pub use error::{Error, ErrorKind, Result};
 pub use format::meta;

@@ -8,3 +8,4 @@ mod model;
 mod power;
 mod rot;
 mod when;
+mod window;
