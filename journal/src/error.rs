@@ -76,6 +76,16 @@ pub enum Error {
         /// Which check failed.
         why: &'static str,
     },
+    /// A block of a map run doesn't pass its check: derived data, the units' indexes hold the same.
+    #[error("map run {}: the block at byte {at} is damaged: {why}", path.display())]
+    BadRun {
+        /// The run's file.
+        path: PathBuf,
+        /// Byte offset of the block.
+        at: u64,
+        /// Which check failed.
+        why: &'static str,
+    },
     /// The journal stopped taking records after an error; it must be opened anew.
     #[error("the journal stopped at record {last_seq}: {why}")]
     Stopped {
@@ -125,7 +135,7 @@ impl Error {
             Self::Locked { .. } => ErrorKind::Retry,
             Self::Damaged { .. } => ErrorKind::NotRestorable,
             Self::Stopped { space: true, .. } => ErrorKind::FreeSpace,
-            Self::Stopped { .. } | Self::TooLarge { .. } => ErrorKind::Broken,
+            Self::Stopped { .. } | Self::TooLarge { .. } | Self::BadRun { .. } => ErrorKind::Broken,
         }
     }
 }
