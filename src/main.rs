@@ -7,6 +7,7 @@
 
 mod cmd;
 mod failure;
+mod log;
 mod progress;
 mod quantity;
 mod show;
@@ -15,7 +16,6 @@ mod when;
 
 use clap::Parser;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 /// Rewind running virtual machines: every write to a guest's disks is journaled, so that the guest
 /// can be brought back as it was at any moment
@@ -44,12 +44,12 @@ encryption, limits of the journal's size and merging (a journal keeps all its hi
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(matches!(cli.command, cmd::Command::Agent(_)));
+    let _log = log::start(matches!(cli.command, cmd::Command::Agent(_)));
     allow_many_files();
     match cli.command.run() {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("afterimage: {failure}");
+            show::complain(&failure);
             ExitCode::from(failure.code)
         }
     }
@@ -62,17 +62,4 @@ fn allow_many_files() {
     let raised = Rlimit { current: limits.maximum, ..limits };
     // Refused, the limit stays as it is, and only a very long journal is too long.
     let _ = setrlimit(Resource::Nofile, raised);
-}
-
-/// Logs go to standard error: all from `info` for the daemon, only trouble for a command.
-fn start_log(is_daemon: bool) {
-    let default = if is_daemon { "info" } else { "error" };
-    let filter =
-        EnvFilter::try_from_env("AFTERIMAGE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
 }

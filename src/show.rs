@@ -32,6 +32,11 @@ pub fn print_on(text: &str) -> Outcome<bool> {
     }
 }
 
+/// Says something on standard error; where that can't be written, the exit code has to do.
+pub fn complain(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "afterimage: {text}");
+}
+
 /// Writes a value as JSON to standard output.
 ///
 /// # Errors

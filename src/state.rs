@@ -77,7 +77,7 @@ pub fn offline_status(state: &Path, name: Option<&str>) -> Outcome<Vec<GuestStat
     for journal in layout::journals(state)? {
         match History::load(&layout::journal_dir(state, &journal)?) {
             Ok(history) => all.extend(of_journal(&history, &settings)),
-            Err(e) => eprintln!("afterimage: {e}"),
+            Err(e) => crate::show::complain(e),
         }
     }
     all.sort_by(|a, b| a.guest.cmp(&b.guest));

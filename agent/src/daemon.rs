@@ -11,6 +11,7 @@ use crate::intent;
 use afterimage_guard::{GuardConfig, Program, Worker};
 use afterimage_journal::{ErrorKind, Options, layout};
 use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -45,7 +46,8 @@ pub fn run(args: &DaemonArgs) -> ExitCode {
 }
 
 fn complain(error: impl std::fmt::Display) {
-    eprintln!("afterimage: {error}");
+    // Where it can't be written (a full disk, a closed pipe), the exit code still tells.
+    let _ = writeln!(std::io::stderr(), "afterimage: {error}");
 }
 
 fn guard(args: &DaemonArgs) -> ExitCode {

@@ -59,6 +59,19 @@ pub struct OpenSession {
     pub confirmed: Seq,
     /// When that was, nanoseconds since the Unix epoch.
     pub confirmed_ns: u64,
+    /// The same by a clock that is never set.
+    pub confirmed_at: Instant,
+}
+
+/// What a group knows of a guest at one moment.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// Why the journal takes no records, if so.
+    pub stopped: Option<String>,
+    /// Its open session.
+    pub session: Option<OpenSession>,
+    /// Its sessions over time, oldest first.
+    pub intervals: Vec<Interval>,
 }
 
 /// How the session before this opening of the journal ended.
@@ -158,10 +171,7 @@ impl Group {
     /// Why the journal takes no records, if so.
     #[must_use]
     pub fn stopped(&self) -> Option<String> {
-        match &self.lock().journal {
-            Some(journal) => journal.stopped(),
-            None => Some("the journal is not open".into()),
-        }
+        self.lock().stopped()
     }
 
     /// Opens the journal anew if it stopped. Blocking: it reads the journal's units.
@@ -347,10 +357,16 @@ impl Group {
         Ok(Marked { id, seq })
     }
 
-    /// The guest's sessions over time, oldest first.
+    /// How a guest stands: its journal, its session and its past, all of the same moment.
     #[must_use]
-    pub fn timeline(&self, guest: &str) -> Vec<Interval> {
-        self.lock().timelines.get(guest).map(|t| t.intervals().to_vec()).unwrap_or_default()
+    pub fn standing(&self, guest: &str) -> Standing {
+        let state = self.lock();
+        let timeline = state.timelines.get(guest);
+        Standing {
+            stopped: state.stopped(),
+            session: state.sessions.get(guest).copied(),
+            intervals: timeline.map(|t| t.intervals().to_vec()).unwrap_or_default(),
+        }
     }
 
     /// Wall time by the journal's clock.

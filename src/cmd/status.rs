@@ -42,10 +42,10 @@ pub fn run(args: &StatusArgs) -> Outcome {
     }
     if guests.iter().any(|g| g.offline) {
         let state = args.state.state.display();
-        eprintln!(
-            "afterimage: no agent runs on {state}; this is what the journals on disk tell. \
+        show::complain(format!(
+            "no agent runs on {state}; this is what the journals on disk tell. \
              Start it with `afterimage agent --state {state}`"
-        );
+        ));
     }
     let details = args.name.is_some();
     show::print(&text(&guests, details))

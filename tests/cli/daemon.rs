@@ -2,8 +2,10 @@
 //! nobody has, the live view, a journal that is left.
 
 use super::shop::Shop;
-use crate::kit::{Agent, Outcome, REPLY_LIMIT, poll};
-use std::io::{BufRead, BufReader};
+use crate::kit::{Agent, Cli, Outcome, REPLY_LIMIT, poll};
+use std::fs::{File, Permissions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
@@ -58,6 +60,43 @@ fn a_second_agent_on_the_same_state_ends_and_the_first_goes_on() {
     assert_ne!(second.code, 0, "{second:?}");
     assert!(agent.run(&["status"]).code == 0);
     agent.stop();
+}
+
+/// All that the agent says goes nowhere: to a full disk, and to a pipe that nobody reads.
+#[test]
+fn an_agent_that_cant_write_its_log_serves_all_the_same() {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let full_pipe = File::from(writer);
+    rustix::io::ioctl_fionbio(&full_pipe, true).unwrap();
+    while (&full_pipe).write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&full_pipe, false).unwrap();
+    let full_disk = File::options().write(true).open("/dev/full").unwrap();
+    for log in [full_disk, full_pipe] {
+        let dir = TempDir::with_prefix("ai-").unwrap();
+        let program = dir.path().join("afterimage");
+        let script = format!("#!/bin/sh\nAFTERIMAGE_LOG=trace exec {PROGRAM} \"$@\"\n");
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        let state = dir.path().join("s");
+        let agent = Agent::start_logging_to(program, &state, log, dir.path().join("none"));
+        let cli = Cli::new(PROGRAM, &state);
+        for _ in 0..20 {
+            assert_eq!(cli.json(&["status"]).as_array().unwrap().len(), 0);
+            let qmp = dir.path().join("qmp").display().to_string();
+            refused(&cli.run(&["protect", "vm", "--qmp", &qmp]), 4, &["no socket"]);
+        }
+        let worker = agent.kill_worker();
+        agent.wait_other_worker(worker, REPLY_LIMIT);
+        assert_eq!(cli.json(&["status"]).as_array().unwrap().len(), 0);
+        agent.stop();
+        // What a command can't say, its code still says.
+        let full_disk = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(PROGRAM);
+        command.args(["status", "vm", "--state"]).arg(&state);
+        let ended = command.stdout(Stdio::null()).stderr(full_disk).status().unwrap();
+        assert_eq!(ended.code(), Some(2));
+    }
+    drop(reader);
 }
 
 #[test]

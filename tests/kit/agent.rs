@@ -153,13 +153,26 @@ impl Agent {
     /// goes to `agent.log` beside the state directory, further runs to the same file.
     #[track_caller]
     pub fn start(program: impl Into<PathBuf>, state: impl Into<PathBuf>) -> Self {
-        let cli = Cli::new(program, state);
-        let log = cli.state.with_extension("agent.log");
+        let state: PathBuf = state.into();
+        let log = state.with_extension("agent.log");
         let file = File::options()
             .create(true)
             .append(true)
             .open(&log)
             .unwrap_or_else(|e| panic!("open {}: {e}", log.display()));
+        Self::start_logging_to(program, state, file, log)
+    }
+
+    /// As [`Agent::start`], with a log of the caller's; what is shown of it when a test fails is
+    /// read from `log`.
+    #[track_caller]
+    pub fn start_logging_to(
+        program: impl Into<PathBuf>,
+        state: impl Into<PathBuf>,
+        file: File,
+        log: PathBuf,
+    ) -> Self {
+        let cli = Cli::new(program, state);
         let guard = Command::new(&cli.program)
             .args(["agent", "--state"])
             .arg(&cli.state)

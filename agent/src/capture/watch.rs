@@ -82,6 +82,20 @@ struct Connection {
 }
 
 impl Connection {
+    /// Says that it is gone, once.
+    fn gone(&self, orderly: bool, reason: &str) {
+        self.settle();
+        if self.exporting.take() {
+            self.gate.trip();
+            self.counters.connected.fetch_sub(1, Ordering::AcqRel);
+            let _ = self.events.send(CaptureEvent::Closed {
+                volume: self.volume,
+                orderly,
+                reason: reason.to_owned(),
+            });
+        }
+    }
+
     fn settle(&self) {
         if let Some((ticket, since_ns)) = self.open.take() {
             self.slot.replied(ticket);
@@ -122,16 +136,13 @@ impl ConnectionObserver for Connection {
     }
 
     fn closed(self: Box<Self>, reason: CloseReason) {
-        self.settle();
-        if self.exporting.get() {
-            self.gate.trip();
-            self.counters.connected.fetch_sub(1, Ordering::AcqRel);
-            let orderly = matches!(reason, CloseReason::Disconnected);
-            let _ = self.events.send(CaptureEvent::Closed {
-                volume: self.volume,
-                orderly,
-                reason: reason.to_string(),
-            });
-        }
+        self.gone(matches!(reason, CloseReason::Disconnected), &reason.to_string());
+    }
+}
+
+/// A thread that fell before it could say so is gone as well.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.gone(false, "its thread ended");
     }
 }

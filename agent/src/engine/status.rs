@@ -1,11 +1,15 @@
 //! What `status` says of a guest: from its face, its settings and its group.
+//!
+//! What always holds: a guest is called protected only while its journal takes records, its
+//! session is open, no mirror was lost and it was found level a short while ago, whatever its task
+//! showed last: a task may hang, or not have got to it yet.
 
 use crate::api::types::time;
 use crate::api::{
     CopyProgress, DiskStatus, GapStatus, GuestState, GuestStatus, JournalSize, WindowStatus,
 };
-use crate::group::{Group, Interval};
-use crate::guest::Face;
+use crate::group::{Group, Interval, Standing};
+use crate::guest::{Face, Shown};
 use crate::settings::GuestSettings;
 use afterimage_guard::Counters;
 use afterimage_journal::Seq;
@@ -18,6 +22,9 @@ use std::time::{Duration, Instant};
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 /// Samples kept: a minute.
 const SAMPLES_MAX: usize = 600;
+/// Age at which the last proof that a guest was level is none any more. A look comes every
+/// second; one that waits for QEMU's monitor, or for a frozen guest, comes later.
+const PROOF_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// Remembers when the journal's head was where, to tell the age of what is not durable yet.
 pub(super) struct Sampler {
@@ -76,9 +83,10 @@ pub(super) fn of(
     let (head, durable) = journal.as_ref().map_or((0, 0), |j| (j.head(), j.durable()));
     let (units, bytes) = journal.as_ref().map_or((0, 0), afterimage_journal::Journal::size);
     let now_ns = group.wall_ns();
-    let intervals = group.timeline(&settings.name);
     let shown = face.shown();
-    let state = shown.state;
+    let standing = group.standing(&settings.name);
+    let (state, reason) = seen(&shown, &standing);
+    let intervals = &standing.intervals;
     let copy = shown.copy.as_ref().map(|p| CopyProgress {
         cause: p.cause,
         done_bytes: p.done_bytes.load(Ordering::Relaxed),
@@ -91,16 +99,16 @@ pub(super) fn of(
     GuestStatus {
         guest: settings.name.clone(),
         state,
-        rpo_ms: rpo_ms(state, &intervals, now_ns, sampler.exposed_ms(head, durable)),
+        rpo_ms: rpo_ms(state, &standing, now_ns, sampler.exposed_ms(head, durable)),
         head_seq: head,
         durable_seq: durable,
-        window: window(&intervals, now_ns),
-        gaps: gaps(&intervals),
+        window: window(intervals, now_ns),
+        gaps: gaps(intervals),
         journal: JournalSize { units, bytes },
         disks: disks(settings, group, &shown.disks),
         stall_ms_max: stall_ms.max(answer_us.div_ceil(1000)),
         group: settings.group.clone(),
-        reason: shown.reason.clone(),
+        reason,
         epoch: journal.as_ref().map_or(0, afterimage_journal::Journal::epoch),
         window_s: settings.window_s,
         checkpoint_every_ms: settings.checkpoint_every_ms,
@@ -110,6 +118,36 @@ pub(super) fn of(
         agent_restarts: counters.map_or(0, |c| c.restarts),
         offline: false,
     }
+}
+
+/// The state that is true now, and the reason for it.
+fn seen(shown: &Shown, standing: &Standing) -> (GuestState, Option<String>) {
+    let doubt = match shown.state {
+        GuestState::Gap | GuestState::Detached => None,
+        GuestState::Protected => lost(shown, standing).or_else(|| unproved(standing)),
+        GuestState::InitialSync | GuestState::Resync => lost(shown, standing),
+    };
+    match doubt {
+        Some(reason) => (GuestState::Gap, Some(reason)),
+        None => (shown.state, shown.reason.clone()),
+    }
+}
+
+/// Why nothing that the guest writes is taken in, if so.
+fn lost(shown: &Shown, standing: &Standing) -> Option<String> {
+    let shut = shown.gate.as_ref().is_some_and(|gate| gate.is_shut());
+    let shut = shut.then(|| "a mirror was lost, or one of its writes was refused".to_owned());
+    standing.stopped.clone().or(shut)
+}
+
+/// Why a guest can't be called level, if so.
+fn unproved(standing: &Standing) -> Option<String> {
+    let Some(session) = &standing.session else {
+        let last = standing.intervals.last().filter(|last| last.to_ns.is_some());
+        return Some(last.map_or("its session has ended".into(), |last| last.reason.clone()));
+    };
+    let age = session.confirmed_at.elapsed();
+    (age > PROOF_AGE_MAX).then(|| format!("last found level {} s ago", age.as_secs()))
 }
 
 fn disks(
@@ -134,13 +172,15 @@ fn disks(
         .collect()
 }
 
-fn rpo_ms(state: GuestState, intervals: &[Interval], now_ns: u64, exposed_ms: u64) -> Option<u64> {
-    let last = intervals.last()?;
-    match last.to_ns {
-        None if state == GuestState::Protected => Some(exposed_ms),
-        None => Some(now_ns.saturating_sub(last.from_ns) / 1_000_000),
-        Some(to_ns) => Some(now_ns.saturating_sub(to_ns) / 1_000_000),
-    }
+fn rpo_ms(state: GuestState, standing: &Standing, now_ns: u64, exposed_ms: u64) -> Option<u64> {
+    let last = standing.intervals.last()?;
+    let level_ns = match (last.to_ns, &standing.session) {
+        (Some(to_ns), _) => to_ns,
+        (None, _) if state == GuestState::Protected => return Some(exposed_ms),
+        (None, Some(session)) => session.confirmed_ns,
+        (None, None) => last.from_ns,
+    };
+    Some(now_ns.saturating_sub(level_ns) / 1_000_000)
 }
 
 fn window(intervals: &[Interval], now_ns: u64) -> Option<WindowStatus> {
@@ -164,6 +204,8 @@ fn gaps(intervals: &[Interval]) -> Vec<GapStatus> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::Gate;
+    use crate::group::OpenSession;
 
     fn interval(from_s: u64, to_s: Option<u64>) -> Interval {
         let ns = |s| s * 1_000_000_000;
@@ -178,13 +220,53 @@ mod tests {
         assert_eq!(gaps(&[interval(1, Some(5)), interval(8, None)]).len(), 1);
     }
 
+    fn standing(intervals: &[Interval], proved: Option<Duration>) -> Standing {
+        let session = proved.map(|age| OpenSession {
+            id: 1,
+            from: 1,
+            confirmed: 2,
+            confirmed_ns: 3_000_000_000,
+            confirmed_at: Instant::now() - age,
+        });
+        Standing { stopped: None, session, intervals: intervals.to_vec() }
+    }
+
     #[test]
     fn without_protection_the_rpo_grows_from_the_last_recovery_point() {
         let now_ns = 20_000_000_000;
-        let closed = [interval(1, Some(5))];
+        let closed = standing(&[interval(1, Some(5))], None);
         assert_eq!(rpo_ms(GuestState::Gap, &closed, now_ns, 7), Some(15_000));
-        let open = [interval(1, None)];
+        let open = standing(&[interval(1, None)], Some(Duration::ZERO));
         assert_eq!(rpo_ms(GuestState::Protected, &open, now_ns, 7), Some(7));
-        assert_eq!(rpo_ms(GuestState::InitialSync, &[], now_ns, 7), None);
+        assert_eq!(rpo_ms(GuestState::Gap, &open, now_ns, 7), Some(17_000));
+        assert_eq!(rpo_ms(GuestState::InitialSync, &standing(&[], None), now_ns, 7), None);
+    }
+
+    #[test]
+    fn a_guest_is_never_called_protected_when_it_is_not_whatever_its_task_shows() {
+        let gate = Arc::new(Gate::default());
+        let face = Face::new("vm");
+        face.shown().gate = Some(Arc::clone(&gate));
+        face.show(GuestState::Protected, None);
+        let state = |standing: &Standing| seen(&face.shown(), standing);
+        let sound = standing(&[interval(1, None)], Some(Duration::ZERO));
+        assert_eq!(state(&sound), (GuestState::Protected, None));
+        let why = |reason: &str| (GuestState::Gap, Some(reason.to_owned()));
+        assert_eq!(state(&standing(&[interval(1, Some(5))], None)), why("why"));
+        assert_eq!(state(&Standing { session: None, ..sound.clone() }).0, GuestState::Gap);
+        let stopped = Standing { stopped: Some("no space".into()), ..sound.clone() };
+        assert_eq!(state(&stopped), why("no space"));
+        let stale = standing(&[interval(1, None)], Some(2 * PROOF_AGE_MAX));
+        assert_eq!(state(&stale), why("last found level 120 s ago"));
+        gate.arm();
+        gate.trip();
+        assert_eq!(state(&sound).0, GuestState::Gap);
+        // A sync whose journal stopped, or whose mirror was lost behind its proof, is none.
+        face.show(GuestState::Resync, None);
+        assert_eq!(state(&sound).0, GuestState::Gap);
+        face.shown().gate = None;
+        assert_eq!(state(&stopped), why("no space"));
+        let between = Standing { session: None, ..sound.clone() };
+        assert_eq!(state(&between), (GuestState::Resync, None));
     }
 }

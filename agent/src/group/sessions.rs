@@ -6,6 +6,8 @@ use afterimage_journal::format::record::Kind;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{ImageIdentity, Meta, Session, SessionEvent};
 use afterimage_journal::{Result, Seq, VolumeId};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Ends of sessions that wait for the journal to be opened anew.
 const UNWRITTEN_MAX: usize = 256;
@@ -35,7 +37,13 @@ impl Group {
         }))?;
         journal.sync()?;
         let now_ns = self.wall_ns();
-        let session = OpenSession { id, from: seq, confirmed: seq, confirmed_ns: now_ns };
+        let session = OpenSession {
+            id,
+            from: seq,
+            confirmed: seq,
+            confirmed_ns: now_ns,
+            confirmed_at: Instant::now(),
+        };
         let mut state = self.lock();
         let volumes: Vec<_> =
             state.config.volumes.iter().filter(|v| v.guest == guest).map(|v| v.id).collect();
@@ -53,12 +61,55 @@ impl Group {
         Ok(session)
     }
 
+    /// As [`Self::open_session`], on a thread of its own and for a limited time: one that opens
+    /// later than that is closed at once, at its beginning.
+    ///
+    /// # Errors
+    /// Why it isn't open.
+    pub async fn open_session_within(
+        self: &Arc<Self>,
+        limit: Duration,
+        guest: &str,
+        full: bool,
+    ) -> std::result::Result<OpenSession, String> {
+        let (group, name) = (Arc::clone(self), guest.to_owned());
+        let mut opening = tokio::task::spawn_blocking(move || group.open_session(&name, full));
+        match tokio::time::timeout(limit, &mut opening).await {
+            Ok(Ok(opened)) => opened.map_err(|e| e.to_string()),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(_) => {
+                let (group, name) = (Arc::clone(self), guest.to_owned());
+                tokio::spawn(async move {
+                    if let Ok(Ok(late)) = opening.await {
+                        let upto = Some(late.from.saturating_sub(1));
+                        group.close_session_if(&name, late.id, "never proved", upto);
+                    }
+                });
+                Err("the journal's disk does not answer".into())
+            }
+        }
+    }
+
     /// Closes a guest's session. `upto` is the last position that was proved level, if it isn't
     /// the journal's end.
     pub fn close_session(&self, guest: &str, reason: &str, upto: Option<Seq>) {
-        let Some(session) = self.lock().sessions.remove(guest) else { return };
+        if let Some(session) = self.session(guest) {
+            self.close_session_if(guest, session.id, reason, upto);
+        }
+    }
+
+    /// As [`Self::close_session`], unless it is another one by now.
+    fn close_session_if(&self, guest: &str, id: u32, reason: &str, upto: Option<Seq>) {
+        let mut state = self.lock();
+        let Some(session) = state.sessions.get(guest).copied().filter(|s| s.id == id) else {
+            drop(state);
+            return self.write_close(guest, id, reason, upto, Vec::new());
+        };
+        state.sessions.remove(guest);
         let end_ns = if upto.is_some() { session.confirmed_ns } else { self.wall_ns() };
-        self.lock().timelines.entry(guest.to_owned()).or_default().closed(end_ns, reason);
+        state.timelines.entry(guest.to_owned()).or_default().closed(end_ns, reason);
+        // From here on everybody sees the gap; the record may have to wait for the disk.
+        drop(state);
         self.write_close(guest, session.id, reason, upto, Vec::new());
     }
 
@@ -172,6 +223,7 @@ impl Group {
             if position >= session.confirmed {
                 session.confirmed = position;
                 session.confirmed_ns = self.wall_ns();
+                session.confirmed_at = Instant::now();
             }
             session.id
         };

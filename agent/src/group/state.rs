@@ -58,6 +58,14 @@ impl State {
         }
     }
 
+    /// Why the journal takes no records, if so.
+    pub(super) fn stopped(&self) -> Option<String> {
+        match &self.journal {
+            Some(journal) => journal.stopped(),
+            None => Some("the journal is not open".into()),
+        }
+    }
+
     /// Every guest that has ever been level is level.
     pub(super) fn all_level(&self) -> bool {
         let known = self.config.guests.iter().filter(|g| self.timelines.contains_key(&g.name));

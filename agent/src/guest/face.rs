@@ -1,7 +1,7 @@
 //! What others see of a guest: written by its task, read by status.
 
 use crate::api::GuestState;
-use crate::capture::TapCounters;
+use crate::capture::{Gate, TapCounters};
 use afterimage_journal::VolumeId;
 use afterimage_journal::meta::CopyCause;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,6 +22,8 @@ pub struct Shown {
     pub reason: Option<String>,
     /// Its disks.
     pub disks: Vec<DiskFace>,
+    /// What all its taps share, while it is attached.
+    pub gate: Option<Arc<Gate>>,
     /// The copy that goes on.
     pub copy: Option<Arc<Progress>>,
     /// Guest writes, bytes a second, over the last seconds.
@@ -95,6 +97,7 @@ impl Face {
                 state: GuestState::Gap,
                 reason: Some("not attached yet".into()),
                 disks: Vec::new(),
+                gate: None,
                 copy: None,
                 bytes_per_s: 0,
                 writes_per_s: 0,

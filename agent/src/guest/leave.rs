@@ -1,7 +1,8 @@
 //! Letting go of an attached guest, and finding out what became of it.
 //!
-//! What always holds: the session is closed first, at the last position that was proved level;
-//! better evidence (QEMU itself has ended) only comes after.
+//! What always holds: the session is closed first, at the last position that was proved level, and
+//! the state that is shown changes with it; better evidence (QEMU itself has ended) and clearing
+//! up, which may take seconds, only come after.
 
 use super::attach;
 use super::life::{self, Ending, Life};
@@ -35,7 +36,12 @@ impl Life {
         let group = Arc::clone(&task.context.group);
         let session = group.session(&name);
         let confirmed = session.map(|s| s.confirmed);
-        let close = |reason: &str, upto: Option<Seq>| group.close_session(&name, reason, upto);
+        let face = Arc::clone(&task.context.face);
+        let close_as = |state: GuestState, reason: &str, upto: Option<Seq>| {
+            group.close_session(&name, reason, upto);
+            face.show(state, Some(reason.to_owned()));
+        };
+        let close = |reason: &str, upto: Option<Seq>| close_as(GuestState::Gap, reason, upto);
         let monitor_lost = matches!(ending, Ending::MonitorLost(_));
         let outcome = match ending {
             Ending::Stopped(reason) => {
@@ -72,10 +78,9 @@ impl Life {
             }
             Ending::Detach(reply) => {
                 let proved = self.proved(task).await;
-                close(DETACHED, proved);
+                close_as(GuestState::Detached, DETACHED, proved);
                 let detached = self.detach(false).await;
                 let saved = task.save_detached(true);
-                task.context.face.show(GuestState::Detached, Some(DETACHED.into()));
                 let _ = reply.send(detached.and(saved));
                 Let::Detached
             }
@@ -102,11 +107,8 @@ impl Life {
             }
         };
         self.stop_captures().await;
-        if let Some(syncing) = self.syncing.take() {
-            syncing.abort();
-        }
         let mut shown = task.context.face.shown();
-        shown.copy = None;
+        (shown.copy, shown.gate) = (None, None);
         (shown.bytes_per_s, shown.writes_per_s) = (0, 0);
         for disk in &self.attached.disks {
             let us = disk.counters.answer_us_max.load(Ordering::Relaxed);
@@ -263,6 +265,25 @@ impl Life {
             }
         }
         outcome
+    }
+}
+
+/// However it ended, a panic of the task included: no copy goes on, and no server of ours keeps a
+/// mirror of QEMU's busy that nobody watches.
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.progress.cancel.store(true, Ordering::Relaxed);
+        if let Some(syncing) = &self.syncing {
+            syncing.abort();
+        }
+        self.attached.session.store(0, Ordering::Relaxed);
+        let captures: Vec<_> =
+            self.attached.disks.iter_mut().filter_map(|d| d.capture.take()).collect();
+        if !captures.is_empty() {
+            // Waits for their connections: not on a thread that others need, unless none is left.
+            let stopping = std::thread::Builder::new().name("capture-stop".into());
+            drop(stopping.spawn(move || drop(captures)));
+        }
     }
 }
 

@@ -90,6 +90,7 @@ impl Life {
             let mut shown = task.context.face.shown();
             shown.disks = attached.disks.iter().map(disk_face).collect();
             shown.copy = Some(Arc::clone(&progress));
+            shown.gate = Some(Arc::clone(&attached.gate));
         }
         task.context.face.show(state, None);
         task.answer(Ok(()));
@@ -307,12 +308,10 @@ impl Life {
             Err(error) => return Some(Ending::Lost(format!("the sync failed: {error:#}"))),
         };
         let (group, name) = (Arc::clone(&task.context.group), task.context.settings.name.clone());
-        let opening = tokio::task::spawn_blocking(move || group.open_session(&name, level.full));
-        let session = match tokio::time::timeout(marks::SYNC_LIMIT, opening).await {
-            Ok(Ok(Ok(session))) => session,
-            Ok(Ok(Err(e))) => return Some(Ending::Lost(e.to_string())),
-            Ok(Err(e)) => return Some(Ending::Lost(e.to_string())),
-            Err(_) => return Some(Ending::Lost("the journal's disk does not answer".into())),
+        let opened = group.open_session_within(marks::SYNC_LIMIT, &name, level.full).await;
+        let session = match opened {
+            Ok(session) => session,
+            Err(reason) => return Some(Ending::Lost(reason)),
         };
         // The gate was armed before the proof: if it is open still, the session's first position
         // is level too.

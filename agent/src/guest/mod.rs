@@ -25,7 +25,7 @@ mod sockets;
 mod sync;
 mod task;
 
-pub use face::{DiskFace, Face, Progress};
+pub use face::{DiskFace, Face, Progress, Shown};
 pub use task::{Context, DETACHED};
 
 use crate::api::{ApiError, MarkReply, MarkRequest};
@@ -81,7 +81,12 @@ impl Guest {
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, ApiError>>) -> Command,
     ) -> Result<T, ApiError> {
-        let gone = || ApiError::other(format!("the task of {} has ended", self.face.name()));
+        let gone = || {
+            let name = self.face.name();
+            ApiError::other(format!(
+                "{name} was let go of before it answered: see `afterimage status`"
+            ))
+        };
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| gone())?;
         match tokio::time::timeout(COMMAND_LIMIT, answer).await {

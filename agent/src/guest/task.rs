@@ -1,4 +1,7 @@
 //! The task that owns a guest: reaching it, attaching, syncing, watching, and letting go.
+//!
+//! What always holds: a fault of ours in it (a panic) ends the session where it was last proved,
+//! is shown, and the guest is attached to anew; the task itself only ends when it is told to.
 
 use super::Command;
 use super::attach;
@@ -12,8 +15,12 @@ use afterimage_qmp::Qemu;
 use afterimage_qmp::libvirt::{Libvirt, Target};
 use afterimage_qmp::qemu::ServerHealth;
 use anyhow::{Context as _, Result};
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -70,7 +77,36 @@ pub(super) async fn run(
     first: oneshot::Sender<Result<(), ApiError>>,
 ) {
     let mut task = Task { context, inbox, waiting: vec![first], retry: RETRY_MIN };
+    supervise(&mut task, |task, again| Box::pin(live(task, again))).await;
+}
+
+type Living<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// Runs the task's work until it returns, and again after each panic in it.
+async fn supervise(task: &mut Task, work: for<'a> fn(&'a mut Task, bool) -> Living<'a>) {
+    let mut again = false;
     loop {
+        let mut living = work(task, again);
+        let ended =
+            poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| living.as_mut().poll(cx))) {
+                Ok(poll) => poll.map(Ok),
+                Err(panic) => Poll::Ready(Err(panic)),
+            });
+        let Err(panic) = ended.await else { return };
+        drop(living);
+        let words = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
+        task.fell(&words.unwrap_or_else(|| "no reason given".into()));
+        again = true;
+    }
+}
+
+/// The task's work; `again` after a fault in it.
+async fn live(task: &mut Task, mut again: bool) {
+    loop {
+        if std::mem::take(&mut again) && task.pause().await.is_break() {
+            return;
+        }
         if task.context.settings.detached {
             task.context.face.show(GuestState::Detached, Some(DETACHED.into()));
             task.answer(Ok(()));
@@ -99,9 +135,7 @@ pub(super) async fn run(
         if begun.elapsed() > RETRY_MAX {
             task.retry = RETRY_MIN;
         }
-        if task.pause().await.is_break() {
-            return;
-        }
+        again = true;
     }
 }
 
@@ -130,6 +164,20 @@ impl Task {
         for waiting in self.waiting.drain(..) {
             let _ = waiting.send(outcome.clone());
         }
+    }
+
+    /// Takes up after a fault of ours: what it left half done counts for nothing.
+    fn fell(&mut self, words: &str) {
+        let reason = format!("a fault in the agent ({words}): see its log, and report it");
+        tracing::error!(guest = self.context.settings.name, %reason, "attaching anew");
+        let (group, name) = (&self.context.group, &self.context.settings.name);
+        let confirmed = group.session(name).map(|s| s.confirmed);
+        group.close_session(name, &reason, confirmed);
+        self.context.face.show(GuestState::Gap, Some(reason.clone()));
+        let mut shown = self.context.face.shown();
+        (shown.copy, shown.gate) = (None, None);
+        drop(shown);
+        self.answer(Err(ApiError::other(reason)));
     }
 
     /// A command while nothing is attached.
@@ -258,5 +306,46 @@ impl Task {
         let mut life = Life::begin(self, attached, events, captures);
         let outcome = life.watch(self).await;
         Ok(life.end(self, outcome).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afterimage_journal::Options;
+
+    #[tokio::test]
+    async fn a_fault_in_a_guests_task_ends_its_session_and_the_task_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = Arc::new(Group::open(dir.path(), "vm", Options::default()).unwrap());
+        let settings = r#"{"name":"vm","group":"vm","window_s":1,"checkpoint_every_ms":1000}"#;
+        let context = Context {
+            state: dir.path().to_owned(),
+            settings: serde_json::from_str(settings).unwrap(),
+            group: Arc::clone(&group),
+            worker: None,
+            face: Face::new("vm"),
+        };
+        let (_commands, inbox) = mpsc::channel(1);
+        let (first, outcome) = oneshot::channel();
+        let mut task = Task { context, inbox, waiting: vec![first], retry: RETRY_MIN };
+        supervise(&mut task, |task, again| Box::pin(broken(task, again))).await;
+        assert!(outcome.await.unwrap().unwrap_err().message.contains("broken"));
+        let standing = group.standing("vm");
+        assert_eq!(standing.session, None);
+        assert!(standing.intervals[0].to_ns.is_some() && standing.intervals.len() == 1);
+        group.close().unwrap();
+    }
+
+    async fn broken(task: &mut Task, again: bool) {
+        let (face, group) = (Arc::clone(&task.context.face), Arc::clone(&task.context.group));
+        if again {
+            assert_eq!(face.shown().state, GuestState::Gap);
+            assert!(face.shown().reason.as_ref().unwrap().contains("broken"));
+            return;
+        }
+        group.open_session_within(Duration::from_secs(60), "vm", true).await.unwrap();
+        face.show(GuestState::Protected, None);
+        panic!("broken");
     }
 }

@@ -247,8 +247,9 @@ impl Inner {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let tail_space = tail.no_space;
+                let cause = if tail_space { "has no space left" } else { "is too slow" };
                 let why = format!(
-                    "the next unit was not ready within {:?}: the disk of {} is too slow or full",
+                    "the next unit was not ready within {:?}: the disk of {} {cause}",
                     self.options.unit_wait,
                     self.dir.display()
                 );

@@ -249,11 +249,15 @@ impl Inner {
 
     /// Ends the taking of records; the first reason stays.
     fn stop(&self, tail: &mut Tail, why: String, space: bool) {
-        if tail.stopped.is_none() {
-            tracing::error!(journal = %self.dir.display(), %why, "the journal stopped");
-            tail.stopped = Some(Stop { why, space });
+        let first = tail.stopped.is_none();
+        if first {
+            tail.stopped = Some(Stop { why: why.clone(), space });
         }
         self.wake_all();
+        // Last: what a log does must not keep anybody waiting, or the stop from being seen.
+        if first {
+            tracing::error!(journal = %self.dir.display(), %why, "the journal stopped");
+        }
     }
 
     fn wake_all(&self) {

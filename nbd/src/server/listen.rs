@@ -185,16 +185,17 @@ impl Core {
         };
         // Others may hold duplicates of the descriptor: closing alone would not tell the client.
         link.transport.end();
-        match &reason {
-            CloseReason::Protocol(_) | CloseReason::Panicked => {
-                tracing::warn!(%reason, "NBD connection ended");
-            }
-            _ => tracing::debug!(%reason, "NBD connection ended"),
-        }
+        let noteworthy = matches!(&reason, CloseReason::Protocol(_) | CloseReason::Panicked);
+        let words = reason.to_string();
         let Link { transport, observer, .. } = link;
         drop(transport);
         observer.closed(reason);
         drop(seat);
+        // Last: a log can be slow.
+        match noteworthy {
+            true => tracing::warn!(reason = words, "NBD connection ended"),
+            false => tracing::debug!(reason = words, "NBD connection ended"),
+        }
     }
 }
 

@@ -113,8 +113,8 @@ fn a_request_at_depth_one_costs_one_receive_and_one_send() {
         once(&mut raw);
     }
     let after = counts.now();
-    // The receive that waits for the next request may or may not have begun.
-    assert!((1000..=1001).contains(&(after.0 - receives)), "{} receives", after.0 - receives);
+    // Either time, the receive that waits for the next request may or may not have begun.
+    assert!((999..=1001).contains(&(after.0 - receives)), "{} receives", after.0 - receives);
     assert_eq!(after.1 - sends, 1000);
 }
 
