@@ -96,6 +96,9 @@ pub enum Error {
         /// Whether it was the want of space.
         space: bool,
     },
+    /// The pool has no room for a unit, or a limit forbids it.
+    #[error("{0}")]
+    NoRoom(String),
     /// A record that no unit can hold.
     #[error("a record of {bytes} bytes is over the journal's limit of {limit_bytes}")]
     TooLarge {
@@ -134,7 +137,7 @@ impl Error {
             }
             Self::Locked { .. } => ErrorKind::Retry,
             Self::Damaged { .. } => ErrorKind::NotRestorable,
-            Self::Stopped { space: true, .. } => ErrorKind::FreeSpace,
+            Self::NoRoom(_) | Self::Stopped { space: true, .. } => ErrorKind::FreeSpace,
             Self::Stopped { .. } | Self::TooLarge { .. } | Self::BadRun { .. } => ErrorKind::Broken,
         }
     }

@@ -1,12 +1,28 @@
 //! The pool: the directories that units lie on.
 //!
 //! [`description`] is what pool and members say of themselves, [`trust`] which of them to believe,
-//! [`places`] finds a journal's files on all that are trusted.
+//! [`places`] finds a journal's files on all that are trusted: that is all that readers need. The
+//! writer has a [`Pool`] ([`live`]): it gives out room ([`placement`] chooses), takes it back,
+//! changes the members, and moves units off those that are drained.
 
+pub mod allocate;
+pub mod change;
 pub mod description;
+mod drain;
+mod grant;
+pub mod live;
+pub mod placement;
 pub mod places;
+mod status;
+mod survey;
 pub mod trust;
 
+pub use allocate::{Allocate, HomeAllocator, Slot};
+pub use change::{Added, Limit};
 pub use description::{Description, MemberEntry, MemberFile, MemberState};
+pub use drain::DrainStep;
+pub use live::Pool;
 pub use places::{FileName, Found, Places};
+pub use status::MemberStatus;
+pub use survey::{HELD_DIR, SPARE_DIR, Usage};
 pub use trust::{Missing, Standing};

@@ -9,7 +9,9 @@
 
 use super::description::{Description, MEMBER_FILE, MemberEntry, MemberFile};
 use crate::error::{Error, Result};
-use crate::storage::Storage;
+use crate::storage::{Access, Storage};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -123,6 +125,14 @@ impl Home {
             Err(e) => Ok(Self::Lost(e.to_string())),
         }
     }
+}
+
+/// Device and inode of a member's word: another file system under the same path is noticed.
+pub(super) fn place_of(storage: &Arc<dyn Storage>, dir: &Path) -> io::Result<Option<(u64, u64)>> {
+    let file = storage.open(&dir.join(MEMBER_FILE), Access::Read)?;
+    let Some(file) = file.as_file() else { return Ok(None) };
+    let found = file.metadata()?;
+    Ok(Some((found.dev(), found.ino())))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ pub use real::RealStorage;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How a file is opened.
@@ -96,6 +96,22 @@ pub trait Storage: Send + Sync + Debug {
     /// # Errors
     /// The operating system's.
     fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes an empty directory. Where directories are only part of names, there is nothing to do.
+    ///
+    /// # Errors
+    /// The operating system's: it isn't empty.
+    fn remove_dir(&self, _dir: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The one spelling of a path to something that is there.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        Ok(path.to_owned())
+    }
 
     /// Makes the names in a directory durable.
     ///

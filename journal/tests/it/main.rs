@@ -5,6 +5,7 @@ mod crash;
 mod faults;
 mod fixture;
 mod model;
+mod pool;
 mod power;
 mod rot;
 mod when;
