@@ -283,9 +283,9 @@ impl Pool {
         }
     }
 
-    /// Ends the membership of a member without units: the description first, then what is left.
+    /// Ends the membership of a member without units: what is left goes, then its entry, then its
+    /// word, which alone makes a directory no less empty.
     fn end(&self, source: &Source, groups: &[String]) -> Result<()> {
-        self.forget(source.uuid)?;
         let mut dirs: Vec<_> = groups.iter().map(|g| source.dir.join(g)).collect();
         dirs.push(source.dir.join(SPARE_DIR));
         for dir in &dirs {
@@ -295,6 +295,7 @@ impl Pool {
             let _ = self.storage.remove_dir(&dir.join(HELD_DIR));
             let _ = self.storage.remove_dir(dir);
         }
+        self.forget(source.uuid)?;
         let path = source.dir.join(MEMBER_FILE);
         if let Err(error) = self.storage.remove(&path) {
             tracing::warn!(path = %path.display(), %error, "left behind");

@@ -19,7 +19,7 @@ pub mod trust;
 
 pub use allocate::{Allocate, HomeAllocator, Slot};
 pub use change::{Added, Limit};
-pub use description::{Description, MemberEntry, MemberFile, MemberState};
+pub use description::{Description, MEMBER_FILE, MemberEntry, MemberFile, MemberState, POOL_FILE};
 pub use drain::DrainStep;
 pub use live::Pool;
 pub use places::{FileName, Found, Places};
