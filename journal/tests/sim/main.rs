@@ -1,0 +1,11 @@
+//! The journal on a simulated disk: seeded runs with every kind of end, and the image that each
+//! sync boundary of a recorded run could leave.
+//!
+//! `AFTERIMAGE_SEED=n` replays one seed of whatever failed.
+
+mod disk;
+mod disk_tests;
+mod file;
+mod rng;
+mod storage;
+mod world;
