@@ -4,6 +4,7 @@
 #   make demo        boot a real guest, protect it, destroy its database, bring it back
 #   make test        all tests but the long ones          make test-long   the long ones too
 #   make check       formatting and lints                 make bench       ours beside the peers
+#   make fuzz        every decoder under mutated input
 #   make install-tools
 
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ TEST := cargo test --workspace
 TEST_LONG := $(TEST) -- --include-ignored
 endif
 
-.PHONY: all demo test test-long bench check install-tools guest guest-demo
+.PHONY: all demo test test-long bench check fuzz install-tools guest guest-demo
 
 all:
 	cargo build
@@ -56,6 +57,18 @@ check:
 	cargo fmt --all --check
 	cargo fmt --manifest-path $(GUEST_MANIFEST) --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+# Seconds a target, and which: make fuzz FUZZ_SECONDS=60 FUZZ=record. Compiled with a counter on every
+# edge, which plain rustc can do; for the target named, so that build scripts go without.
+FUZZ ?= all
+FUZZ_SECONDS ?= 10
+FUZZ_SEED ?= $(shell date +%s)
+FUZZ_HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cdebug-assertions
+fuzz:
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo run --quiet -p afterimage-fuzz --target $(FUZZ_HOST) \
+		--target-dir target/fuzz -- $(FUZZ) $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 # Rounds and sections can be chosen, see docs/benchmarks.md.
 bench: guest
