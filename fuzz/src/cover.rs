@@ -62,7 +62,9 @@ impl Reached {
             // threads that count meanwhile have ended, or a lost count is no harm.
             let counts = unsafe { std::slice::from_raw_parts(start as *const u8, bytes) };
             // Most were not reached: eight of them at a time.
-            for (at, eight) in counts.chunks(8).enumerate().filter(|(_, c)| c.iter().any(|n| *n != 0)) {
+            for (at, eight) in
+                counts.chunks(8).enumerate().filter(|(_, c)| c.iter().any(|n| *n != 0))
+            {
                 for (i, count) in eight.iter().enumerate() {
                     let (seen, class) = (&mut self.seen[base + 8 * at + i], class(*count));
                     new |= *seen & class != class;

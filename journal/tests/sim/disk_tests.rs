@@ -149,8 +149,10 @@ fn a_full_device_says_so_and_a_ring_outlives_the_process_only() {
     storage.sync_dir(Path::new(DIR)).unwrap();
     let killed = storage.kill();
     assert!(read(&killed, "/d/ring").unwrap().starts_with(b"kept"));
-    let cut = killed.power(Keep::All);
+    let mounted = killed.mount_id(Path::new(DIR));
+    let cut = killed.power(Keep::Percent(50));
     assert!(read(&cut, "/d/ring").is_none_or(|bytes| !bytes.starts_with(b"kept")));
+    assert_ne!(cut.mount_id(Path::new(DIR)), mounted, "by that a ring of before is known");
 }
 
 #[test]

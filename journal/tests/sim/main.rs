@@ -3,6 +3,8 @@
 //!
 //! `AFTERIMAGE_SEED=n` replays one seed of whatever failed.
 
+#![allow(dead_code)]
+
 mod disk;
 mod disk_tests;
 mod file;

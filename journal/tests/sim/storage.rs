@@ -124,6 +124,12 @@ impl SimStorage {
         self.world().record.take().unwrap_or_default()
     }
 
+    /// This many boots later, with everything else as it is.
+    pub fn after_boots(self, boots: u64) -> Self {
+        self.world().boot += boots;
+        self
+    }
+
     /// The disk as it is.
     pub fn disk(&self) -> Disk {
         self.world().disk.clone()
@@ -276,6 +282,7 @@ impl Storage for SimStorage {
     }
 
     fn mount_id(&self, _: &Path) -> u64 {
-        7
+        // Another one after each boot.
+        6 + self.world().boot
     }
 }
