@@ -80,20 +80,16 @@ impl Keep {
     #[must_use]
     pub fn choose(&self, checkpoints: &[Candidate]) -> Vec<Seq> {
         let mut kept = Vec::new();
-        let mut slot = None;
-        for point in checkpoints {
-            if point.age_ns < self.every_write_ns {
-                continue;
-            }
-            // One that is past everything still was the first of its slot: no other takes its place.
-            let step = self.steps.iter().position(|s| point.age_ns <= s.upto_ns);
-            let at = step.unwrap_or(self.steps.len().saturating_sub(1));
-            let Some(every_ns) = self.steps.get(at).map(|s| s.every_ns) else { continue };
-            let this = Some((at, point.wall_ns / every_ns));
-            if step.is_some() && (point.tagged || this != slot) {
+        let mut before: Option<u64> = None;
+        for point in checkpoints.iter().filter(|c| c.age_ns >= self.every_write_ns) {
+            // One before it in its slot, in whatever step and however old, was the slot's first.
+            let earlier = before.replace(point.wall_ns);
+            let step = self.steps.iter().find(|s| point.age_ns <= s.upto_ns);
+            let Some(every_ns) = step.map(|s| s.every_ns) else { continue };
+            let slot = |wall_ns: u64| wall_ns / every_ns;
+            if point.tagged || earlier.map(slot) != Some(slot(point.wall_ns)) {
                 kept.push(point.seq);
             }
-            slot = this;
         }
         kept
     }

@@ -221,7 +221,8 @@ impl State<'_> {
             (AlarmLevel::Full, text)
         } else if self.short > 0 || self.early {
             let text = format!(
-                "the oldest history goes before its time: the window is {} now, and may go down to {guaranteed}",
+                "the oldest history goes before its time: the window is {} now, and may go down \
+                 to {guaranteed}",
                 span(self.held_ns)
             );
             (AlarmLevel::Shortened, text)

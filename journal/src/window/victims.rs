@@ -1,14 +1,17 @@
 //! Which units at or below the edge are merged, and with which.
 //!
-//! What always holds: a group is contiguous in numbers, what is left of it fits one unit, and at least
-//! the wanted share of its bytes comes free, so that merging writes less than it frees by a bound:
-//! with a dead share `d`, `(1 - d) / d` bytes are copied for each byte that comes free.
+//! What always holds: a group is contiguous in numbers, what is left of it fits one unit, and in what
+//! started it at least the wanted share is dead, so that merging copies a bounded part of what it
+//! frees: with a dead share `d`, `(1 - d) / d` bytes for each byte that comes free. A merged file is
+//! never alone in its group: what comes of it would have the same name.
 
 use super::{Edge, Row};
 
 /// A merged file up to this part of a unit is joined with its neighbours, whatever is dead in it:
 /// files stay few.
 const TINY_DIVISOR: u64 = 8;
+/// Most files of a group: bounds what is looked through for one merged unit.
+const FILES_MAX: usize = 256;
 /// So many tiny neighbours are joined though none has anything dead.
 const TINY_RUN: usize = 8;
 
@@ -43,8 +46,13 @@ enum Role {
     Stays,
 }
 
+/// What is left of a row that may be merged, bytes.
+fn may_go(row: &Row, edge: Edge) -> Option<u64> {
+    row.live_bytes.filter(|_| row.sound && row.last <= edge.unit)
+}
+
 fn role(row: &Row, edge: Edge, dead_permille: u64, unit_bytes: u64) -> Role {
-    let Some(live) = row.live_bytes.filter(|_| row.sound && row.last <= edge.unit) else {
+    let Some(live) = may_go(row, edge).filter(|live| *live <= unit_bytes) else {
         return Role::Stays;
     };
     let dead = row.file_bytes.saturating_sub(live);
@@ -66,14 +74,13 @@ pub fn victims(rows: &[Row], edge: Edge, dead_permille: u64, unit_bytes: u64) ->
     let mut open = Open::default();
     for row in rows {
         let role = role(row, edge, dead_permille, unit_bytes);
-        let live = row.live_bytes.unwrap_or(u64::MAX);
-        let follows = open.group.as_ref().is_none_or(|g| g.last + 1 == row.first);
-        let fits =
-            open.group.as_ref().is_none_or(|g| g.live_bytes.saturating_add(live) <= unit_bytes);
-        if role == Role::Stays || !follows || !fits {
+        // A merged file that can't stay alone takes its neighbour along.
+        let wanted = role != Role::Stays || (open.is_lonely() && may_go(row, edge).is_some());
+        let live = may_go(row, edge).unwrap_or(u64::MAX);
+        if !wanted || !open.takes(row, live, unit_bytes) {
             groups.extend(open.take());
         }
-        if role != Role::Stays && live <= unit_bytes {
+        if role != Role::Stays || (wanted && open.group.is_some()) {
             open.add(row, role, live);
         }
     }
@@ -97,9 +104,22 @@ struct Open {
     group: Option<Group>,
     dead: usize,
     files: usize,
+    /// The newest file is a merged one.
+    merged: bool,
 }
 
 impl Open {
+    fn is_lonely(&self) -> bool {
+        self.files == 1 && self.merged && self.dead == 1
+    }
+
+    fn takes(&self, row: &Row, live: u64, unit_bytes: u64) -> bool {
+        self.files < FILES_MAX
+            && self.group.as_ref().is_none_or(|g| {
+                g.last + 1 == row.first && g.live_bytes.saturating_add(live) <= unit_bytes
+            })
+    }
+
     fn add(&mut self, row: &Row, role: Role, live: u64) {
         let empty = Group { first: row.first, last: row.last, live_bytes: 0, file_bytes: 0 };
         let group = self.group.get_or_insert(empty);
@@ -107,12 +127,14 @@ impl Open {
         group.live_bytes += live;
         group.file_bytes += row.file_bytes;
         self.files += 1;
+        self.merged = row.merged;
         self.dead += usize::from(role == Role::Dead);
     }
 
     fn take(&mut self) -> Option<Group> {
         let open = std::mem::take(self);
-        let worth = open.dead > 0 || open.files >= TINY_RUN;
+        let alone = open.files == 1 && open.merged;
+        let worth = (open.dead > 0 && !alone) || open.files >= TINY_RUN;
         open.group.filter(|g| worth && g.freed_bytes() > 0)
     }
 }

@@ -267,6 +267,23 @@ fn tiny_merged_neighbours_go_along() {
 }
 
 #[test]
+fn a_merged_file_is_never_merged_alone() {
+    let edge = Edge { unit: 100, seq: 1000 };
+    let merged = |first, live| Row {
+        first,
+        last: first,
+        merged: true,
+        live_bytes: Some(UNIT * live / 10),
+        ..row(1, stamp(1, 0, 0))
+    };
+    assert!(victims(&[merged(1, 3)], edge, 500, UNIT).is_empty());
+    // It takes a neighbour along that would have stayed, if there is room.
+    let groups = victims(&[merged(1, 3), merged(2, 7)], edge, 500, UNIT);
+    assert_eq!((groups.len(), groups[0].first, groups[0].last), (1, 1, 2));
+    assert!(victims(&[merged(1, 3), merged(2, 8)], edge, 500, UNIT).is_empty());
+}
+
+#[test]
 fn keep_is_read_as_it_is_written() {
     let keep: Keep = "24h,1m:7d,1h:30d".parse().unwrap();
     assert_eq!((keep.every_write_ns(), keep.upto_ns()), (24 * HOUR, 30 * 24 * HOUR));
@@ -395,6 +412,7 @@ proptest! {
             let inside: Vec<_> =
                 rows.iter().filter(|r| r.first >= group.first && r.last <= group.last).collect();
             prop_assert!(inside.iter().all(|r| r.sound));
+            prop_assert!(inside.len() > 1 || !inside[0].merged);
             prop_assert_eq!(inside.iter().map(|r| r.file_bytes).sum::<u64>(), group.file_bytes);
             prop_assert_eq!(inside.iter().map(|r| r.last - r.first + 1).sum::<u64>(), group.last - group.first + 1);
         }
