@@ -293,7 +293,7 @@ fn a_run_that_is_not_finished_leaves_nothing() {
     for (volume, wrong) in [
         (1, piece(15, 1, 2, 2)),
         (0, piece(50, 1, 2, 2)),
-        (1, Piece { start: 9000, ..piece(0, 90, 2, 2) }),
+        (1, Piece { start: 8191, ..piece(0, 90, 2, 2) }),
         (1, piece(20, 0, 2, 2)),
     ] {
         assert!(writer.push(volume, &wrong).is_err(), "{volume} {wrong:?}");
@@ -310,12 +310,21 @@ fn a_run_that_is_not_finished_leaves_nothing() {
 }
 
 #[test]
-fn the_longest_zero_piece_is_kept() {
+fn long_pieces_and_odd_ones_are_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let cut = Piece { start: 512, end: 1 << 63, rank: 9, seq: 9, zero: true };
-    let run = write(dir.path(), &span(1, 1, 16), &MemRun::build(vec![(u16::MAX, cut)])).unwrap();
-    assert_eq!(run.all().collect::<Result<Vec<_>>>().unwrap(), vec![(u16::MAX, cut)]);
-    assert_eq!(run.find(u16::MAX, 1 << 40).unwrap(), Some(cut));
+    let odd = Piece { start: 3, end: 4, rank: 2, seq: 5, zero: false };
+    let long = Piece { start: 1 << 30, end: 10 << 30, rank: 8, seq: 8, zero: true };
+    let cut = Piece { start: (12 << 30) + 1, end: u64::MAX, rank: 9, seq: 9, zero: true };
+    let placed = [odd, long, cut].map(|p| (u16::MAX, p)).to_vec();
+    let run = write(dir.path(), &span(1, 1, 16), &MemRun::build(placed.clone())).unwrap();
+    assert!(run.pieces() > 3);
+    // What was put in as several comes out as one where pieces are put together.
+    let stack = Stack::new(vec![run.clone().into()]);
+    let seen: Vec<_> =
+        stack.resolve(u16::MAX, 0..u64::MAX).map(|p| (u16::MAX, p.unwrap())).collect();
+    assert_eq!(seen, placed);
+    assert_eq!(run.find(u16::MAX, 1 << 63).unwrap(), Some(cut));
+    assert_eq!(run.find(u16::MAX, 3).unwrap(), Some(odd));
     assert_eq!(open(run.path()).unwrap().span(), &span(1, 1, 16));
 }
 

@@ -23,13 +23,16 @@ pub const BODY_BYTES: usize = BLOCK_BYTES - size_of::<Trailer>();
 pub const PIECES_MAX: usize = BODY_BYTES / size_of::<RawPiece>();
 /// Keys of an index block: the data blocks that belong to it.
 pub const KEYS_MAX: usize = BODY_BYTES / size_of::<RawKey>();
-/// Ranges begin and end at multiples of this many bytes.
-pub const SECTOR_BYTES: u64 = 512;
+/// Longest piece, in bytes, but for one that reaches to the end of all addresses; a multiple of any
+/// usual block.
+pub const PIECE_BYTES_MAX: u64 = (1 << 32) - (1 << 20);
 
 const MAGIC_HEADER: [u8; 8] = *b"AIMGMAPR";
 const MAGIC_FOOTER: [u8; 8] = *b"AIMGMAPE";
-const ZERO: u64 = 1 << 8;
-const LOW: u64 = SECTOR_BYTES - 1;
+/// Flag of a piece: it reads as zeroes.
+const ZERO: u16 = 1;
+/// Flag of a piece: it reaches to the end of all addresses.
+const TO_THE_END: u16 = 2;
 
 /// A block of 4 KiB.
 pub type Block = [u8; BLOCK_BYTES];
@@ -49,7 +52,9 @@ pub(super) struct Trailer {
 #[repr(C)]
 struct RawPiece {
     start: U64,
-    end: U64,
+    bytes: U32,
+    volume: U16,
+    flags: U16,
     rank: U64,
     seq: U64,
 }
@@ -216,14 +221,16 @@ pub fn decode_footer(block: &Block) -> Option<Totals> {
     (raw.magic == MAGIC_FOOTER).then_some(totals)
 }
 
-/// Writes a piece; its ends are multiples of [`SECTOR_BYTES`], whose low nine bits carry the
-/// volume and the flag.
+/// Writes a piece of at most [`PIECE_BYTES_MAX`], or one that ends at `u64::MAX`.
 pub fn encode_piece(block: &mut Block, index: usize, volume: VolumeId, piece: &Piece) {
-    let [low, high] = volume.to_le_bytes();
-    let zero = if piece.zero { ZERO } else { 0 };
+    let to_the_end = piece.end == u64::MAX;
+    let bytes = if to_the_end { 0 } else { piece.bytes() as u32 };
+    let flags = if piece.zero { ZERO } else { 0 } | if to_the_end { TO_THE_END } else { 0 };
     let raw = RawPiece {
-        start: (piece.start | u64::from(low) | zero).into(),
-        end: (piece.end | u64::from(high)).into(),
+        start: piece.start.into(),
+        bytes: bytes.into(),
+        volume: volume.into(),
+        flags: flags.into(),
         rank: piece.rank.into(),
         seq: piece.seq.into(),
     };
@@ -236,16 +243,14 @@ pub fn encode_piece(block: &mut Block, index: usize, volume: VolumeId, piece: &P
 pub fn decode_piece(block: &Block, index: usize) -> Option<Placed> {
     let at = index * size_of::<RawPiece>();
     let raw = RawPiece::read_from_bytes(block.get(at..at + size_of::<RawPiece>())?).ok()?;
-    let (start, end) = (raw.start.get(), raw.end.get());
-    let volume = VolumeId::from_le_bytes([start as u8, end as u8]);
-    let piece = Piece {
-        start: start & !LOW,
-        end: end & !LOW,
-        rank: raw.rank.get(),
-        seq: raw.seq.get(),
-        zero: start & ZERO != 0,
+    let (start, flags) = (raw.start.get(), raw.flags.get());
+    let end = match flags & TO_THE_END {
+        0 => start.checked_add(raw.bytes.get().into())?,
+        _ => u64::MAX,
     };
-    (piece.start < piece.end).then_some((volume, piece))
+    let (rank, seq, zero) = (raw.rank.get(), raw.seq.get(), flags & ZERO != 0);
+    let known = flags & !(ZERO | TO_THE_END) == 0;
+    (start < end && known).then_some((raw.volume.get(), Piece { start, end, rank, seq, zero }))
 }
 
 /// Writes a key of an index or top block.

@@ -12,7 +12,6 @@ mod name;
 mod writer;
 
 pub(super) use cursor::Cursor;
-pub use format::SECTOR_BYTES;
 pub use name::{LEVEL_BASE, LEVEL_MAX, RunName, Span};
 pub use writer::RunWriter;
 

@@ -1,7 +1,7 @@
 //! Writing a run: a draft that gets its name when all of it is durable.
 
 use super::Run;
-use super::format::{self, BLOCK_BYTES, Block, KEYS_MAX, Key, PIECES_MAX, SECTOR_BYTES, Totals};
+use super::format::{self, BLOCK_BYTES, Block, KEYS_MAX, Key, PIECE_BYTES_MAX, PIECES_MAX, Totals};
 use super::name::Span;
 use crate::VolumeId;
 use crate::error::{Error, Result};
@@ -79,16 +79,25 @@ impl RunWriter {
         Ok(writer)
     }
 
-    /// Adds a piece behind the last one.
+    /// Adds a piece behind the last one; one that is very long goes in as several.
     ///
     /// # Errors
-    /// It isn't behind the last one, or its ends aren't multiples of 512; or a write failed.
+    /// It isn't behind the last one; or a write failed.
     pub fn push(&mut self, volume: VolumeId, piece: &Piece) -> Result<()> {
-        let whole = (piece.start | piece.end).is_multiple_of(SECTOR_BYTES);
-        if !whole || piece.start >= piece.end || (volume, piece.start) < self.last {
+        if piece.start >= piece.end || (volume, piece.start) < self.last {
             let (run, last) = (self.path.display(), self.last);
             return Err(Error::Invalid(format!("{run}: {piece:?} can't follow {last:?}")));
         }
+        let mut rest = *piece;
+        while rest.bytes() > PIECE_BYTES_MAX && rest.end < u64::MAX {
+            let end = rest.start + PIECE_BYTES_MAX;
+            self.add(volume, &Piece { end, ..rest })?;
+            rest.start = end;
+        }
+        self.add(volume, &rest)
+    }
+
+    fn add(&mut self, volume: VolumeId, piece: &Piece) -> Result<()> {
         if self.data_pieces == PIECES_MAX {
             self.put_data()?;
         }
