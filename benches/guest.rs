@@ -100,7 +100,7 @@ impl Scene {
 }
 
 fn start_agent(state: &TempDir) -> Agent {
-    Agent::start(PROGRAM, state.path().join("state"))
+    Agent::start_with(&[], PROGRAM, state.path().join("state"))
 }
 
 /// Measures both faults.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, oneshot};
 
 /// Longest that `protect` waits for the first attach.
-const FIRST_ATTACH_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
+const FIRST_ATTACH_LIMIT: std::time::Duration = crate::guest::COMMAND_LIMIT;
 
 /// The agent's engine.
 pub struct Engine {

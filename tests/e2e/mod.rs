@@ -26,8 +26,6 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_afterimage");
 
 /// A guest with two disks that its writer fills in turn, and an agent beside it.
 pub struct Scene {
-    /// Everything lies in it.
-    pub dir: TempDir,
     /// How the guest is made, to start it again.
     pub builder: VmBuilder,
     /// The guest.
@@ -36,6 +34,8 @@ pub struct Scene {
     pub agent: Agent,
     /// The guest's images.
     pub images: Vec<PathBuf>,
+    /// Everything lies in it, the agent's log as well: it goes last.
+    pub dir: TempDir,
 }
 
 impl Scene {

@@ -133,6 +133,11 @@ impl Cli {
     }
 }
 
+/// How tests run a daemon. The disk of a loaded machine hangs for a second now and then, and the
+/// guard then does as it should: kills the worker, and a gap begins that the test did not ask for.
+/// That a hang is found, by the limit that is set, is what tests of the guard are for.
+const PATIENT: &[&str] = &["--stall-limit", "5s"];
+
 /// A running daemon: the guard, and under it the worker that does the work. Dropping it kills both.
 pub struct Agent {
     cli: Cli,
@@ -153,6 +158,16 @@ impl Agent {
     /// goes to `agent.log` beside the state directory, further runs to the same file.
     #[track_caller]
     pub fn start(program: impl Into<PathBuf>, state: impl Into<PathBuf>) -> Self {
+        Self::start_with(PATIENT, program, state)
+    }
+
+    /// As [`Agent::start`], with these options alone.
+    #[track_caller]
+    pub fn start_with(
+        options: &[&str],
+        program: impl Into<PathBuf>,
+        state: impl Into<PathBuf>,
+    ) -> Self {
         let state: PathBuf = state.into();
         let log = state.with_extension("agent.log");
         let file = File::options()
@@ -160,7 +175,7 @@ impl Agent {
             .append(true)
             .open(&log)
             .unwrap_or_else(|e| panic!("open {}: {e}", log.display()));
-        Self::start_logging_to(program, state, file, log)
+        Self::launch(options, Cli::new(program, state), file, log)
     }
 
     /// As [`Agent::start`], with a log of the caller's; what is shown of it when a test fails is
@@ -172,10 +187,15 @@ impl Agent {
         file: File,
         log: PathBuf,
     ) -> Self {
-        let cli = Cli::new(program, state);
+        Self::launch(PATIENT, Cli::new(program, state), file, log)
+    }
+
+    #[track_caller]
+    fn launch(options: &[&str], cli: Cli, file: File, log: PathBuf) -> Self {
         let guard = Command::new(&cli.program)
             .args(["agent", "--state"])
             .arg(&cli.state)
+            .args(options)
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("the agent's log"))
             .stderr(file)

@@ -37,8 +37,9 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Commands that may wait for a guest's task.
 const COMMANDS_MAX: usize = 16;
-/// How long a command may wait for the task; an attach may probe several disks.
-const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// How long a command may wait for the task: an attach probes several disks, and a `virsh` may take a
+/// second for each of many questions. Shorter than a caller waits.
+pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(110);
 
 /// What a guest's task is asked for.
 pub(crate) enum Command {
@@ -92,7 +93,8 @@ impl Guest {
         match tokio::time::timeout(COMMAND_LIMIT, answer).await {
             Ok(answer) => answer.map_err(|_| gone())?,
             Err(_) => Err(ApiError::not_reachable(format!(
-                "{} did not get to it within {COMMAND_LIMIT:?}: see `afterimage status`",
+                "{} has not got to the end of it within {COMMAND_LIMIT:?}, and goes on: \
+                 see `afterimage status`",
                 self.face.name()
             ))),
         }

@@ -414,7 +414,8 @@ proptest! {
             prop_assert!(inside.iter().all(|r| r.sound));
             prop_assert!(inside.len() > 1 || !inside[0].merged);
             prop_assert_eq!(inside.iter().map(|r| r.file_bytes).sum::<u64>(), group.file_bytes);
-            prop_assert_eq!(inside.iter().map(|r| r.last - r.first + 1).sum::<u64>(), group.last - group.first + 1);
+            let records = inside.iter().map(|r| r.last - r.first + 1).sum::<u64>();
+            prop_assert_eq!(records, group.last - group.first + 1);
         }
     }
 
