@@ -18,6 +18,7 @@ pub mod layout;
 pub mod log;
 pub mod map;
 pub mod pool;
+pub mod ring;
 pub mod storage;
 pub mod unit;
 pub mod view;

@@ -7,6 +7,8 @@ use crate::format::record::Kind;
 use crate::format::unit_header::FLAG_EPOCH_START;
 use crate::layout::{self, Identity};
 use crate::meta::{CopyEvent, LevelRange, META_BYTES_MAX, Meta, SessionEvent};
+use crate::ring::Overlay;
+use crate::storage::RealStorage;
 use crate::unit::{ScanEnd, UnitContents, read_unit};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -65,6 +67,7 @@ fn load_once(dir: &Path, identity: &Identity, watermark_max: Seq) -> Result<Hist
         units_unreadable: 0,
         cut_at: 0,
         last_checkpoint_id: 0,
+        ring: Overlay::open(&RealStorage::shared(), dir),
     };
     let distrust = layout::read_distrust(dir)?;
     let mut epochs = Vec::new();
@@ -106,7 +109,7 @@ fn read_units(history: &mut History, epochs: &mut Vec<EpochStart>) -> Result<()>
         }
         expected = number + 1;
         let path = layout::unit_path(&history.dir, number);
-        let unit = match read_unit(&path, group, number) {
+        let unit = match read_unit(&path, group, number, history.ring.as_ref()) {
             Ok(unit) => unit,
             Err(e @ Error::NewerFormat { .. }) => return Err(e),
             Err(e) => {

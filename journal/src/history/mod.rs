@@ -16,6 +16,7 @@ use crate::format::record::Record;
 use crate::format::unit_header::UnitHeader;
 use crate::layout::Identity;
 use crate::meta::{Checkpoint, Config, CopyCause, ImageIdentity, LevelRange, Volume};
+use crate::ring::Overlay;
 use crate::unit::ScanEnd;
 use crate::{Seq, VolumeId, layout, unit};
 use std::collections::BTreeMap;
@@ -175,6 +176,8 @@ pub struct History {
     pub cut_at: Seq,
     /// Highest number of a checkpoint, restorable or not.
     pub last_checkpoint_id: u64,
+    /// What is in the ring only.
+    pub(crate) ring: Option<Overlay>,
 }
 
 impl History {
@@ -240,6 +243,8 @@ impl History {
             Error::Invalid(format!("record {} lies in no unit", entry.record.seq))
         })?;
         buffer.resize(entry.record.payload_bytes as usize, 0);
-        unit::read_payload(&unit.file, &unit.path, entry.at, &entry.record, buffer)
+        let ring = self.ring.as_ref().filter(|_| unit.end != ScanEnd::Sealed);
+        let (file, from) = ((&unit.file, &*unit.path), (unit.number, ring));
+        unit::read_payload(file, from, entry.at, &entry.record, buffer)
     }
 }

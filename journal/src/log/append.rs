@@ -1,19 +1,15 @@
 //! Reserve, fill, commit: what a capture thread runs for each write.
 
-use super::{Inner, Journal, Tail, background, lock};
+use super::tail::{Placed, Tail};
+use super::{Inner, Journal, lock};
 use crate::error::{Error, Result};
+use crate::format::checksum;
 use crate::format::record::{HEADER_BYTES, Kind, Record};
-use crate::format::unit_header::BLOCK_BYTES;
-use crate::format::{align_up, checksum};
 use crate::meta::{META_BYTES_MAX, Meta};
-use crate::unit::{MappedUnit, fits, payload_bytes_max, record_bytes_max};
+use crate::unit::{payload_bytes_max, record_bytes_max};
 use crate::{Seq, VolumeId};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Instant;
-
-/// Full units that wait to be sealed; with more, the disk is too slow and appends wait.
-const FULL_UNITS_MAX: usize = 4;
 
 /// What a record is about, before it has a number.
 #[derive(Debug, Clone, Copy)]
@@ -41,12 +37,13 @@ impl Draft {
 }
 
 /// Space for one record. Dropped without [`Reservation::commit`], it stays an uncommitted
-/// reservation, which every scan steps over.
+/// reservation, which every scan steps over. The ring's space behind it is not used again while it
+/// lives: whoever may have to wait for the payload gives it up after a bounded time.
 pub struct Reservation {
     journal: Arc<Inner>,
-    unit: Arc<MappedUnit>,
-    at: u64,
+    place: Placed,
     payload_bytes: u32,
+    is_ended: bool,
 }
 
 impl Journal {
@@ -67,9 +64,9 @@ impl Journal {
         }
         let inner = &self.inner;
         let mut tail = inner.tail_with_room(payload_bytes)?;
-        let (unit, at) = inner.place(&mut tail, payload_bytes);
+        let place = inner.place(&mut tail, payload_bytes);
         drop(tail);
-        Ok(Reservation { journal: Arc::clone(inner), unit, at, payload_bytes })
+        Ok(Reservation { journal: Arc::clone(inner), place, payload_bytes, is_ended: false })
     }
 
     /// Appends a whole record.
@@ -118,10 +115,11 @@ impl Journal {
 }
 
 impl Reservation {
-    /// The payload's place in the unit: fill it straight from the socket.
+    /// The payload's place in the ring: fill it straight from the socket.
     pub fn payload_mut(&mut self) -> &mut [u8] {
+        let position = self.place.unit.position(self.place.at + HEADER_BYTES);
         // SAFETY: this range was handed out once, to this reservation, which is borrowed mutably.
-        unsafe { self.unit.range_mut(self.at + HEADER_BYTES, self.payload_bytes.into()) }
+        unsafe { self.journal.ring.range_mut(position, self.payload_bytes.into()) }
     }
 
     /// Gives the record its number. When this returns, it and every record with a lower number
@@ -138,21 +136,18 @@ impl Reservation {
         let inner = &self.journal;
         let mut tail = lock(&inner.tail);
         inner.check(&tail)?;
-        let bytes = self.payload_bytes;
-        let seq = inner.commit(&mut tail, &self.unit, self.at, bytes, payload_crc, draft);
+        let seq = inner.commit(&mut tail, &self.place, self.payload_bytes, payload_crc, draft);
         with(&mut tail);
+        self.is_ended = true;
         Ok(seq)
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // The last one out of a full unit lets it be sealed. Either this sees the unit full,
-        // or the sealer, which looks after it was marked so, sees nothing in flight.
-        let last = self.unit.in_flight.fetch_sub(1, Ordering::SeqCst) == 1;
-        if last && self.unit.is_full.load(Ordering::SeqCst) {
-            let _tail = lock(&self.journal.tail);
-            self.journal.sealer_wake.notify_one();
+        if !self.is_ended {
+            let mut tail = lock(&self.journal.tail);
+            self.journal.end(&mut tail, self.place.ticket);
         }
     }
 }
@@ -162,33 +157,26 @@ impl Inner {
         if tail.stopped.is_some() { Err(self.stop_error_under(tail)) } else { Ok(()) }
     }
 
-    fn place(&self, tail: &mut Tail, payload_bytes: u32) -> (Arc<MappedUnit>, u64) {
-        let at = tail.at;
-        let unit = Arc::clone(&tail.unit);
-        unit.in_flight.fetch_add(1, Ordering::SeqCst);
-        unit.write_frame(at, payload_bytes);
-        tail.at = align_up(at + HEADER_BYTES + u64::from(payload_bytes));
-        tail.count += 1;
-        if tail.at + background::PREFAULT_LOW_BYTES > tail.prefaulted
-            && tail.prefaulted < unit.header.unit_bytes
-        {
-            self.faulter_wake.notify_one();
+    /// A reservation is committed or given up.
+    fn end(&self, tail: &mut Tail, ticket: u64) {
+        tail.reserved.end(ticket);
+        if tail.ready() >= tail.flush_at {
+            tail.flush_at = u64::MAX;
+            self.flusher_wake.notify_one();
         }
-        (unit, at)
     }
 
     fn commit(
         &self,
         tail: &mut Tail,
-        unit: &MappedUnit,
-        at: u64,
+        place: &Placed,
         payload_bytes: u32,
         payload_crc: u32,
         draft: &Draft,
     ) -> Seq {
         let seq = tail.next_seq;
         let clock = &self.options.clock;
-        let age_ns = clock.mono_ns().saturating_sub(unit.header.mono_ns);
+        let age_ns = clock.mono_ns().saturating_sub(place.unit.header.mono_ns);
         let record = Record {
             kind: draft.kind,
             flags: draft.flags,
@@ -202,80 +190,24 @@ impl Inner {
             payload_bytes,
             seq,
         };
-        unit.write_commit(at, &record);
+        place.unit.write_commit(&self.ring, place.at, &record);
         tail.next_seq = seq + 1;
         self.head.store(seq, Ordering::Release);
+        self.end(tail, place.ticket);
         seq
     }
 
-    /// Appends a record without a payload; for the threads inside, which hold no [`Journal`].
-    pub(super) fn append_bare(&self, draft: &Draft) -> Result<Seq> {
-        let mut tail = self.tail_with_room(0)?;
-        Ok(self.append_under(&mut tail, draft))
-    }
-
-    /// The tail lock, with room for a payload of this size in the current unit.
-    pub(super) fn tail_with_room(&self, payload_bytes: u32) -> Result<MutexGuard<'_, Tail>> {
-        let mut tail = lock(&self.tail);
-        loop {
-            self.check(&tail)?;
-            let end = align_up(tail.at + HEADER_BYTES + u64::from(payload_bytes));
-            if fits(self.identity.unit_bytes, end, tail.count + 1) {
-                return Ok(tail);
-            }
-            tail = self.turn_to_next_unit(tail)?;
-        }
+    /// Appends a record without a payload, if that takes no waiting; for the flusher, for which
+    /// everybody else waits.
+    pub(super) fn append_at_once(&self, draft: &Draft) -> Option<Seq> {
+        let mut tail = self.tail_if_room(0)?;
+        Some(self.append_under(&mut tail, draft))
     }
 
     /// Appends a record without a payload where there is room for it.
     pub(super) fn append_under(&self, tail: &mut Tail, draft: &Draft) -> Seq {
-        let (unit, at) = self.place(tail, 0);
-        let seq = self.commit(tail, &unit, at, 0, checksum::crc32c(&[]), draft);
-        unit.in_flight.fetch_sub(1, Ordering::SeqCst);
-        seq
-    }
-
-    /// Makes the prepared unit the current one; waits a bounded time for it.
-    fn turn_to_next_unit<'a>(
-        &'a self,
-        mut tail: MutexGuard<'a, Tail>,
-    ) -> Result<MutexGuard<'a, Tail>> {
-        let seen = tail.unit.header.number;
-        let deadline = Instant::now() + self.options.unit_wait;
-        while tail.next.is_none() || tail.idle_full() >= FULL_UNITS_MAX {
-            self.check(&tail)?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let tail_space = tail.no_space;
-                let cause = if tail_space { "has no space left" } else { "is too slow" };
-                let why = format!(
-                    "the next unit was not ready within {:?}: the disk of {} {cause}",
-                    self.options.unit_wait,
-                    self.dir.display()
-                );
-                self.stop(&mut tail, why, tail_space);
-                return Err(self.stop_error_under(&tail));
-            }
-            self.keeper_wake.notify_one();
-            self.sealer_wake.notify_one();
-            tail =
-                self.unit_ready.wait_timeout(tail, left).unwrap_or_else(PoisonError::into_inner).0;
-            if tail.unit.header.number != seen {
-                return Ok(tail);
-            }
-        }
-        if let Some(next) = tail.next.take() {
-            let (old, at) = (std::mem::replace(&mut tail.unit, next), tail.at);
-            old.is_full.store(true, Ordering::SeqCst);
-            tail.full.push((old, at));
-            tail.at = BLOCK_BYTES;
-            tail.count = 0;
-            tail.prefaulted = BLOCK_BYTES + background::PREFAULT_BYTES;
-            self.write_config(&mut tail);
-            self.keeper_wake.notify_one();
-            self.sealer_wake.notify_one();
-        }
-        Ok(tail)
+        let place = self.place(tail, 0);
+        self.commit(tail, &place, 0, checksum::crc32c(&[]), draft)
     }
 
     /// Repeats the configuration at the start of a unit, so that it needs no older one.
@@ -285,12 +217,12 @@ impl Inner {
         }
         let config = std::mem::take(&mut tail.config);
         let payload_bytes = config.len() as u32;
-        let (unit, at) = self.place(tail, payload_bytes);
+        let place = self.place(tail, payload_bytes);
+        let position = place.unit.position(place.at + HEADER_BYTES);
         // SAFETY: just placed, under the tail lock.
-        unsafe { unit.range_mut(at + HEADER_BYTES, payload_bytes.into()) }.copy_from_slice(&config);
+        unsafe { self.ring.range_mut(position, payload_bytes.into()) }.copy_from_slice(&config);
         let crc = checksum::crc32c(&config);
-        self.commit(tail, &unit, at, payload_bytes, crc, &Draft::of(Kind::Config));
-        unit.in_flight.fetch_sub(1, Ordering::SeqCst);
+        self.commit(tail, &place, payload_bytes, crc, &Draft::of(Kind::Config));
         tail.config = config;
     }
 }

@@ -1,37 +1,49 @@
 //! The append path of a journal: reserve, fill, commit.
 //!
 //! ```text
-//!  capture thread            tail lock           keeper, faulter,     syncer thread
-//!  reserve ───────────────►  place, frame        sealer               every 200 ms or on
-//!  fill straight from        (no I/O inside)     next unit ready,     demand: msync, then
-//!  the socket                                    pages faulted in,    a watermark record
-//!  commit ────────────────►  number, header      full units sealed
+//!  capture thread            tail lock             threads of the journal
+//!  reserve ───────────────►  place, frame          preparer: the next units, ahead
+//!  fill straight from        (no I/O inside)       flusher:  ring -> units' files in large pieces,
+//!  the socket into the ring                                  every 200 ms or on demand a sync, then
+//!  commit ────────────────►  number, header                  a watermark record
+//!                                                  sealer:   index and footer of full units
 //! ```
 //!
 //! What always holds:
 //! * numbers are given under the tail lock when the record is whole, so when a commit returns,
-//!   every record with a lower number is in the page cache too (I-1, I-2);
+//!   every record with a lower number is in shared memory or in a file too (I-1, I-2);
 //! * the durable watermark only grows and never covers what was not synced (I-3);
+//! * ring space is handed out again only when its bytes are in the unit's file;
 //! * after any error the journal takes no record more: the one that was lost would be a hole in
 //!   the middle of a session. It is opened anew, which starts an epoch.
 
 mod append;
 mod background;
+mod flush;
 mod open;
+mod prepare;
+mod seal;
+mod tail;
+mod unit;
 
 pub use append::{Draft, Reservation};
+pub use flush::Backend;
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::layout::Identity;
-use crate::unit::MappedUnit;
+use crate::pool::{Allocate, HomeAllocator};
+use crate::ring::Ring;
+use crate::storage::{RealStorage, Storage};
 use crate::{Seq, meta};
+use flush::Flusher;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tail::{Ending, Tail};
 
 /// How a journal is written.
 #[derive(Clone)]
@@ -40,13 +52,24 @@ pub struct Options {
     pub unit_bytes: u64,
     /// Longest age of a record before it is made durable.
     pub sync_interval: Duration,
-    /// Longest wait of an append for the next unit; then the journal stops (and capture falls
-    /// to the changed-block map) rather than the guest.
+    /// Longest wait of an append for the next unit or for space in the ring; then the journal stops
+    /// (and capture falls to the changed-block map) rather than the guest.
     pub unit_wait: Duration,
     /// Longest time without a record: then the journal ticks, so that idle and dead look different.
     pub tick_interval: Duration,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Files.
+    pub storage: Arc<dyn Storage>,
+    /// How bytes get from the ring into the units' files.
+    pub backend: Backend,
+    /// Size of the ring, in bytes; at least four times the largest record is taken, in steps of 4096.
+    pub ring_bytes: u64,
+    /// Where the next unit goes.
+    pub allocator: Arc<dyn Allocate>,
+    /// No threads: what they would do is done by the caller, in `append` when the next unit or ring
+    /// space is wanted, in `sync` and in `close`; no ticks, no timers. For simulation.
+    pub inline: bool,
 }
 
 impl Default for Options {
@@ -57,6 +80,11 @@ impl Default for Options {
             unit_wait: Duration::from_millis(300),
             tick_interval: Duration::from_secs(1),
             clock: Arc::new(SystemClock),
+            storage: RealStorage::shared(),
+            backend: Backend::Auto,
+            ring_bytes: 32 << 20,
+            allocator: Arc::new(HomeAllocator),
+            inline: false,
         }
     }
 }
@@ -73,6 +101,15 @@ struct Handle {
     inner: Arc<Inner>,
 }
 
+#[derive(Debug, Clone)]
+struct Stop {
+    why: String,
+    ending: Ending,
+}
+
+/// What hears of each unit that was sealed.
+type OnSealed = Box<dyn Fn(u64) + Send + Sync>;
+
 struct Inner {
     dir: PathBuf,
     identity: Identity,
@@ -80,62 +117,32 @@ struct Inner {
     mount_id: u64,
     options: Options,
     _lock: File,
+    ring: Arc<Ring>,
+    /// Whether units are written past the page cache.
+    is_direct: bool,
     tail: Mutex<Tail>,
-    /// A unit was prepared, or the journal stopped.
-    unit_ready: Condvar,
-    /// The keeper has work.
-    keeper_wake: Condvar,
-    /// The faulter has work.
-    faulter_wake: Condvar,
-    /// A full unit has nothing in flight any more.
+    /// A unit was prepared or sealed, ring space was given back, or the journal stopped.
+    room: Condvar,
+    /// The preparer has work.
+    preparer_wake: Condvar,
+    /// A full unit is in its file.
     sealer_wake: Condvar,
-    sync: Mutex<SyncState>,
-    sync_wake: Condvar,
+    /// The flusher has work.
+    flusher_wake: Condvar,
+    /// Held by the flusher's thread as long as it runs, else by whoever does its work.
+    flusher: Mutex<Flusher>,
+    /// Whether the flusher has ended; for those who wait for the watermark.
+    sync_ended: Mutex<bool>,
     sync_done: Condvar,
+    /// Highest number that somebody waits for to be durable.
+    wanted: AtomicU64,
     head: AtomicU64,
     durable: AtomicU64,
-    /// Bytes of units (allocated), and of records.
+    /// Bytes of units (allocated), and units.
     bytes: AtomicU64,
     units: AtomicU64,
+    on_sealed: OnceLock<OnSealed>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-struct Tail {
-    unit: Arc<MappedUnit>,
-    at: u64,
-    count: u64,
-    next_seq: Seq,
-    prefaulted: u64,
-    next: Option<Arc<MappedUnit>>,
-    full: Vec<(Arc<MappedUnit>, u64)>,
-    config: Vec<u8>,
-    stopped: Option<Stop>,
-    /// Whether the next unit could not be made for want of space.
-    no_space: bool,
-}
-
-impl Tail {
-    /// Full units with nothing in flight: those that only wait for the disk.
-    fn idle_full(&self) -> usize {
-        self.full.iter().filter(|(u, _)| u.in_flight.load(Ordering::SeqCst) == 0).count()
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Stop {
-    why: String,
-    space: bool,
-}
-
-#[derive(Default)]
-struct SyncState {
-    wanted: Seq,
-    /// The last position that a watermark record names, and that record's own number.
-    watermark: Seq,
-    watermark_seq: Seq,
-    ended: bool,
-    /// The head at which the journal ticked or took a record last, and when.
-    moved: Option<(Seq, Instant)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -189,7 +196,7 @@ impl Journal {
     /// Whether it stopped for want of space.
     #[must_use]
     pub fn is_out_of_space(&self) -> bool {
-        lock(&self.inner.tail).stopped.as_ref().is_some_and(|s| s.space)
+        lock(&self.inner.tail).stopped.as_ref().is_some_and(|s| s.ending == Ending::Space)
     }
 
     /// Waits until everything committed so far is durable; returns the watermark.
@@ -197,19 +204,13 @@ impl Journal {
     /// # Errors
     /// The journal stopped.
     pub fn sync(&self) -> Result<Seq> {
-        let head = self.head();
-        let inner = &self.inner;
-        let mut state = lock(&inner.sync);
-        state.wanted = state.wanted.max(head);
-        inner.sync_wake.notify_one();
-        while inner.durable.load(Ordering::Acquire) < head {
-            if state.ended {
-                drop(state);
-                return Err(self.stop_error());
-            }
-            state = inner.sync_done.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        Ok(self.durable())
+        self.inner.sync_upto(self.head())
+    }
+
+    /// Has `hear` called with the number of each unit that is sealed from now on, by the thread that
+    /// sealed it: it must not wait for anything. Only the first call counts.
+    pub fn on_sealed(&self, hear: impl Fn(u64) + Send + Sync + 'static) {
+        let _ = self.inner.on_sealed.set(Box::new(hear));
     }
 
     /// Appends the group's configuration; it is repeated at the start of each unit from now on.
@@ -229,10 +230,6 @@ impl Journal {
     pub fn close(self) -> Result<()> {
         self.inner.close()
     }
-
-    fn stop_error(&self) -> Error {
-        self.inner.stop_error()
-    }
 }
 
 impl Inner {
@@ -242,30 +239,51 @@ impl Inner {
 
     fn stop_error_under(&self, tail: &Tail) -> Error {
         let stop = tail.stopped.as_ref();
-        let (why, space) =
-            stop.map_or_else(|| ("it was closed".to_owned(), false), |s| (s.why.clone(), s.space));
+        let (why, space) = stop.map_or_else(
+            || ("it was closed".to_owned(), false),
+            |s| (s.why.clone(), s.ending == Ending::Space),
+        );
         Error::Stopped { last_seq: self.head.load(Ordering::Acquire), why, space }
     }
 
+    /// Waits until everything up to this number is durable.
+    fn sync_upto(&self, head: Seq) -> Result<Seq> {
+        self.wanted.fetch_max(head, Ordering::AcqRel);
+        if self.options.inline {
+            self.flush_inline();
+        } else {
+            let tail = lock(&self.tail);
+            self.wake_flusher(tail);
+        }
+        let mut ended = lock(&self.sync_ended);
+        while self.durable.load(Ordering::Acquire) < head {
+            if *ended || self.options.inline {
+                drop(ended);
+                return Err(self.stop_error());
+            }
+            ended = self.sync_done.wait(ended).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(self.durable.load(Ordering::Acquire))
+    }
+
     /// Ends the taking of records; the first reason stays.
-    fn stop(&self, tail: &mut Tail, why: String, space: bool) {
-        let first = tail.stopped.is_none();
-        if first {
-            tail.stopped = Some(Stop { why: why.clone(), space });
+    fn stop(&self, tail: &mut Tail, why: String, ending: Ending) {
+        let is_first = tail.stopped.is_none();
+        if is_first {
+            tail.stopped = Some(Stop { why: why.clone(), ending });
         }
         self.wake_all();
         // Last: what a log does must not keep anybody waiting, or the stop from being seen.
-        if first {
+        if is_first {
             tracing::error!(journal = %self.dir.display(), %why, "the journal stopped");
         }
     }
 
     fn wake_all(&self) {
-        self.unit_ready.notify_all();
-        self.keeper_wake.notify_all();
-        self.faulter_wake.notify_all();
+        self.room.notify_all();
+        self.preparer_wake.notify_all();
         self.sealer_wake.notify_all();
-        self.sync_wake.notify_all();
+        self.flusher_wake.notify_all();
         self.sync_done.notify_all();
     }
 }
@@ -273,6 +291,5 @@ impl Inner {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.inner.abandon();
-        self.inner.join();
     }
 }

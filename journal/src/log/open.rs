@@ -1,20 +1,29 @@
 //! Creating a journal, and opening one for writing: recovery, and the start of an epoch.
 
 use super::background;
-use super::{Handle, Inner, Journal, Options, SyncState, Tail};
+use super::flush::{Flusher, choose};
+use super::prepare::UNITS_AHEAD;
+use super::tail::{PAGE_BYTES, Tail};
+use super::unit::OpenUnit;
+use super::{Handle, Inner, Journal, Options};
 use crate::Seq;
 use crate::error::{Error, Result};
-use crate::format::unit_header::{BLOCK_BYTES, FLAG_EPOCH_START, UnitHeader};
+use crate::format::unit_header::{FLAG_EPOCH_START, UnitHeader};
 use crate::format::{VERSION, record};
 use crate::history::History;
 use crate::layout::{self, Identity};
-use crate::unit::{self, MappedUnit, ScanEnd};
+use crate::pool::Places;
+use crate::ring::{self, Ring};
+use crate::storage::Access;
+use crate::unit::{self, ScanEnd, record_bytes_max};
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use uuid::Uuid;
+
+/// The largest records that a ring has room for at least.
+const RECORDS_IN_RING_MIN: u64 = 4;
 
 impl Journal {
     /// Creates a journal in `dir` (made if it isn't there) and opens it.
@@ -58,50 +67,52 @@ impl Journal {
     }
 
     fn open_locked(dir: &Path, options: Options, lock: File) -> Result<(Self, History)> {
+        let group = layout::read_identity(dir)?.group.into_bytes();
+        ring::recover(&options.storage, dir, group)?;
         let history = History::load(dir)?;
         check_unit_bytes(history.identity.unit_bytes)?;
         sync_units(&history)?;
-        let mount_id = layout::mount_id(dir);
+        let mount_id = options.storage.mount_id(dir);
+        remove_unused(&history, &options)?;
         let header = first_header(&history, &options, mount_id);
-        let file = unit::create(dir, &header)?;
-        let map = MappedUnit::new(dir, header, file)?;
+        let slot = options.allocator.allocate(dir, header.unit_bytes)?;
+        let path = unit::create(&*options.storage, &slot, &header)?;
+        let (device, is_direct) = choose(&options, &path)?;
+        let first = OpenUnit::new(&*options.storage, header, path, is_direct)?;
+        let ring_bytes = ring_bytes(&options, header.unit_bytes);
+        let ring = Ring::open(&*options.storage, dir, (group, header.epoch), ring_bytes)?;
         remove_distrust(dir)?;
-        seal_open_units(&history);
-        let bytes = allocated_bytes(dir)?;
-        let units = layout::units(dir)?.len() as u64;
+        seal_open_units(&history, &options);
+        let (units, bytes) = size(dir, &options)?;
+        let tail = Tail::new(Arc::new(first), header.after_seq + 1);
+        let flusher = Flusher::new(device, ring_bytes, tail.written);
         let inner = Arc::new(Inner {
             dir: dir.to_owned(),
             identity: history.identity.clone(),
             epoch: header.epoch,
             mount_id,
             _lock: lock,
-            tail: Mutex::new(Tail {
-                unit: Arc::new(map),
-                at: BLOCK_BYTES,
-                count: 0,
-                next_seq: header.after_seq + 1,
-                prefaulted: 0,
-                next: None,
-                full: Vec::new(),
-                config: Vec::new(),
-                stopped: None,
-                no_space: false,
-            }),
-            unit_ready: Condvar::new(),
-            keeper_wake: Condvar::new(),
-            faulter_wake: Condvar::new(),
+            ring: Arc::new(ring),
+            is_direct,
+            tail: Mutex::new(tail),
+            room: Condvar::new(),
+            preparer_wake: Condvar::new(),
             sealer_wake: Condvar::new(),
-            sync: Mutex::new(SyncState::default()),
-            sync_wake: Condvar::new(),
+            flusher_wake: Condvar::new(),
+            flusher: Mutex::new(flusher),
+            sync_ended: Mutex::new(false),
             sync_done: Condvar::new(),
+            wanted: AtomicU64::new(0),
             head: AtomicU64::new(header.after_seq),
             // What was found was synced, and the numbers in between are void.
             durable: AtomicU64::new(header.after_seq),
             bytes: AtomicU64::new(bytes),
             units: AtomicU64::new(units),
+            on_sealed: OnceLock::new(),
             threads: Mutex::new(Vec::new()),
             options,
         });
+        inner.begin();
         background::start(&inner).map_err(|e| Error::io("start threads for", dir, e))?;
         let handle = Arc::new(Handle { inner: Arc::clone(&inner) });
         let journal = Self { inner, _handle: handle };
@@ -113,6 +124,13 @@ impl Journal {
 }
 
 impl Inner {
+    /// Begins the first unit.
+    fn begin(&self) {
+        let mut tail = super::lock(&self.tail);
+        let position = tail.written;
+        self.enter(&mut tail, position);
+    }
+
     /// Leaves word that records above the durable watermark may be lost, for the next opening:
     /// the page cache may show them though the device never took them.
     pub(super) fn leave_distrust(&self) {
@@ -143,7 +161,7 @@ fn remove_unborn(dir: &Path, is_new: bool) {
     for number in layout::units(dir).unwrap_or_default() {
         let _ = std::fs::remove_file(layout::unit_path(dir, number));
     }
-    for name in ["journal.json", "lock"] {
+    for name in ["journal.json", ring::NAME, "lock"] {
         let _ = std::fs::remove_file(dir.join(name));
     }
     if is_new {
@@ -176,8 +194,8 @@ fn check_unit_bytes(unit_bytes: u64) -> Result<()> {
 }
 
 /// The header of the epoch's first unit. After anything but a clean close or a mere end of the
-/// process, numbers that a lost record may have had are skipped: at most those of two units (the
-/// last one and the one prepared behind it), and three units' worth for each unit that can't be
+/// process, numbers that a lost record may have had are skipped: at most those of three units (the
+/// last one and those prepared behind it), and three units' worth for each unit that can't be
 /// read, which may have begun an epoch itself.
 fn first_header(history: &History, options: &Options, mount_id: u64) -> UnitHeader {
     let clock = &options.clock;
@@ -190,7 +208,7 @@ fn first_header(history: &History, options: &Options, mount_id: u64) -> UnitHead
     let per_unit = history.identity.unit_bytes / record::HEADER_BYTES;
     let skipped = match whole && (history.closed || cache_kept) {
         true => 0,
-        false => per_unit * (2 + 3 * history.units_unreadable),
+        false => per_unit * (1 + UNITS_AHEAD as u64 + 3 * history.units_unreadable),
     };
     UnitHeader {
         group: history.identity.group.into_bytes(),
@@ -208,19 +226,46 @@ fn first_header(history: &History, options: &Options, mount_id: u64) -> UnitHead
     }
 }
 
-/// The newest unit, when it is readable and no record was ever in it: the one that was prepared.
+/// The lowest of the newest units, when no record was ever in any of them: those that were prepared.
 fn replaced_unit(history: &History) -> Option<u64> {
-    let newest = history.units.last().filter(|u| u.number == history.unit_number_max)?;
-    let i = history.units.len() - 1;
-    let empty =
-        newest.end == ScanEnd::Open && !history.entries.iter().any(|e| e.unit as usize == i);
-    (empty && !history.torn && history.damage.is_empty()).then_some(newest.number)
+    if history.torn || !history.damage.is_empty() {
+        return None;
+    }
+    let mut expected = history.unit_number_max;
+    let mut lowest = None;
+    for (i, unit) in history.units.iter().enumerate().rev() {
+        let is_used = history.entries.iter().any(|e| e.unit as usize == i);
+        if unit.number != expected || unit.end != ScanEnd::Open || is_used {
+            break;
+        }
+        lowest = Some(unit.number);
+        expected -= 1;
+    }
+    lowest
+}
+
+/// Removes the units behind the one that is replaced, newest first: killed in between, no number is
+/// missing below another.
+fn remove_unused(history: &History, options: &Options) -> Result<()> {
+    let Some(lowest) = replaced_unit(history) else { return Ok(()) };
+    for unit in history.units.iter().rev().filter(|u| u.number > lowest) {
+        let (storage, dir) = (&options.storage, unit.path.parent().unwrap_or(&history.dir));
+        storage.remove(&unit.path).map_err(|e| Error::io("remove unused unit", &unit.path, e))?;
+        storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))?;
+    }
+    Ok(())
+}
+
+/// The size of the ring: what was asked for, but room for a few of the largest records.
+fn ring_bytes(options: &Options, unit_bytes: u64) -> u64 {
+    let record_bytes = record_bytes_max(unit_bytes) + record::HEADER_BYTES;
+    options.ring_bytes.max(RECORDS_IN_RING_MIN * record_bytes).next_multiple_of(PAGE_BYTES)
 }
 
 /// Seals what the last writer left open, so that it is never scanned again. Where something is
 /// damaged, a unit with anything unreadable in it stays as it is: it is evidence. Where nothing is,
 /// what can't be read is what a power cut tore off, or an index that can be made again.
-fn seal_open_units(history: &History) {
+fn seal_open_units(history: &History, options: &Options) {
     let torn_only = history.damage.is_empty();
     for (i, unit) in history.units.iter().enumerate() {
         if unit.end == ScanEnd::Sealed || (unit.end != ScanEnd::Open && !torn_only) {
@@ -235,19 +280,21 @@ fn seal_open_units(history: &History) {
         if records.is_empty() && unit.end == ScanEnd::Open {
             continue;
         }
-        if let Err(e) = unit::seal_file(&unit.path, &unit.header, records) {
+        if let Err(e) = unit::seal_file(&*options.storage, &unit.path, &unit.header, records) {
             // Its records are durable, and it can be scanned again.
             tracing::warn!(unit = %unit.path.display(), error = %e, "left unsealed");
         }
     }
 }
 
-fn allocated_bytes(dir: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for number in layout::units(dir)? {
-        let path = layout::unit_path(dir, number);
-        let meta = std::fs::metadata(&path).map_err(|e| Error::io("look at unit", &path, e))?;
-        bytes += meta.blocks() * 512;
+/// Units of the journal, and the bytes that they take on disk.
+fn size(dir: &Path, options: &Options) -> Result<(u64, u64)> {
+    let (mut units, mut bytes) = (0, 0);
+    for found in Places::of(&options.storage, dir)?.units()? {
+        let file = options.storage.open(&found.path, Access::Read);
+        let taken = file.and_then(|file| file.allocated_bytes());
+        bytes += taken.map_err(|e| Error::io("look at unit", &found.path, e))?;
+        units += 1;
     }
-    Ok(bytes)
+    Ok((units, bytes))
 }

@@ -73,6 +73,16 @@ pub trait Storage: Send + Sync + Debug {
     /// The operating system's.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StoredFile>>;
 
+    /// Opens an existing file to read and write past the page cache: offsets, sizes and memory are
+    /// multiples of 4096.
+    ///
+    /// # Errors
+    /// `Unsupported` where that can't be had; or the operating system's.
+    fn open_direct(&self, path: &Path) -> io::Result<Arc<dyn StoredFile>> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Names in a directory, in no order.
     ///
     /// # Errors
@@ -188,6 +198,11 @@ pub trait StoredFile: Send + Sync + Debug {
 
     /// The file itself, where there is one: for what only an operating system can do with it.
     fn as_file(&self) -> Option<&File>;
+
+    /// What tells the file from a copy of it, as long as its file system is mounted; 0: unknown.
+    fn identity(&self) -> u64 {
+        0
+    }
 
     /// Reads exactly `buffer.len()` bytes.
     ///

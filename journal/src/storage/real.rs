@@ -32,6 +32,12 @@ impl Storage for RealStorage {
         Ok(Arc::new(options.open(path)?))
     }
 
+    fn open_direct(&self, path: &Path) -> io::Result<Arc<dyn StoredFile>> {
+        let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+        let file = OpenOptions::new().read(true).write(true).custom_flags(direct).open(path)?;
+        Ok(Arc::new(file))
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir)? {
@@ -147,6 +153,10 @@ impl StoredFile for File {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         // A file system without holes keeps the space: nothing else depends on it.
         let _ = fallocate(self, flags, from, bytes);
+    }
+
+    fn identity(&self) -> u64 {
+        self.metadata().map_or(0, |m| m.ino())
     }
 
     fn as_file(&self) -> Option<&File> {

@@ -10,14 +10,12 @@
 //! the file never changes.
 
 mod create;
-mod mapped;
 mod scan;
 mod seal;
 
 pub use create::create;
-pub use mapped::MappedUnit;
 pub use scan::{ScanEnd, UnitContents, read_payload, read_unit};
-pub use seal::seal_file;
+pub use seal::{seal, seal_file};
 
 use crate::format::ALIGN_BYTES;
 use crate::format::index::{ENTRY_BYTES, FOOTER_BYTES};

@@ -6,6 +6,7 @@ use crate::format::index::{self, ENTRY_BYTES, FOOTER_BYTES, Footer};
 use crate::format::record::{self, Decoded, HEADER_BYTES, Record};
 use crate::format::unit_header::{BLOCK_BYTES, HeaderError, UnitHeader};
 use crate::format::{VERSION, align_up, checksum};
+use crate::ring::Overlay;
 use crate::unit::record_bytes_max;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -43,11 +44,16 @@ pub struct UnitContents {
     pub broken: Vec<u64>,
 }
 
-/// Opens a unit and lists its records.
+/// Opens a unit and lists its records, those that are in the ring only too.
 ///
 /// # Errors
 /// It can't be read, its header is damaged or newer, or it isn't of this group.
-pub fn read_unit(path: &Path, group: [u8; 16], number: u64) -> Result<UnitContents> {
+pub fn read_unit(
+    path: &Path,
+    group: [u8; 16],
+    number: u64,
+    ring: Option<&Overlay>,
+) -> Result<UnitContents> {
     let file = File::open(path).map_err(|e| Error::io("open unit", path, e))?;
     let mut block = vec![0; BLOCK_BYTES as usize];
     file.read_exact_at(&mut block, 0).map_err(|e| Error::io("read unit", path, e))?;
@@ -72,9 +78,9 @@ pub fn read_unit(path: &Path, group: [u8; 16], number: u64) -> Result<UnitConten
             unit.records = records;
             unit.end = ScanEnd::Sealed;
         }
-        Index::Absent => scan(&mut unit, length)?,
+        Index::Absent => scan(&mut unit, length, ring)?,
         Index::Damaged(at) => {
-            scan(&mut unit, length)?;
+            scan(&mut unit, length, ring)?;
             match &mut unit.end {
                 ScanEnd::Damaged { at: all } => all.push(at),
                 end => *end = ScanEnd::Damaged { at: vec![at] },
@@ -132,6 +138,7 @@ const WINDOW_BYTES: usize = 256 << 10;
 
 struct Window<'a> {
     unit: &'a UnitContents,
+    ring: Option<&'a Overlay>,
     start: u64,
     bytes: Vec<u8>,
 }
@@ -146,10 +153,9 @@ impl Window<'_> {
         if at < self.start || at + HEADER_BYTES > end {
             self.start = at;
             self.bytes.resize(WINDOW_BYTES.min((limit - at) as usize), 0);
-            self.unit
-                .file
-                .read_exact_at(&mut self.bytes, at)
-                .map_err(|e| Error::io("read unit", &self.unit.path, e))?;
+            let UnitContents { file, header, path, .. } = self.unit;
+            read_at(file, header.number, self.ring, &mut self.bytes, at)
+                .map_err(|e| Error::io("read unit", path, e))?;
         }
         let offset = (at - self.start) as usize;
         Ok(self.bytes[offset..].first_chunk())
@@ -159,7 +165,7 @@ impl Window<'_> {
 /// Walks the records. Where no frame is valid, looks on at every 64-byte boundary: the salt makes
 /// it certain that what is found was written as a record, so that rot in the middle is told from
 /// a tail (I-3).
-fn scan(unit: &mut UnitContents, length: u64) -> Result<()> {
+fn scan(unit: &mut UnitContents, length: u64, ring: Option<&Overlay>) -> Result<()> {
     let limit = length.min(unit.header.unit_bytes);
     let salt = unit.header.salt;
     let mut records = Vec::new();
@@ -167,7 +173,7 @@ fn scan(unit: &mut UnitContents, length: u64) -> Result<()> {
     let mut holes = Vec::new();
     let mut hole = None;
     let mut at = BLOCK_BYTES;
-    let mut window = Window { unit, start: 0, bytes: Vec::new() };
+    let mut window = Window { unit, ring, start: 0, bytes: Vec::new() };
     while let Some(bytes) = window.header(at, limit)? {
         let decoded = record::decode(&salt, at, bytes);
         let payload_bytes = match decoded {
@@ -206,18 +212,32 @@ fn scan(unit: &mut UnitContents, length: u64) -> Result<()> {
     Ok(())
 }
 
+fn read_at(
+    file: &File,
+    number: u64,
+    ring: Option<&Overlay>,
+    buffer: &mut [u8],
+    at: u64,
+) -> std::io::Result<()> {
+    match ring {
+        Some(ring) => ring.read(file, number, at, buffer),
+        None => file.read_exact_at(buffer, at),
+    }
+}
+
 /// Reads and checks a record's whole payload into `buffer`, which must have its size.
 ///
 /// # Errors
 /// It can't be read, or its checksum doesn't match.
 pub fn read_payload(
-    file: &File,
-    path: &Path,
+    (file, path): (&File, &Path),
+    (number, ring): (u64, Option<&Overlay>),
     at: u64,
     record: &Record,
     buffer: &mut [u8],
 ) -> Result<()> {
-    file.read_exact_at(buffer, at + HEADER_BYTES).map_err(|e| Error::io("read unit", path, e))?;
+    read_at(file, number, ring, buffer, at + HEADER_BYTES)
+        .map_err(|e| Error::io("read unit", path, e))?;
     if checksum::crc32c(buffer) == record.payload_crc {
         return Ok(());
     }

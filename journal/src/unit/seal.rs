@@ -1,23 +1,62 @@
-//! Sealing a unit that another process left open: plain writes, since the blocks behind its records
-//! need not exist (a copied journal is sparse), and a mapped write to a full disk kills.
+//! Sealing a unit: its index, then its footer, each durable before the next.
 
 use crate::error::{Error, Result};
 use crate::format::align_up;
 use crate::format::index::{self, ENTRY_BYTES, FOOTER_BYTES};
 use crate::format::record::{HEADER_BYTES, Record};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
-use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
+use crate::storage::{Access, Storage, StoredFile};
 use std::path::Path;
 
-/// Seals a unit whose records (with their byte offsets) are durable.
+/// Free space worth giving back, in bytes.
+const RELEASE_BYTES_MIN: u64 = 64 << 10;
+
+/// Seals a unit whose records (with their byte offsets, ascending) end at byte `tail` and are in its
+/// file; nobody writes to it any more. They are made durable first.
+///
+/// # Errors
+/// The device failed.
+pub fn seal(
+    file: &dyn StoredFile,
+    path: &Path,
+    header: &UnitHeader,
+    records: &[(u64, Record)],
+    tail: u64,
+) -> Result<()> {
+    let io = |what| move |e: std::io::Error| Error::io(what, path, e);
+    // The data first: a footer proves that all before it is durable.
+    file.sync_data().map_err(io("sync unit"))?;
+    let (index_at, bytes) = index::area(header, records);
+    if index_at < tail {
+        return Err(Error::Unusable { path: path.to_owned(), why: "no room for the index".into() });
+    }
+    // The free space of a unit that is sealed early.
+    let (from, to) = (tail.next_multiple_of(4096), index_at & !4095);
+    if to.saturating_sub(from) >= RELEASE_BYTES_MIN {
+        file.punch(from, to - from);
+    }
+    // Then the index, then the footer: a footer without its index is rot, never a torn seal.
+    let (index, footer) = bytes.split_at(bytes.len() - FOOTER_BYTES as usize);
+    file.write_all_at(index, index_at).map_err(io("write index"))?;
+    file.sync_data().map_err(io("sync unit"))?;
+    let footer_at = header.unit_bytes - FOOTER_BYTES;
+    file.write_all_at(footer, footer_at).map_err(io("write footer"))?;
+    file.sync_data().map_err(io("sync unit"))
+}
+
+/// Seals a unit that another process left open.
 ///
 /// # Errors
 /// There is no room for the index, or it can't be written; the records are untouched.
-pub fn seal_file(path: &Path, header: &UnitHeader, mut records: Vec<(u64, Record)>) -> Result<()> {
+pub fn seal_file(
+    storage: &dyn Storage,
+    path: &Path,
+    header: &UnitHeader,
+    mut records: Vec<(u64, Record)>,
+) -> Result<()> {
     let io = |what| move |e: std::io::Error| Error::io(what, path, e);
-    let file = OpenOptions::new().write(true).open(path).map_err(io("open unit"))?;
-    let length = file.metadata().map_err(io("look at unit"))?.len();
+    let file = storage.open(path, Access::Write).map_err(io("open unit"))?;
+    let length = file.bytes().map_err(io("look at unit"))?;
     records.sort_by_key(|(at, _)| *at);
     let tail = records
         .last()
@@ -26,12 +65,5 @@ pub fn seal_file(path: &Path, header: &UnitHeader, mut records: Vec<(u64, Record
     if end > header.unit_bytes || length != header.unit_bytes {
         return Err(Error::Unusable { path: path.to_owned(), why: "no room for the index".into() });
     }
-    let (index_at, bytes) = index::area(header, &records);
-    // The index, then the footer: a footer without its index is rot, never a torn seal.
-    let (index, footer) = bytes.split_at(bytes.len() - FOOTER_BYTES as usize);
-    file.write_all_at(index, index_at).map_err(io("write index"))?;
-    file.sync_data().map_err(io("sync unit"))?;
-    let footer_at = header.unit_bytes - FOOTER_BYTES;
-    file.write_all_at(footer, footer_at).map_err(io("write footer"))?;
-    file.sync_data().map_err(io("sync unit"))
+    seal(&*file, path, header, &records, tail)
 }

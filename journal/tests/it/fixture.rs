@@ -12,11 +12,13 @@ use std::time::Duration;
 use uuid::Uuid;
 
 pub const VOLUME_BYTES: u64 = 1 << 20;
+/// Small enough to be turned over often.
+pub const RING_BYTES: u64 = 1 << 20;
 
 pub fn options() -> Options {
     // A busy machine must not fail a test that is not about waiting.
     let unit_wait = Duration::from_secs(20);
-    Options { unit_bytes: 1 << 20, unit_wait, ..Options::default() }
+    Options { unit_bytes: 1 << 20, unit_wait, ring_bytes: RING_BYTES, ..Options::default() }
 }
 
 /// Nothing happens by itself: no sync, no tick.
@@ -44,7 +46,9 @@ impl Clock for ManualClock {
 
 pub fn with_boot(boot: u8) -> Options {
     let wall_ns = AtomicU64::new(u64::from(boot) * 1_000_000_000);
-    Options { clock: Arc::new(ManualClock { wall_ns, boot }), ..quiet() }
+    // Room for all that is placed behind a reservation that comes late.
+    let ring_bytes = 8 << 20;
+    Options { clock: Arc::new(ManualClock { wall_ns, boot }), ring_bytes, ..quiet() }
 }
 
 pub fn config(group: Uuid) -> Config {

@@ -1,0 +1,111 @@
+//! The next units, made ahead of the tail.
+//!
+//! What always holds: a unit has its name only when its header is durable; at most [`UNITS_AHEAD`]
+//! are there without a record, so that the numbers which a lost record may have had are bounded.
+
+use super::tail::Ending;
+use super::unit::OpenUnit;
+use super::{Inner, lock};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::unit_header::UnitHeader;
+use crate::{Seq, unit};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// Units that are made ahead: while one is filled, another may wait for its blocks.
+pub(super) const UNITS_AHEAD: usize = 2;
+/// Pause between tries to make the next unit.
+const PREPARE_RETRY: Duration = Duration::from_secs(1);
+
+impl Inner {
+    /// The preparer's thread.
+    pub(super) fn prepare_loop(&self) {
+        while let Some(header) = self.wait_for_wanted() {
+            if let Err(e) = self.prepare(header) {
+                self.prepare_failed(&e);
+            }
+        }
+    }
+
+    /// Waits until a unit is missing, and gives its header; `None` in the end.
+    fn wait_for_wanted(&self) -> Option<UnitHeader> {
+        let mut tail = lock(&self.tail);
+        while tail.stopped.is_none() {
+            if tail.next.len() < UNITS_AHEAD {
+                let newest = tail.next.back().unwrap_or(&tail.unit).header;
+                return Some(self.header_after(&newest, tail.next_seq.saturating_sub(1)));
+            }
+            tail = self.preparer_wake.wait(tail).unwrap_or_else(PoisonError::into_inner);
+        }
+        None
+    }
+
+    /// Makes the next unit if there is none; where there is no thread for it.
+    pub(super) fn prepare_missing(&self) {
+        let header = {
+            let tail = lock(&self.tail);
+            if tail.stopped.is_some() || !tail.next.is_empty() {
+                return;
+            }
+            self.header_after(&tail.unit.header, tail.next_seq.saturating_sub(1))
+        };
+        if let Err(e) = self.prepare(header) {
+            let is_space = e.kind() == ErrorKind::FreeSpace;
+            let ending = if is_space { Ending::Space } else { Ending::Failed };
+            self.stop(&mut lock(&self.tail), e.to_string(), ending);
+        }
+    }
+
+    fn header_after(&self, newest: &UnitHeader, after: Seq) -> UnitHeader {
+        UnitHeader {
+            group: self.identity.group.into_bytes(),
+            salt: uuid::Uuid::new_v4().into_bytes(),
+            number: newest.number + 1,
+            unit_bytes: self.identity.unit_bytes,
+            epoch: self.epoch,
+            flags: 0,
+            after_seq: after,
+            prev_last_seq: newest.prev_last_seq,
+            wall_ns: self.options.clock.wall_ns(),
+            mono_ns: self.options.clock.mono_ns(),
+            boot_id: self.options.clock.boot_id(),
+            mount_id: self.mount_id,
+        }
+    }
+
+    fn prepare(&self, header: UnitHeader) -> Result<()> {
+        let storage = &*self.options.storage;
+        let slot = self.options.allocator.allocate(&self.dir, header.unit_bytes)?;
+        let path = unit::create(storage, &slot, &header)?;
+        let unit = OpenUnit::new(storage, header, path, self.is_direct)?;
+        self.units.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(header.unit_bytes, Ordering::Relaxed);
+        let mut tail = lock(&self.tail);
+        tail.next.push_back(Arc::new(unit));
+        tail.no_space = false;
+        self.room.notify_all();
+        Ok(())
+    }
+
+    /// There is room in the current unit: goes on with it until it is nearly full, and tries again
+    /// meanwhile. Capture must not end before it has to.
+    fn prepare_failed(&self, e: &Error) {
+        let is_space = e.kind() == ErrorKind::FreeSpace;
+        let mut tail = lock(&self.tail);
+        let has_next = !tail.next.is_empty();
+        tail.no_space = is_space && !has_next;
+        let is_near = tail.at + self.identity.unit_bytes / 4 >= self.identity.unit_bytes;
+        if is_near && !has_next {
+            let ending = if is_space { Ending::Space } else { Ending::Failed };
+            self.stop(&mut tail, e.to_string(), ending);
+        }
+        if tail.stopped.is_none() {
+            if !has_next {
+                tracing::warn!(error = %e, "can't prepare the next unit yet");
+            }
+            let wait = self.preparer_wake.wait_timeout(tail, PREPARE_RETRY);
+            drop(wait.unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The ring: shared memory in a file of the journal's directory that records are placed in, before
+//! threads of the journal write them to the units' files in large pieces.
+//!
+//! What always holds:
+//! * it outlives the process, as the page cache does: a record in it survives SIGKILL (I-1);
+//! * it counts only in the boot and on the mount that it was opened in, and never after power loss;
+//! * its space is used again only when what was there is in the unit's file.
+
+mod header;
+mod map;
+mod overlay;
+mod recover;
+mod writer;
+
+pub use header::{HEADER_BYTES, RingHeader, SLOTS, Slot};
+pub use overlay::Overlay;
+pub(crate) use recover::recover;
+pub(crate) use writer::{Ring, Span};
+
+use crate::clock::{Clock, SystemClock};
+use crate::storage::{Storage, StoredFile};
+use std::path::Path;
+
+/// Name of the ring in a journal's directory.
+pub const NAME: &str = "ring";
+
+/// Where this process meets a ring: it counts only where it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    boot_id: [u8; 16],
+    mount_id: u64,
+    file_id: u64,
+}
+
+impl Place {
+    /// The machine's own boot: a journal's clock may be set by hand, memory is not.
+    fn of(storage: &dyn Storage, dir: &Path, file: &dyn StoredFile) -> Self {
+        Self {
+            boot_id: SystemClock.boot_id(),
+            mount_id: storage.mount_id(dir),
+            file_id: file.identity(),
+        }
+    }
+
+    fn holds(&self, header: &RingHeader) -> bool {
+        self.boot_id != [0; 16]
+            && *self
+                == Self {
+                    boot_id: header.boot_id,
+                    mount_id: header.mount_id,
+                    file_id: header.file_id,
+                }
+    }
+}

@@ -1,0 +1,59 @@
+//! What a writer that was killed left in the ring goes into the units' files, before anything reads
+//! them to decide something.
+//!
+//! What always holds: the ring is not changed here, and the same bytes go to the same places however
+//! often it is done: killed anywhere, it is done again. Nothing is made durable: the next epoch's
+//! opening does that.
+
+use super::header::Slot;
+use super::overlay::Overlay;
+use crate::error::{Error, Result};
+use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
+use crate::pool::{FileName, Places};
+use crate::storage::{Access, Storage};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes copied at a time.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Writes what is in the ring of the journal in `dir` only; the caller is its only writer.
+///
+/// # Errors
+/// A unit can't be written: nothing is lost, and it can be tried again.
+pub(crate) fn recover(storage: &Arc<dyn Storage>, dir: &Path, group: [u8; 16]) -> Result<()> {
+    let Some(ring) = Overlay::open(storage, dir).filter(|r| r.group() == group) else {
+        return Ok(());
+    };
+    let places = Places::of(storage, dir)?;
+    let slots = ring.slots().map_err(|e| Error::io("read ring", &dir.join(super::NAME), e))?;
+    for slot in slots.iter().filter(|slot| !slot.unflushed().is_empty()) {
+        // A unit that is gone, or another one under its name, is found out by reading the journal.
+        if let Some(path) = places.find(FileName::Unit(slot.number)) {
+            let bytes = write_back(&**storage, &ring, slot, &path)?;
+            tracing::debug!(unit = %path.display(), bytes, "written from the ring");
+        }
+    }
+    Ok(())
+}
+
+fn write_back(storage: &dyn Storage, ring: &Overlay, slot: &Slot, path: &Path) -> Result<u64> {
+    let io = |what| move |e| Error::io(what, path, e);
+    let file = storage.open(path, Access::Write).map_err(io("open unit"))?;
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    file.read_exact_at(&mut block, 0).map_err(io("read unit"))?;
+    let is_same = UnitHeader::decode(&block)
+        .is_ok_and(|h| (h.number, h.salt, h.group) == (slot.number, slot.salt, ring.group()));
+    let length = file.bytes().map_err(io("look at unit"))?;
+    let range = slot.unflushed();
+    if !is_same || range.start < BLOCK_BYTES || range.end > length {
+        return Ok(0);
+    }
+    let mut piece = Vec::new();
+    for at in range.clone().step_by(PIECE_BYTES as usize) {
+        piece.resize(PIECE_BYTES.min(range.end - at) as usize, 0);
+        ring.read(&*file, slot.number, at, &mut piece).map_err(io("read ring for"))?;
+        file.write_all_at(&piece, at).map_err(io("write unit"))?;
+    }
+    Ok(range.end - range.start)
+}
