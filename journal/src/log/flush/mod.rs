@@ -129,7 +129,7 @@ impl Flusher {
         }
     }
 
-    fn write_watermark(&mut self, inner: &Inner) {
+    pub(super) fn write_watermark(&mut self, inner: &Inner) {
         let Some(head) = self.watermark_due else { return };
         let mut draft = Draft::of(Kind::Watermark);
         draft.addr = head;

@@ -153,7 +153,9 @@ impl Flusher {
         {
             if run.is_durable {
                 self.synced = run.target;
+                // The record before anybody is told: whoever was finds it, unless there is no room.
                 self.watermark_due = Some(run.head);
+                self.write_watermark(inner);
                 inner.set_durable(run.head);
             }
             turned = true;
