@@ -31,16 +31,17 @@ Begin with `afterimage demo` (needs nothing but QEMU), or:
   afterimage agent --state DIR &              the daemon beside the guests
   afterimage protect NAME --qmp SOCK --state DIR
   afterimage restore NAME --at '5m ago' --to OUT --state DIR
+  afterimage export NAME --at '5m ago' --socket SOCK --state DIR      the same over NBD, at once
 
 WHEN is one of: latest, RFC 3339, 14:03:10.250, '2026-11-22 14:03:10', '5m ago', seq:123, '#7',
 tag:TEXT. NAME is a guest or a group. SIZE and TIME are written like 50M, 1GiB, 5s, 24h, 7d.
-restore, checkpoints, verify and status need no agent: the journal on disk is enough.
+restore, export, checkpoints, verify and status need no agent: the journal on disk is enough.
 
 Exit codes: 0 done, 2 wrong usage, 3 not restorable (gap, outside the window, damaged),
 4 not reachable, 1 anything else. AFTERIMAGE_LOG sets what is logged (as in `debug`).
 
-Not built yet: memory checkpoints and warm restore, inline capture, sites and failover, export,
-encryption, limits of the journal's size and merging (a journal keeps all its history so far).";
+Not built yet: memory checkpoints and warm restore, inline capture, sites and failover, encryption,
+limits of the journal's size and merging (a journal keeps all its history so far).";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -108,6 +108,16 @@ pub enum Error {
         /// The operating system's word.
         source: std::io::Error,
     },
+    /// An export can't use a socket or a scratch directory.
+    #[error("{what} {}: {source}{}", path.display(), export_hint(source))]
+    Export {
+        /// Verb first: "listen on".
+        what: &'static str,
+        /// The socket or directory.
+        path: PathBuf,
+        /// The operating system's word.
+        source: std::io::Error,
+    },
     /// The journal can't be read.
     #[error(transparent)]
     Journal(#[from] afterimage_journal::Error),
@@ -125,7 +135,21 @@ fn hint(source: &std::io::Error) -> &'static str {
     }
 }
 
+fn export_hint(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind as K;
+    match source.kind() {
+        K::StorageFull | K::QuotaExceeded => ": free space there, or choose another directory",
+        K::FileTooLarge => ": no file can be as large as the disk there; choose another directory",
+        K::ReadOnlyFilesystem | K::PermissionDenied => ": choose a directory you can write to",
+        _ => "",
+    }
+}
+
 impl Error {
+    pub(crate) fn export(what: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Export { what, path: path.to_owned(), source }
+    }
+
     pub(crate) fn target(
         what: &'static str,
         path: &Path,
@@ -140,7 +164,7 @@ impl Error {
         match self {
             Self::Usage(_) => Kind::Usage,
             Self::NotRestorable { .. } | Self::Damaged { .. } => Kind::NotRestorable,
-            Self::Target { .. } => Kind::Other,
+            Self::Target { .. } | Self::Export { .. } => Kind::Other,
             Self::Journal(afterimage_journal::Error::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::PermissionDenied =>
             {

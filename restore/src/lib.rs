@@ -1,12 +1,14 @@
 //! Restore: from a journal on disk to images of any recovery point, with or without an agent.
 //!
-//! Owns deciding ([`plan`](plan()), pure) and doing ([`restore`](restore())). What always holds:
+//! Owns deciding ([`plan`](plan()), pure) and doing ([`restore`](restore()) to images,
+//! [`export`](export()) over NBD). What always holds:
 //! * a reader's lock on the journal is held as long as a [`Recovery`] lives (I-7);
 //! * only listed points are restored (I-4, I-6), and no byte of a record is used before the
 //!   record's checksum matched (I-12);
 //! * an image gets its final name only when it is whole and durable; nothing is overwritten.
 //!
 //! ```text
+//!              ┌─► export: NBD, block by block
 //! open ─► History ─► plan (pure) ─► apply ─► target: raw | qcow2 ─► rename
 //!                       │             └────► temporary file ─► digest ┐
 //!                       └ refusal                                     ├ verify_at
@@ -15,6 +17,7 @@
 
 mod apply;
 mod error;
+mod export;
 mod names;
 mod open;
 mod plan;
@@ -28,6 +31,9 @@ mod verify;
 
 pub use afterimage_journal::history::{Point, When};
 pub use error::{DamagedRecord, Error, Kind, Nearest, Result};
+pub use export::{
+    ExportOptions, ExportReport, ExportedDisk, Exporting, SOCKET_PATH_BYTES_MAX, export,
+};
 pub use open::{Recovery, open};
 pub use plan::{Format, Plan, Read, Selection, VolumePlan, Write, plan};
 pub use restore::{DiskReport, Progress, Report, RestoreOptions, restore};

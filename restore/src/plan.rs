@@ -203,7 +203,12 @@ pub(crate) fn shown(volume: &Volume) -> String {
     format!("{}/{}", volume.guest, volume.node)
 }
 
-fn choose<'h>(
+/// The wanted volumes that were whole at a position, in the order of their ids, and the names of
+/// those that were not and were not asked for by name.
+///
+/// # Errors
+/// One that was asked for was not whole; a name is no disk's, or more than one's.
+pub(crate) fn choose<'h>(
     history: &'h History,
     seq: Seq,
     selection: Selection<'_>,

@@ -7,6 +7,7 @@ mod completions;
 mod demo;
 mod detach;
 mod doctor;
+mod export;
 mod man;
 mod mark;
 mod pool;
@@ -32,6 +33,7 @@ pub enum Command {
     Checkpoints(checkpoints::CheckpointsArgs),
     Mark(mark::MarkArgs),
     Restore(restore::RestoreArgs),
+    Export(export::ExportArgs),
     Verify(verify::VerifyArgs),
     Set(set::SetArgs),
     Pool(pool::PoolArgs),
@@ -57,6 +59,7 @@ impl Command {
             Self::Checkpoints(args) => done(checkpoints::run(args)),
             Self::Mark(args) => done(mark::run(args)),
             Self::Restore(args) => done(restore::run(args)),
+            Self::Export(args) => done(export::run(args)),
             Self::Verify(args) => done(verify::run(args)),
             Self::Set(args) => done(set::run(args)),
             Self::Pool(args) => done(pool::run(args)),

@@ -1,6 +1,7 @@
 //! Real guests, protected by the real agent; restored disks judged by what the guest wrote.
 
 mod evidence;
+mod export;
 mod inputs;
 mod libvirt;
 mod lifecycle;

@@ -44,6 +44,11 @@ impl Cli {
         Self { program: program.into(), state: state.into() }
     }
 
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The state directory.
     pub fn state(&self) -> &Path {
         &self.state

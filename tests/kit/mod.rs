@@ -9,6 +9,7 @@
 
 mod agent;
 mod disk;
+mod export;
 mod filesystem;
 pub mod image;
 mod port;
@@ -22,6 +23,7 @@ mod vm;
 
 pub use agent::{Agent, Cli, Outcome};
 pub use disk::{Cache, Disk, Format, Style};
+pub use export::Export;
 pub use filesystem::SmallFs;
 pub use port::{GuestPort, value};
 pub use qmp::Qmp;

@@ -11,6 +11,10 @@ use std::sync::Arc;
 
 /// Longest zero range in one record, in bytes.
 const ZERO_BYTES_MAX: u64 = 1 << 30;
+/// Longest payload of one copied record, in bytes. A payload is checked whole before any of it is
+/// used, and an export reads a few blocks at a time: what is copied is mostly read that way, so
+/// its records are small; beside 112 bytes of header and index that still is next to nothing.
+const COPIED_BYTES_MAX: usize = 128 << 10;
 
 /// A copy that is going on. Dropped without [`CopyWriter::end`] it stays unfinished, and what it
 /// brought still ranks where it began.
@@ -66,7 +70,7 @@ impl CopyWriter {
     /// # Errors
     /// The journal stopped.
     pub fn put(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        let limit = self.journal.payload_bytes_max() as usize;
+        let limit = COPIED_BYTES_MAX.min(self.journal.payload_bytes_max() as usize);
         let mut addr = at;
         for piece in bytes.chunks(limit) {
             let len = piece.len() as u32;

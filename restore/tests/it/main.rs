@@ -2,6 +2,7 @@
 
 mod bed;
 mod damage;
+mod export;
 mod open;
 mod points;
 mod start;

@@ -1,0 +1,214 @@
+//! Export: any moment over NBD, at once, straight from the journal; with or without an agent.
+//!
+//! ```text
+//! client ─ NBD ─► WritableExport ─► PointExport ─► VolumeAt ─► journal (pinned)
+//!                  │ written map      │
+//!                  └► scratch file    └► payload cache, shared by all volumes
+//! ```
+//!
+//! What always holds: the journal is pinned as long as an export lives, and never written (I-7);
+//! a client gets the bytes of the point or an error (I-12); nothing is read before a client asks
+//! but what finding the point needs; memory is bounded by the cache, the connections' buffers and
+//! two bits a block written (I-11).
+
+mod cache;
+mod names;
+mod point;
+mod scratch;
+mod volume;
+mod writable;
+mod written;
+
+use crate::error::{Error, Result};
+use crate::open::Recovery;
+use crate::plan::{self, Selection};
+use crate::time::rfc3339;
+use afterimage_journal::Seq;
+use afterimage_journal::history::Point;
+use afterimage_journal::meta::Volume;
+use afterimage_nbd::{Export, Exports, Limits, ListenError, NoObserver, Server, ServerHandle};
+use cache::{CACHE_BYTES_MAX, PayloadCache};
+use point::PointExport;
+use scratch::Scratch;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use volume::VolumeAt;
+use writable::WritableExport;
+
+/// How long the end of an export waits for requests that are being answered.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+/// Longest path of a socket, in bytes: the system's 107, less what the name has while it is made.
+pub const SOCKET_PATH_BYTES_MAX: usize = 103;
+
+/// What to export, and where.
+#[derive(Debug, Clone, Default)]
+pub struct ExportOptions {
+    /// The Unix socket to listen on; a stale one is replaced.
+    pub socket: PathBuf,
+    /// Node, disk identity, device or image file of each wanted disk; empty: all.
+    pub disks: Vec<String>,
+    /// Take writes, into a layer that is thrown away.
+    pub writable: bool,
+    /// Directory for that layer; `None`: `TMPDIR`, else `/var/tmp`.
+    pub scratch: Option<PathBuf>,
+}
+
+/// A disk that is exported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportedDisk {
+    /// The export's name. A single disk also has the name "", and disks of a group GUEST/NODE.
+    pub name: String,
+    /// QEMU's node name at that moment.
+    pub node: String,
+    /// The guest.
+    pub guest: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// What is exported: the output of `export --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportReport {
+    /// The socket.
+    pub socket: PathBuf,
+    /// The disks.
+    pub exports: Vec<ExportedDisk>,
+    /// The position.
+    pub seq: Seq,
+    /// Its time, RFC 3339 in UTC.
+    pub time: String,
+    /// Whether clients may write.
+    pub writable: bool,
+    /// Where the scratch layer lies.
+    pub scratch: Option<PathBuf>,
+    /// Bytes free there at the beginning.
+    pub scratch_free_bytes: Option<u64>,
+    /// Disks of the group that had not been synced at that position, and so are not there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<String>,
+}
+
+/// Exports that are being served, until this is dropped. It holds the journal's pin.
+pub struct Exporting {
+    server: ServerHandle,
+    /// What is served.
+    pub report: ExportReport,
+}
+
+impl Exporting {
+    /// Clients that are connected now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.server.connections()
+    }
+
+    /// Removes the socket, answers what has arrived (for a second at most), and ends.
+    pub fn end(self) {
+        self.server.shutdown();
+    }
+}
+
+/// Serves the disks of a recovery point over NBD.
+///
+/// # Errors
+/// The point isn't restorable, a disk isn't known, the socket can't be made or is somebody's, or
+/// the scratch directory can't be used.
+pub fn export(recovery: Recovery, point: Point, options: &ExportOptions) -> Result<Exporting> {
+    check_socket(&options.socket)?;
+    let recovery = Arc::new(recovery);
+    let history = &recovery.history;
+    let guest = recovery.guest.as_deref();
+    let selection = Selection { guest, disks: &options.disks };
+    let (chosen, skipped) = plan::choose(history, point.seq, selection)?;
+    let scratch = match (options.writable, &options.scratch) {
+        (false, _) => None,
+        (true, Some(dir)) => Some(dir.clone()),
+        (true, None) => Some(scratch::default_dir()),
+    };
+    let free = scratch.as_deref().map(|dir| scratch::check_dir(dir, &history.dir)).transpose()?;
+    let cache = Arc::new(PayloadCache::new(CACHE_BYTES_MAX));
+    let mut opened: Vec<Arc<dyn Export>> = Vec::new();
+    for volume in &chosen {
+        opened.push(open(&recovery, volume, point, &cache, scratch.as_deref())?);
+    }
+    let exports = Exports::default();
+    for (name, index) in names::all(&chosen) {
+        exports.insert(&name, Arc::clone(&opened[index]));
+    }
+    let report = ExportReport {
+        socket: options.socket.clone(),
+        exports: reported(&chosen, &opened),
+        seq: point.seq,
+        time: rfc3339(point.wall_ns),
+        writable: options.writable,
+        scratch,
+        scratch_free_bytes: free,
+        skipped,
+    };
+    let limits = Limits { drain_max: DRAIN_MAX, ..Limits::default() };
+    let server = Server::listen(&options.socket, Arc::new(exports), limits, Arc::new(NoObserver))
+        .map_err(|e| not_listening(&options.socket, e))?;
+    Ok(Exporting { server, report })
+}
+
+fn reported(chosen: &[&Volume], opened: &[Arc<dyn Export>]) -> Vec<ExportedDisk> {
+    let names = names::primary(chosen);
+    let disks = chosen.iter().zip(opened).zip(names);
+    disks
+        .map(|((volume, export), name)| ExportedDisk {
+            name,
+            node: volume.node.clone(),
+            guest: volume.guest.clone(),
+            bytes: export.bytes(),
+        })
+        .collect()
+}
+
+fn open(
+    recovery: &Arc<Recovery>,
+    volume: &Volume,
+    point: Point,
+    cache: &Arc<PayloadCache>,
+    scratch: Option<&Path>,
+) -> Result<Arc<dyn Export>> {
+    let shown = format!("{} at seq:{}", plan::shown(volume), point.seq);
+    let at_point = VolumeAt::new(Arc::clone(recovery), volume, point.seq)?;
+    let bytes = at_point.bytes();
+    let export = PointExport::new(at_point, Arc::clone(cache), shown);
+    let Some(dir) = scratch else { return Ok(Arc::new(export)) };
+    let scratch = Scratch::new(dir, bytes, &recovery.history.dir)?;
+    Ok(Arc::new(WritableExport::new(export, scratch)))
+}
+
+/// What can be said against a socket's path before anything is read.
+fn check_socket(socket: &Path) -> Result<()> {
+    let shown = socket.display();
+    let bytes = socket.as_os_str().len();
+    if bytes > SOCKET_PATH_BYTES_MAX {
+        return Err(Error::Usage(format!(
+            "the socket's path is {bytes} bytes long, and {SOCKET_PATH_BYTES_MAX} is the longest \
+             that works: choose a shorter one than {shown}"
+        )));
+    }
+    let parent = match socket.parent() {
+        Some(dir) if dir.as_os_str().is_empty() => Path::new("."),
+        Some(dir) => dir,
+        None => return Err(Error::Usage(format!("{shown} can't be a socket: it is a directory"))),
+    };
+    if !parent.is_dir() {
+        return Err(Error::Usage(format!(
+            "there is no directory {} for the socket: make it, or choose another --socket",
+            parent.display()
+        )));
+    }
+    Ok(())
+}
+
+fn not_listening(socket: &Path, error: ListenError) -> Error {
+    match error {
+        ListenError::Io { source, .. } => Error::export("listen on", socket, source),
+        taken => Error::Usage(taken.to_string()),
+    }
+}

@@ -1,0 +1,150 @@
+//! The file that a writable export's writes go to: without a name, so that it is gone with its
+//! process however that ends.
+//!
+//! What always holds: on the journal's own file system it leaves [`ROOM_KEPT_BYTES`] free, so that
+//! no export starves the capture of the guests (I-10).
+
+use crate::error::{Error, Result};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno as Os;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a scratch layer leaves free on the file system that the journal lies on, in bytes.
+pub(super) const ROOM_KEPT_BYTES: u64 = 1 << 30;
+/// Bytes written between two looks at the room that is left.
+const ROOM_LOOK_BYTES: u64 = 16 << 20;
+/// Zeroes that are written at a time where no hole can be made, in bytes.
+const ZEROES_BYTES: usize = 64 << 10;
+
+/// Where scratch files are made unless it is said: `TMPDIR`, else `/var/tmp`, which survives its
+/// size better than a `/tmp` in memory.
+pub(super) fn default_dir() -> PathBuf {
+    match std::env::var_os("TMPDIR") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => PathBuf::from("/var/tmp"),
+    }
+}
+
+/// Bytes that are free for us on the file system of a file or directory.
+fn free_bytes(file: &File) -> io::Result<u64> {
+    let stat = rustix::fs::fstatvfs(file)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Checks the directory for scratch files of volumes in the journal at `journal`; gives the bytes
+/// that are free there.
+///
+/// # Errors
+/// It is not there, or too full.
+pub(super) fn check_dir(dir: &Path, journal: &Path) -> Result<u64> {
+    let failed = |e| Error::export("open scratch directory", dir, e);
+    let opened = match File::open(dir) {
+        Ok(opened) if opened.metadata().map_err(failed)?.is_dir() => opened,
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {
+            let shown = dir.display();
+            return Err(Error::Usage(format!(
+                "there is no directory {shown} for the scratch layer: give one with --scratch"
+            )));
+        }
+    };
+    let free = free_bytes(&opened).map_err(failed)?;
+    if is_beside(&opened, journal) && free <= ROOM_KEPT_BYTES {
+        return Err(Error::Usage(format!(
+            "{} is on the journal's own file system, and too little is free there ({} MiB; {} MiB \
+             are kept for the journal): choose another place with --scratch DIR",
+            dir.display(),
+            free >> 20,
+            ROOM_KEPT_BYTES >> 20
+        )));
+    }
+    Ok(free)
+}
+
+fn is_beside(file: &File, journal: &Path) -> bool {
+    let device = |meta: io::Result<std::fs::Metadata>| meta.map(|m| m.dev()).ok();
+    device(file.metadata()).is_some_and(|dev| device(std::fs::metadata(journal)) == Some(dev))
+}
+
+/// A scratch file of one volume.
+pub(super) struct Scratch {
+    file: File,
+    /// Whether room is to be left on its file system.
+    is_beside_journal: bool,
+    until_look_bytes: AtomicU64,
+}
+
+impl Scratch {
+    /// A sparse file of `bytes` bytes in `dir`, for a volume of the journal at `journal`.
+    ///
+    /// # Errors
+    /// It can't be made, or not that large.
+    pub(super) fn new(dir: &Path, bytes: u64, journal: &Path) -> Result<Self> {
+        let failed = |e| Error::export("make a scratch file in", dir, e);
+        let file = tempfile::tempfile_in(dir).map_err(failed)?;
+        file.set_len(bytes).map_err(failed)?;
+        let is_beside_journal = is_beside(&file, journal);
+        Ok(Self { file, is_beside_journal, until_look_bytes: AtomicU64::new(0) })
+    }
+
+    pub(super) fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, at)
+    }
+
+    pub(super) fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.check_room(bytes.len() as u64)?;
+        self.file.write_all_at(bytes, at)
+    }
+
+    /// Looks now and then whether what must be left free still is. Several writers at once may
+    /// look late by what they write meanwhile, which the kept room has plenty of.
+    fn check_room(&self, bytes: u64) -> io::Result<()> {
+        if !self.is_beside_journal {
+            return Ok(());
+        }
+        let left = self.until_look_bytes.load(Ordering::Relaxed);
+        if let Some(left) = left.checked_sub(bytes).filter(|left| *left > 0) {
+            self.until_look_bytes.store(left, Ordering::Relaxed);
+            return Ok(());
+        }
+        if free_bytes(&self.file)? <= ROOM_KEPT_BYTES.saturating_add(bytes) {
+            self.until_look_bytes.store(0, Ordering::Relaxed);
+            return Err(Os::NOSPC.into());
+        }
+        self.until_look_bytes.store(ROOM_LOOK_BYTES, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes a hole, where the file system can; whether it did.
+    pub(super) fn punch(&self, at: u64, len: u64) -> io::Result<bool> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, flags, at, len) {
+            Ok(()) => Ok(true),
+            Err(Os::OPNOTSUPP) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Makes a range zero with its space taken.
+    pub(super) fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.check_room(len)?;
+        if self.punch(at, len)? {
+            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, len) {
+                Err(Os::OPNOTSUPP) => {}
+                done => return Ok(done?),
+            }
+        }
+        let zeroes = [0; ZEROES_BYTES];
+        let (mut at, end) = (at, at + len);
+        while at < end {
+            let bytes = (end - at).min(ZEROES_BYTES as u64);
+            self.file.write_all_at(&zeroes[..bytes as usize], at)?;
+            at += bytes;
+        }
+        Ok(())
+    }
+}

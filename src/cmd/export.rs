@@ -1,0 +1,141 @@
+//! `afterimage export`: a guest's disks as they were at a moment, over NBD, at once.
+
+use crate::failure::{Failure, Outcome};
+use crate::state::{self, StateArgs};
+use crate::{show, when};
+use afterimage_restore::{ExportOptions, ExportReport};
+use std::path::PathBuf;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Serve the disks of a guest or group over NBD, as they were at a moment
+///
+/// Answers at once, straight from the journal, with or without an agent; the guest may go on
+/// meanwhile. One line is printed when clients can connect; the command ends on Ctrl-C or
+/// SIGTERM. Each disk is an export under its node's name (GUEST/NODE too, and "" for a single
+/// one). Any number of exports may run at a time, each on a socket of its own.
+#[derive(Debug, clap::Args)]
+pub struct ExportArgs {
+    /// Guest or group
+    name: String,
+    /// The moment (WHEN): latest, RFC 3339, 14:03:10.250, '5m ago', seq:123, '#7', tag:TEXT
+    #[arg(long, value_name = "WHEN")]
+    at: String,
+    /// Unix socket to listen on; it is removed at the end
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// Only this disk: node name, device path or id (repeatable; all)
+    #[arg(long = "disk", value_name = "NODE")]
+    disks: Vec<String>,
+    /// Take writes, into a scratch layer that is thrown away at the end; the moment never changes
+    #[arg(long)]
+    writable: bool,
+    /// Directory for the scratch layer [default: $TMPDIR, else /var/tmp]
+    #[arg(long, value_name = "DIR", requires = "writable")]
+    scratch: Option<PathBuf>,
+    /// Print the ready line as JSON: {socket, exports, seq, time, ..}
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+/// Runs it.
+pub fn run(args: &ExportArgs) -> Outcome {
+    let wanted = when::parse_here(&args.at)?;
+    let recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    let point = state::resolve(&recovery, &wanted)?;
+    let name = recovery.name().to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(|e| Failure::io("start the runtime", &e))?;
+    // From before the socket is there, which whoever ends us then finds removed; until now a
+    // signal just ended the command.
+    let mut ends = {
+        let _inside = runtime.enter();
+        Ends::new().map_err(|e| Failure::io("listen for signals", &e))?
+    };
+    let options = ExportOptions {
+        socket: args.socket.clone(),
+        disks: args.disks.clone(),
+        writable: args.writable,
+        scratch: args.scratch.clone(),
+    };
+    let exporting = afterimage_restore::export(recovery, point, &options)?;
+    let line = if args.json {
+        serde_json::to_string(&exporting.report)? + "\n"
+    } else {
+        ready(&name, point.wall_ns, &exporting.report)
+    };
+    show::print(&line)?;
+    runtime.block_on(ends.next());
+    exporting.end();
+    Ok(())
+}
+
+/// The signals that end an export.
+struct Ends {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Ends {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}
+
+fn ready(name: &str, wall_ns: u64, report: &ExportReport) -> String {
+    let disks: Vec<String> = report
+        .exports
+        .iter()
+        .map(|disk| format!("{} ({})", disk.name, show::bytes(disk.bytes)))
+        .collect();
+    let export = match &report.exports[..] {
+        [_] => String::new(),
+        disks => encoded(disks.first().map_or("", |disk| &disk.name)),
+    };
+    let mode = match (&report.scratch, report.scratch_free_bytes) {
+        (Some(dir), Some(free)) => {
+            format!("writable, into {} ({} free)", dir.display(), show::bytes(free))
+        }
+        _ => "read-only".to_owned(),
+    };
+    let mut line = format!(
+        "ready: {name} as it was at {} (seq:{}), {}; {mode}; nbd+unix:///{export}?socket={}",
+        show::clock(state::time(wall_ns)),
+        report.seq,
+        disks.join(", "),
+        encoded(&report.socket.display().to_string()),
+    );
+    for disk in &report.skipped {
+        line += &format!("; {disk} is not there: it had not been synced at that moment");
+    }
+    line + "\n"
+}
+
+/// A text as a part of a URI.
+fn encoded(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out += &format!("%{byte:02X}");
+        }
+    }
+    out
+}
