@@ -239,10 +239,18 @@ impl History {
     /// # Errors
     /// It can't be read, or its checksum doesn't match.
     pub fn read_payload(&self, entry: &Entry, buffer: &mut Vec<u8>) -> Result<()> {
+        buffer.resize(entry.record.payload_bytes as usize, 0);
+        self.read_payload_into(entry, buffer)
+    }
+
+    /// As [`History::read_payload`], into memory of just the payload's size.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_payload_into(&self, entry: &Entry, buffer: &mut [u8]) -> Result<()> {
         let unit = self.units.get(entry.unit as usize).ok_or_else(|| {
             Error::Invalid(format!("record {} lies in no unit", entry.record.seq))
         })?;
-        buffer.resize(entry.record.payload_bytes as usize, 0);
         let ring = self.ring.as_ref().filter(|_| unit.end != ScanEnd::Sealed);
         let (file, from) = ((&unit.file, &*unit.path), (unit.number, ring));
         unit::read_payload(file, from, entry.at, &entry.record, buffer)

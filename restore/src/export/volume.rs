@@ -7,11 +7,10 @@
 
 use super::cache::{Key, PayloadCache};
 use crate::open::Recovery;
-use afterimage_journal::history::Entry;
 use afterimage_journal::map::Extent;
 use afterimage_journal::meta::Volume;
 use afterimage_journal::view::Source;
-use afterimage_journal::{Error, Result, Seq, View, unit};
+use afterimage_journal::{Error, Result, Seq, View};
 use std::sync::Arc;
 
 /// Most pieces that are handed out at a time.
@@ -98,31 +97,23 @@ impl VolumeAt {
     /// # Errors
     /// The record can't be read, or is damaged.
     pub(super) fn read_data(&self, data: Data, buf: &mut [u8], cache: &PayloadCache) -> Result<()> {
-        let entry = self
-            .recovery
-            .history
+        let history = &self.recovery.history;
+        let entry = history
             .entries
             .get(data.entry)
             .ok_or_else(|| Error::Invalid("the map names a record that isn't there".into()))?;
         let payload_bytes = entry.record.payload_bytes as usize;
         if data.skip == 0 && buf.len() == payload_bytes {
-            return self.read_payload(entry, buf);
+            return history.read_payload_into(entry, buf);
         }
         let key: Key = (u64::from(entry.unit), entry.at);
-        let payload = cache.get(key, payload_bytes, |whole| self.read_payload(entry, whole))?;
+        let payload =
+            cache.get(key, payload_bytes, |whole| history.read_payload_into(entry, whole))?;
         let from = data.skip as usize;
         let bytes = payload.get(from..from.saturating_add(buf.len())).ok_or_else(|| {
             Error::Invalid(format!("record {} is shorter than what it covers", entry.record.seq))
         })?;
         buf.copy_from_slice(bytes);
         Ok(())
-    }
-
-    fn read_payload(&self, entry: &Entry, buf: &mut [u8]) -> Result<()> {
-        let units = &self.recovery.history.units;
-        let unit = units.get(entry.unit as usize).ok_or_else(|| {
-            Error::Invalid(format!("record {} lies in no unit", entry.record.seq))
-        })?;
-        unit::read_payload(&unit.file, &unit.path, entry.at, &entry.record, buf)
     }
 }
