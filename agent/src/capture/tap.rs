@@ -9,9 +9,14 @@ use afterimage_nbd::Errno;
 use afterimage_nbd::export::{Export, ExportInfo, Payload, WriteFlags, ZeroFlags};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Longest zero range in one record, in bytes.
 const ZERO_BYTES_MAX: u64 = 1 << 30;
+
+/// Longest time that a payload is received straight into the ring of the journal: while it arrives,
+/// the ring's space behind it can't be used again.
+const RECEIVE_WAIT: Duration = Duration::from_millis(100);
 
 /// What a tap has seen, for rates and status.
 #[derive(Debug, Default)]
@@ -94,6 +99,22 @@ impl Tap {
         if self.gate.is_shut() { Err(Errno::Io) } else { Ok(()) }
     }
 
+    /// Takes the rest of a payload whose client stalls. The others need the ring that it was received
+    /// into: it goes on in memory of its own, at most one record's, and is copied in the end.
+    fn write_late(
+        &self,
+        addr: u64,
+        mut data: Vec<u8>,
+        bytes: usize,
+        payload: &mut Payload<'_>,
+    ) -> Result<(), Errno> {
+        let got = data.len();
+        data.resize(bytes, 0);
+        payload.read_into(&mut data[got..]).map_err(|_| Errno::Io)?;
+        let draft = self.draft(Kind::Write, addr, bytes as u32);
+        self.journal.append(&draft, &data).map(drop).map_err(|e| self.refuse(&e))
+    }
+
     /// A write that can't be journaled: the gate is shut before the answer says so.
     fn refuse(&self, error: &Error) -> Errno {
         self.gate.trip();
@@ -135,9 +156,16 @@ impl Export for Tap {
         while payload.left() > 0 {
             let piece = payload.left().min(limit) as u32;
             let mut space = self.journal.reserve(piece).map_err(|e| self.refuse(&e))?;
-            payload.read_into(space.payload_mut()).map_err(|_| Errno::Io)?;
-            let draft = self.draft(Kind::Write, addr, piece);
-            space.commit(&draft).map_err(|e| self.refuse(&e))?;
+            let room = space.payload_mut();
+            let got = payload.read_within(room, RECEIVE_WAIT).map_err(|_| Errno::Io)?;
+            if got == room.len() {
+                let draft = self.draft(Kind::Write, addr, piece);
+                space.commit(&draft).map_err(|e| self.refuse(&e))?;
+            } else {
+                let arrived = room[..got].to_vec();
+                drop(space);
+                self.write_late(addr, arrived, piece as usize, payload)?;
+            }
             self.count(piece.into());
             addr += u64::from(piece);
         }

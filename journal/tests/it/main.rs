@@ -7,6 +7,7 @@ mod fixture;
 mod model;
 mod pool;
 mod power;
+mod ring;
 mod rot;
 mod when;
 mod window;

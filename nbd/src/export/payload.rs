@@ -4,16 +4,23 @@
 //! in order; after a failed receive it gets none any more.
 
 use std::io;
+use std::time::Duration;
 
 /// Where a payload comes from.
 pub(crate) trait Source {
     /// Fills `dst`.
     fn receive(&mut self, dst: &mut [u8]) -> io::Result<()>;
+    /// Fills `dst` as far as that takes no longer than about `limit`; gives the bytes received.
+    fn receive_within(&mut self, dst: &mut [u8], limit: Duration) -> io::Result<usize>;
     /// Bytes that can be received without waiting.
     fn buffered(&self) -> usize;
 }
 
 impl Source for &[u8] {
+    fn receive_within(&mut self, dst: &mut [u8], _limit: Duration) -> io::Result<usize> {
+        self.receive(dst).map(|()| dst.len())
+    }
+
     fn receive(&mut self, dst: &mut [u8]) -> io::Result<()> {
         io::Read::read_exact(self, dst)
     }
@@ -73,6 +80,23 @@ impl<'a> Payload<'a> {
         let received = self.source.receive(dst);
         match received {
             Ok(()) => self.left -= dst.len(),
+            Err(_) => self.failed = true,
+        }
+        received
+    }
+
+    /// As [`Payload::read_into`], but gives up waiting after about `limit`: gives how many bytes of
+    /// `dst` were filled. For memory that others wait for.
+    pub fn read_within(&mut self, dst: &mut [u8], limit: Duration) -> io::Result<usize> {
+        if self.failed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if dst.len() > self.left {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let received = self.source.receive_within(dst, limit);
+        match &received {
+            Ok(bytes) => self.left -= bytes,
             Err(_) => self.failed = true,
         }
         received

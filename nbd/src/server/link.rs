@@ -5,6 +5,9 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::observer::{CloseReason, ConnectionObserver};
 use super::outbox::Outbox;
@@ -70,6 +73,24 @@ impl Link {
         }
     }
 
+    /// Waits until something arrives, or the deadline passes: then it gives false.
+    fn wait_until(&mut self, deadline: Instant) -> io::Result<bool> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
+        self.observer.waiting();
+        let ready = {
+            let fd = self.transport.fd();
+            poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&limit))
+        };
+        self.observer.received();
+        match ready {
+            Ok(count) => Ok(count > 0),
+            // It is looked at again, and the deadline stays.
+            Err(rustix::io::Errno::INTR) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn receive_waiting(&mut self, dst: &mut [u8]) -> io::Result<usize> {
         if self.outbox.bytes() > 0 {
             // In a batch the rest is most likely here already: replies wait for it only then.
@@ -95,6 +116,25 @@ impl Source for Link {
             }
         }
         Ok(())
+    }
+
+    fn receive_within(&mut self, dst: &mut [u8], limit: Duration) -> io::Result<usize> {
+        let mut filled = self.inbox.take(dst);
+        let deadline = Instant::now() + limit;
+        while filled < dst.len() {
+            match self.inbox.receive_past(&*self.transport, &mut dst[filled..], false) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(got) => filled += got,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.flush()?;
+                    if !self.wait_until(deadline)? {
+                        break;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
     }
 
     fn buffered(&self) -> usize {
