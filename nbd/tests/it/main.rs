@@ -9,3 +9,4 @@ mod hostile_servers;
 mod lifecycle;
 mod observing;
 mod our_client;
+mod payloads;
