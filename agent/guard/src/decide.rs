@@ -8,6 +8,7 @@
 //!  some stuck, heartbeat and other loops fine ─► shut their sockets: the others lose nothing
 //!       └─ still stuck after the grace ────────► kill
 //!  heartbeat stale, or every loop is stuck ────► kill at once
+//!  heartbeat stale for long, though none stuck ► kill: it would never come back by itself
 //! ```
 //!
 //! A loop that waits counts as fine: its guest would lose by the kill and gains nothing from it.
@@ -21,14 +22,21 @@ pub struct Limits {
     pub grace_ns: u64,
     /// How long a held reply is exempt at most, from the request on.
     pub hold_limit_ns: u64,
+    /// A process whose heartbeat is older is hung, though no guest waits for it: a guest whose
+    /// mirror has paused waits for nobody, and is not protected either.
+    pub hung_limit_ns: u64,
 }
+
+/// The least that a process is given to come back by itself while nobody waits.
+const HUNG_NS_MIN: u64 = 10_000_000_000;
 
 impl Limits {
     /// The limits that keep a guest's stall below `stall_limit_ns`: 0.6 of it to be sure, the rest
     /// for two ticks and the kill itself.
     pub fn new(stall_limit_ns: u64, hold_limit_ns: u64) -> Limits {
         let threshold_ns = stall_limit_ns / 10 * 6;
-        Limits { threshold_ns, grace_ns: stall_limit_ns, hold_limit_ns }
+        let hung_limit_ns = stall_limit_ns.saturating_mul(5).max(HUNG_NS_MIN);
+        Limits { threshold_ns, grace_ns: stall_limit_ns, hold_limit_ns, hung_limit_ns }
     }
 
     /// How much longer the guard looks after it was itself kept from running.
@@ -72,7 +80,7 @@ pub struct View<'a> {
 /// Why a worker was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KillReason {
-    /// A guest waits, and the whole process stands still.
+    /// The whole process stands still, and a guest waits, or it has lasted too long.
     ProcessHung,
     /// Every loop is stuck.
     AllLoopsStuck,
@@ -145,12 +153,17 @@ pub fn decide(view: &View<'_>, limits: &Limits) -> Vec<Action> {
             kill = kill.or(Some(KillReason::LoopDidNotEnd));
         }
     }
+    let silent_ns = match view.heartbeat_ns {
+        0 => 0,
+        heartbeat => age(heartbeat.max(view.floor_ns), view),
+    };
     if stuck_count == 0 {
-        return shut;
+        return match silent_ns >= limits.hung_limit_ns {
+            true => vec![Action::Kill { reason: KillReason::ProcessHung, stall_ns: 0 }],
+            false => shut,
+        };
     }
-    let heartbeat_stale = view.heartbeat_ns != 0
-        && age(view.heartbeat_ns.max(view.floor_ns), view) >= limits.threshold_ns;
-    if heartbeat_stale {
+    if silent_ns >= limits.threshold_ns {
         kill = Some(KillReason::ProcessHung);
     } else if stuck_count == view.slots.len() {
         kill = Some(KillReason::AllLoopsStuck);

@@ -279,7 +279,8 @@ fn qemu(
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     command.args(["-machine", "q35", "-accel", accel, "-cpu", cpu, "-m", MEMORY_MIB]);
     command.arg("-kernel").arg(&files.kernel).arg("-initrd").arg(&files.initrd);
-    command.args(["-append", &format!("console=ttyS0 quiet panic=-1 ai.role={role}")]);
+    command
+        .args(["-append", &format!("console=ttyS0 quiet no_timer_check panic=-1 ai.role={role}")]);
     command.args(["-serial", "stdio"]);
     let socket = |name: &str| format!("{}/{name}.sock,server=on,wait=off", sockets.display());
     command.args(["-qmp", &format!("unix:{}", socket("qmp"))]);

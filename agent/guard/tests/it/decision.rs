@@ -48,9 +48,16 @@ fn stuck_loop_among_waiting_ones_is_shut_alone() {
 }
 
 #[test]
-fn stale_heartbeat_kills_only_when_a_guest_waits() {
+fn stale_heartbeat_kills_at_once_when_a_guest_waits_and_else_when_it_lasts() {
     let waiting = [idle(0), idle(1)];
-    assert_eq!(decide(&view(&waiting, 90_000), &limits()), []);
+    assert_eq!(decide(&view(&waiting, 9_999), &limits()), []);
+    // It guards nobody as it is, and would never come back by itself.
+    for slots in [&waiting[..], &[]] {
+        assert_eq!(decide(&view(slots, 10_000), &limits()), kill(KillReason::ProcessHung, 0));
+        // But not when it is the guard that was away.
+        let late = View { floor_ns: NOW - 100 * MS, ..view(slots, 90_000) };
+        assert_eq!(decide(&late, &limits()), []);
+    }
     let slots = [idle(0), unread(1, 700)];
     assert_eq!(decide(&view(&slots, 600), &limits()), kill(KillReason::ProcessHung, 700));
 }
@@ -137,7 +144,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
 
     #[test]
-    fn never_acts_where_nobody_waits(mut slots in any_slots(), heartbeat_ms in 0..90_000u64) {
+    fn never_acts_where_nobody_waits(mut slots in any_slots(), heartbeat_ms in 0..10_000u64) {
         for slot in &mut slots {
             (slot.since_ns, slot.unread_since_ns) = (0, 0);
         }
