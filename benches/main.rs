@@ -5,6 +5,9 @@
 //!                                     ─mirror─► nbdkit memory
 //! direct   fio ─► our capture, nbdkit file, qemu-nbd               in turn
 //! guest    8 writers in a real guest; the agent killed or stopped, and left alone, in turn
+//! export   the first block of a random moment: a long journal, a short one   A B B A ..
+//! restore  afterimage restore, cp of what it restored
+//! space    bytes kept for bytes captured
 //! ```
 //!
 //! What always holds: both sides of a figure are measured in the same run, in short rounds that
@@ -14,13 +17,17 @@
 
 mod capture;
 mod direct;
+mod export;
 mod fio;
 mod guest;
+mod journal;
 #[path = "../tests/kit/mod.rs"]
 mod kit;
 mod mirror;
 mod peers;
 mod report;
+mod restore;
+mod space;
 
 use anyhow::{Context, Result, bail};
 use report::Report;
@@ -80,7 +87,7 @@ fn main() -> ExitCode {
 fn run(words: &[String]) -> Result<()> {
     // Cargo adds `--bench`.
     let wanted: Vec<&str> = words.iter().map(String::as_str).filter(|w| *w != "--bench").collect();
-    const SECTIONS: [&str; 3] = ["mirror", "direct", "guest"];
+    const SECTIONS: [&str; 6] = ["mirror", "direct", "guest", "export", "restore", "space"];
     if let Some(unknown) = wanted.iter().find(|word| !SECTIONS.contains(word)) {
         bail!("there is no section {unknown:?}: choose of {SECTIONS:?}, or give none for all");
     }
@@ -98,6 +105,15 @@ fn run(words: &[String]) -> Result<()> {
     }
     if is_wanted("guest") {
         guest::measure(&scale, &mut report).context("worst write of a guest")?;
+    }
+    if is_wanted("export") {
+        export::measure(&mut report).context("first block of an export")?;
+    }
+    if is_wanted("restore") {
+        restore::measure(&mut report).context("restore beside cp")?;
+    }
+    if is_wanted("space") {
+        space::measure(&mut report).context("bytes kept for bytes captured")?;
     }
     report.print();
     let path = report.save(&bench_dir())?;
