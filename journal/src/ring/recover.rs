@@ -27,7 +27,7 @@ pub(crate) fn recover(storage: &Arc<dyn Storage>, dir: &Path, group: [u8; 16]) -
     };
     let places = Places::of(storage, dir)?;
     let slots = ring.slots().map_err(|e| Error::io("read ring", &dir.join(super::NAME), e))?;
-    for slot in slots.iter().filter(|slot| !slot.unflushed().is_empty()) {
+    for slot in &slots {
         // A unit that is gone, or another one under its name, is found out by reading the journal.
         if let Some(path) = places.find(FileName::Unit(slot.number)) {
             let bytes = write_back(&**storage, &ring, slot, &path)?;
@@ -40,11 +40,15 @@ pub(crate) fn recover(storage: &Arc<dyn Storage>, dir: &Path, group: [u8; 16]) -
 fn write_back(storage: &dyn Storage, ring: &Overlay, slot: &Slot, path: &Path) -> Result<u64> {
     let io = |what| move |e| Error::io(what, path, e);
     let file = storage.open(path, Access::Write).map_err(io("open unit"))?;
+    let length = file.bytes().map_err(io("look at unit"))?;
+    // Writes past the page cache may outlive the process that began them, by which they would take
+    // what is placed in the ring next to where the old bytes belong. Allocating waits for them; that
+    // there is nothing to allocate, or that it can't be done, is no matter.
+    let _ = file.allocate(0, length);
     let mut block = vec![0; BLOCK_BYTES as usize];
     file.read_exact_at(&mut block, 0).map_err(io("read unit"))?;
     let is_same = UnitHeader::decode(&block)
         .is_ok_and(|h| (h.number, h.salt, h.group) == (slot.number, slot.salt, ring.group()));
-    let length = file.bytes().map_err(io("look at unit"))?;
     let range = slot.unflushed();
     if !is_same || range.start < BLOCK_BYTES || range.end > length {
         return Ok(0);
