@@ -255,16 +255,25 @@ fn random_writes_zeroes_and_trims_read_back_and_leave_the_point_alone() {
 
 #[test]
 fn neighbours_in_one_block_written_at_once_by_several_clients_all_stay() {
-    let mut bed = Bed::new(61, &[64 << 10]);
+    // Many blocks, so that clients meet in some just as these come into the layer.
+    const BLOCKS: usize = 1024;
+    let mut bed = Bed::new(61, &[BLOCKS * 4096]);
     bed.open_session();
-    let seq = bed.write_at(0, 0, &[0xFF; 64 << 10]);
+    let mut seq = 0;
+    for at in (0..BLOCKS * 4096).step_by(64 << 10) {
+        seq = bed.write_at(0, at, &[0xFF; 64 << 10]);
+    }
     let place = Place::new();
     let _served = place.serve(&bed, seq, "w", true);
+    let begin = std::sync::Barrier::new(8);
     std::thread::scope(|scope| {
         for n in 0..8_usize {
-            let mut client = place.connect("w", "");
+            let (mut client, begin) = (place.connect("w", ""), &begin);
             scope.spawn(move || {
-                for block in 0..16 {
+                for block in 0..BLOCKS {
+                    if block % 16 == 0 {
+                        begin.wait();
+                    }
                     let at = block * 4096 + n * SECTOR;
                     client.write(at as u64, &[n as u8; SECTOR], false).unwrap();
                 }
