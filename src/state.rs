@@ -151,7 +151,7 @@ fn state_of(
 
 fn size_of(history: &History) -> JournalSize {
     // Preallocated units count as what they take, holes don't.
-    let allocated = history.units.iter().filter_map(|u| u.file.metadata().ok());
+    let allocated = history.units.iter().filter_map(|u| std::fs::metadata(&u.path).ok());
     JournalSize {
         units: history.units.len() as u64,
         bytes: allocated.map(|m| m.blocks() * 512).sum(),

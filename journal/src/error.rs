@@ -86,6 +86,14 @@ pub enum Error {
         /// Which check failed.
         why: &'static str,
     },
+    /// No unit has what the map says that it has.
+    #[error("record {seq} is in no unit, or not the byte {addr} of its volume")]
+    Missing {
+        /// The record's sequence number.
+        seq: u64,
+        /// Byte address in the volume.
+        addr: u64,
+    },
     /// The journal stopped taking records after an error; it must be opened anew.
     #[error("the journal stopped at record {last_seq}: {why}")]
     Stopped {
@@ -136,7 +144,7 @@ impl Error {
                 ErrorKind::FixInput
             }
             Self::Locked { .. } => ErrorKind::Retry,
-            Self::Damaged { .. } => ErrorKind::NotRestorable,
+            Self::Damaged { .. } | Self::Missing { .. } => ErrorKind::NotRestorable,
             Self::NoRoom(_) | Self::Stopped { space: true, .. } => ErrorKind::FreeSpace,
             Self::Stopped { .. } | Self::TooLarge { .. } | Self::BadRun { .. } => ErrorKind::Broken,
         }

@@ -14,6 +14,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::{VERSION, checksum};
+use crate::storage::{Access, RealStorage, Storage};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Write;
@@ -131,8 +132,16 @@ pub fn units(journal: &Path) -> Result<Vec<u64>> {
 /// # Errors
 /// There is no journal, or it is damaged, or a newer program wrote it.
 pub fn read_identity(journal: &Path) -> Result<Identity> {
+    read_identity_in(&RealStorage, journal)
+}
+
+/// As [`read_identity`], on any storage.
+///
+/// # Errors
+/// As there.
+pub fn read_identity_in(storage: &dyn Storage, journal: &Path) -> Result<Identity> {
     let path = journal.join("journal.json");
-    let bytes = fs::read(&path).map_err(|e| Error::io("open journal", &path, e))?;
+    let bytes = read_small(storage, &path).map_err(|e| Error::io("open journal", &path, e))?;
     #[derive(Deserialize)]
     struct Version {
         format: u32,
@@ -153,6 +162,16 @@ pub fn read_identity(journal: &Path) -> Result<Identity> {
         return Err(unusable(serde::de::Error::custom("its checksum doesn't match")));
     }
     Ok(checked.identity)
+}
+
+/// Most bytes of a file that is read whole.
+const SMALL_BYTES_MAX: u64 = 1 << 20;
+
+fn read_small(storage: &dyn Storage, path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = storage.open(path, Access::Read)?;
+    let mut bytes = vec![0; file.bytes()?.min(SMALL_BYTES_MAX) as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
 }
 
 /// Writes a journal's identity, durably; `journal` exists.
@@ -184,8 +203,16 @@ fn identity_crc(identity: &Identity) -> u32 {
 /// # Errors
 /// The word is there but can't be read.
 pub fn read_distrust(journal: &Path) -> Result<Option<crate::Seq>> {
+    read_distrust_in(&RealStorage, journal)
+}
+
+/// As [`read_distrust`], on any storage.
+///
+/// # Errors
+/// As there.
+pub fn read_distrust_in(storage: &dyn Storage, journal: &Path) -> Result<Option<crate::Seq>> {
     let path = journal.join(DISTRUST);
-    match fs::read(&path) {
+    match read_small(storage, &path) {
         // Unreadable word is word all the same: then nothing above 0 is proved.
         Ok(text) => {
             let number = std::str::from_utf8(&text).ok().and_then(|t| t.trim().parse().ok());

@@ -7,6 +7,7 @@ use crate::restore::Progress;
 use crate::runs;
 use crate::target::Target;
 use afterimage_journal::History;
+use afterimage_journal::history::Entry;
 
 /// Why a plan could not be carried out.
 pub(crate) enum Fault {
@@ -40,7 +41,7 @@ pub(crate) fn apply(
     targets: &mut [Box<dyn Target>],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), Fault> {
-    let entries: Vec<usize> = plan.reads.iter().map(|r| r.entry).collect();
+    let entries: Vec<Entry> = plan.reads.iter().map(|r| r.entry).collect();
     let total_bytes = plan.data_bytes;
     let mut done_bytes = 0;
     progress(Progress { done_bytes, total_bytes });

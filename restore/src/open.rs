@@ -1,21 +1,11 @@
-//! Finding a journal by the name of a guest or group, and holding it while it is read (I-7).
+//! Finding a journal by the name of a guest or group. It is held for as long as it is open (I-7).
 
 use crate::error::{Error, Nearest, Result};
 use crate::refusal;
 use afterimage_journal::history::{NotRestorable, Point, When};
 use afterimage_journal::meta::LevelRange;
 use afterimage_journal::{History, Seq, layout};
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-/// Longest wait for a reader's lock while another process deletes parts of the journal.
-const PIN_WAIT: Duration = Duration::from_secs(10);
-/// Pause between two tries: the lock has no wait with a time limit.
-const PIN_RETRY: Duration = Duration::from_millis(20);
+use std::path::Path;
 
 /// A journal open for reading, with what was asked for by name. While it lives, nothing that it
 /// lists is deleted.
@@ -25,7 +15,6 @@ pub struct Recovery {
     pub history: History,
     /// The guest, when the name was a guest's; `None`: the whole group.
     pub guest: Option<String>,
-    _pin: Option<File>,
 }
 
 /// Opens the journal of a guest or group below a state directory, or below a directory that
@@ -38,8 +27,8 @@ pub fn open(state: &Path, name: &str) -> Result<Recovery> {
     check_state(state)?;
     let journals = layout::journals(state)?;
     if journals.iter().any(|j| j == name) {
-        let (history, pin) = load(&layout::journal_dir(state, name)?)?;
-        return Ok(Recovery { history, guest: None, _pin: pin });
+        let history = History::load(&layout::journal_dir(state, name)?)?;
+        return Ok(Recovery { history, guest: None });
     }
     find_guest(state, name, &journals)
 }
@@ -74,10 +63,10 @@ fn find_guest(state: &Path, name: &str, journals: &[String]) -> Result<Recovery>
     let mut found: Vec<(bool, Recovery)> = Vec::new();
     let mut unread = Vec::new();
     for journal in journals {
-        let (history, pin) = match load(&layout::journal_dir(state, journal)?) {
+        let history = match History::load(&layout::journal_dir(state, journal)?) {
             Ok(loaded) => loaded,
             Err(e) => {
-                unread.push(e);
+                unread.push(e.into());
                 continue;
             }
         };
@@ -87,7 +76,7 @@ fn find_guest(state: &Path, name: &str, journals: &[String]) -> Result<Recovery>
             guests.extend(config.guests.iter().map(|g| g.name.clone()));
         }
         if ever {
-            let recovery = Recovery { history, guest: Some(name.to_owned()), _pin: pin };
+            let recovery = Recovery { history, guest: Some(name.to_owned()) };
             found.push((now, recovery));
         }
     }
@@ -122,47 +111,6 @@ fn unknown_name(state: &Path, name: &str, journals: &[String], mut guests: Vec<S
         journals.join(", "),
         guests.join(", ")
     )
-}
-
-fn load(dir: &Path) -> Result<(History, Option<File>)> {
-    let pin = pin(dir)?;
-    Ok((History::load(dir)?, pin))
-}
-
-/// Takes the shared lock on `JOURNAL/pin`. A medium that can't be written has no deleter either.
-fn pin(dir: &Path) -> Result<Option<File>> {
-    let path: PathBuf = dir.join("pin");
-    let made = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .or_else(|_| File::open(&path));
-    let file = match made {
-        Ok(file) => file,
-        Err(e) => {
-            tracing::debug!(pin = %path.display(), error = %e, "reading without a lock");
-            return Ok(None);
-        }
-    };
-    let deadline = Instant::now() + PIN_WAIT;
-    loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => return Ok(Some(file)),
-            Err(Errno::INTR) => {}
-            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(PIN_RETRY),
-            Err(Errno::WOULDBLOCK) => {
-                return Err(afterimage_journal::Error::Locked { path }.into());
-            }
-            // A file system without locks: as on a medium that can't be written.
-            Err(e) => {
-                tracing::debug!(pin = %path.display(), error = %e, "reading without a lock");
-                return Ok(None);
-            }
-        }
-    }
 }
 
 impl Recovery {

@@ -8,10 +8,9 @@
 use crate::error::{Error, Result};
 use crate::names;
 use crate::refusal;
-use afterimage_journal::history::Point;
+use afterimage_journal::history::{Entry, Point};
 use afterimage_journal::meta::{CopyCause, Volume};
-use afterimage_journal::view::Source;
-use afterimage_journal::{History, Seq, View};
+use afterimage_journal::{History, Seq};
 use std::ops::Range;
 
 /// The format of restored images.
@@ -59,8 +58,8 @@ pub struct VolumePlan {
 /// A record to be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Read {
-    /// Index in [`History::entries`].
-    pub entry: usize,
+    /// The record.
+    pub entry: Entry,
     /// Index in [`Plan::volumes`].
     pub volume: usize,
     /// Its writes: a range of [`Plan::writes`].
@@ -129,13 +128,13 @@ pub fn plan(
         plan.data_bytes += data_bytes;
         plan.volumes.push(VolumePlan { volume: volume.clone(), file_name, data_bytes });
     }
-    order(history, &mut plan, pieces);
+    order(&mut plan, pieces);
     Ok(plan)
 }
 
 /// An extent of a volume that comes from a record.
-struct Piece {
-    entry: usize,
+struct Located {
+    entry: Entry,
     volume: usize,
     write: Write,
 }
@@ -145,27 +144,30 @@ fn collect(
     seq: Seq,
     index: usize,
     volume: &Volume,
-    pieces: &mut Vec<Piece>,
+    pieces: &mut Vec<Located>,
 ) -> Result<u64> {
-    let view = View::at(history, volume.id, seq)?;
+    let map = history.map(volume.id, seq)?;
     let mut data_bytes = 0;
-    for extent in view.extents() {
-        let Source::Entry(entry) = extent.source else { continue };
-        let len = extent.end - extent.start;
-        data_bytes += len;
-        // A record's length is 32 bits wide, and an extent lies within its record.
-        let write = Write { addr: extent.start, skip: extent.skip as u32, len: len as u32 };
-        pieces.push(Piece { entry, volume: index, write });
+    for piece in map.pieces(0..map.bytes()) {
+        let piece = piece?;
+        let mut addr = piece.start;
+        while addr < piece.end && !piece.zero {
+            let entry = history.locate(piece.seq, addr)?;
+            let record = &entry.record;
+            let end = piece.end.min(record.addr.saturating_add(record.len.into()));
+            // A record's length is 32 bits wide, and a write lies within its record.
+            let (skip, len) = ((addr - record.addr) as u32, (end - addr) as u32);
+            pieces.push(Located { entry, volume: index, write: Write { addr, skip, len } });
+            data_bytes += end - addr;
+            addr = end;
+        }
     }
     Ok(data_bytes)
 }
 
 /// Brings the pieces into the order of the journal, and groups them by record.
-fn order(history: &History, plan: &mut Plan, mut pieces: Vec<Piece>) {
-    pieces.sort_unstable_by_key(|p| {
-        let entry = &history.entries[p.entry];
-        (entry.unit, entry.at, p.write.skip)
-    });
+fn order(plan: &mut Plan, mut pieces: Vec<Located>) {
+    pieces.sort_unstable_by_key(|p| (p.entry.unit, p.entry.at, p.write.skip));
     plan.writes.reserve(pieces.len());
     for piece in pieces {
         let at = plan.writes.len();

@@ -3,6 +3,7 @@
 
 use crate::error::{DamagedRecord, Error, Nearest};
 use crate::plan::{Plan, shown};
+use afterimage_journal::history::Entry;
 use afterimage_journal::meta::LevelRange;
 use afterimage_journal::view::rank;
 use afterimage_journal::{History, Seq};
@@ -39,18 +40,17 @@ fn around(history: &History, ranges: &[LevelRange], upto: Seq, from: Option<Seq>
 
 /// First position at or behind a data record's own at which newer records cover all of it;
 /// `None`: it is needed to the end. One pass over the entries.
-pub(crate) fn needed_until(history: &History, index: usize) -> Option<Seq> {
-    let entry = &history.entries[index];
+pub(crate) fn needed_until(history: &History, entry: &Entry) -> Option<Seq> {
     let record = &entry.record;
-    let own = (rank(history, entry, record.seq)?, index);
+    let own = (rank(history, entry, record.seq)?, record.seq);
     let mut left = vec![(record.addr, record.addr.saturating_add(record.len.into()))];
-    for (i, other) in history.entries.iter().enumerate() {
+    for other in history.entries().flatten() {
         if other.record.volume != record.volume {
             continue;
         }
         // Where it ranks doesn't change with the position, once it counts at all.
-        let Some(rank) = rank(history, other, other.record.seq) else { continue };
-        if (rank, i) <= own {
+        let Some(rank) = rank(history, &other, other.record.seq) else { continue };
+        if (rank, other.record.seq) <= own {
             continue;
         }
         let start = other.record.addr;
@@ -79,14 +79,14 @@ pub(crate) fn damaged(
     why: String,
 ) -> Error {
     let read = &plan.reads[read];
-    let entry = &history.entries[read.entry];
+    let entry = &read.entry;
     let seq = entry.record.seq;
     let volume = &plan.volumes[read.volume].volume;
     let nearest = around(
         history,
         &ranges(history, guest),
         seq.saturating_sub(1),
-        needed_until(history, read.entry),
+        needed_until(history, entry),
     );
     let unit = history.units.get(entry.unit as usize).map(|u| u.path.clone());
     Error::Damaged {

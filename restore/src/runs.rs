@@ -4,8 +4,7 @@
 use afterimage_journal::History;
 use afterimage_journal::format::checksum;
 use afterimage_journal::format::record::HEADER_BYTES;
-use std::io::{Error, ErrorKind};
-use std::os::unix::fs::FileExt;
+use afterimage_journal::history::Entry;
 
 /// Most bytes read at a time, unless a single record is larger.
 const RUN_BYTES_MAX: u64 = 4 << 20;
@@ -20,17 +19,17 @@ pub(crate) struct Stored<'b> {
     pub payload: Result<&'b [u8], String>,
 }
 
-/// Calls `take` with the position in `entries` and the bytes of each record. `entries` are
-/// indices in [`History::entries`], in the order of units and offsets.
+/// Calls `take` with the position in `entries` and the bytes of each record. `entries` come in the
+/// order of units and offsets.
 pub(crate) fn for_each<E>(
     history: &History,
-    entries: &[usize],
+    entries: &[Entry],
     mut take: impl FnMut(usize, Stored<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut buffer = Vec::new();
     let mut first = 0;
     while first < entries.len() {
-        let behind = run_end(history, entries, first);
+        let behind = run_end(entries, first);
         read_run(history, entries, first..behind, &mut buffer, &mut take)?;
         first = behind;
     }
@@ -38,19 +37,18 @@ pub(crate) fn for_each<E>(
 }
 
 /// Where a record's bytes start and end in its unit.
-fn span(history: &History, entry: usize) -> (u64, u64) {
-    let entry = &history.entries[entry];
+fn span(entry: &Entry) -> (u64, u64) {
     (entry.at, entry.at + HEADER_BYTES + u64::from(entry.record.payload_bytes))
 }
 
-fn run_end(history: &History, entries: &[usize], first: usize) -> usize {
-    let unit = history.entries[entries[first]].unit;
-    let (start, mut end) = span(history, entries[first]);
+fn run_end(entries: &[Entry], first: usize) -> usize {
+    let unit = entries[first].unit;
+    let (start, mut end) = span(&entries[first]);
     let mut behind = first + 1;
-    while let Some(&next) = entries.get(behind) {
-        let (from, to) = span(history, next);
+    while let Some(next) = entries.get(behind) {
+        let (from, to) = span(next);
         let near = from >= end && from - end <= SKIP_BYTES_MAX && to - start <= RUN_BYTES_MAX;
-        if history.entries[next].unit != unit || !near {
+        if next.unit != unit || !near {
             break;
         }
         end = to;
@@ -61,14 +59,14 @@ fn run_end(history: &History, entries: &[usize], first: usize) -> usize {
 
 fn read_run<E>(
     history: &History,
-    entries: &[usize],
+    entries: &[Entry],
     run: std::ops::Range<usize>,
     buffer: &mut Vec<u8>,
     take: &mut impl FnMut(usize, Stored<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let (start, _) = span(history, entries[run.start]);
-    let (_, end) = span(history, entries[run.end - 1]);
-    let read = read(history, entries[run.start], start, end, buffer);
+    let (start, _) = span(&entries[run.start]);
+    let (_, end) = span(&entries[run.end - 1]);
+    let read = read(history, &entries[run.start], start, end, buffer);
     if read.is_err() && run.len() > 1 {
         // One of them can't be read: each alone tells which.
         for i in run {
@@ -82,10 +80,10 @@ fn read_run<E>(
             take(i, Stored { header: &[], payload: Err(why) })?;
             continue;
         }
-        let (from, to) = span(history, entries[i]);
+        let (from, to) = span(&entries[i]);
         let bytes = &buffer[(from - start) as usize..(to - start) as usize];
         let (header, payload) = bytes.split_at(HEADER_BYTES as usize);
-        let whole = checksum::crc32c(payload) == history.entries[entries[i]].record.payload_crc;
+        let whole = checksum::crc32c(payload) == entries[i].record.payload_crc;
         let payload = if whole { Ok(payload) } else { Err(MISMATCH.to_owned()) };
         take(i, Stored { header, payload })?;
     }
@@ -96,15 +94,12 @@ const MISMATCH: &str = "its data doesn't match its checksum";
 
 fn read(
     history: &History,
-    entry: usize,
+    entry: &Entry,
     start: u64,
     end: u64,
     buffer: &mut Vec<u8>,
-) -> std::io::Result<()> {
-    let unit = history
-        .units
-        .get(history.entries[entry].unit as usize)
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, "its unit is not there"))?;
+) -> Result<(), String> {
+    let file = history.file(entry.unit).map_err(|e| e.to_string())?;
     buffer.resize((end - start) as usize, 0);
-    unit.file.read_exact_at(buffer, start)
+    file.read_exact_at(buffer, start).map_err(|e| e.to_string())
 }

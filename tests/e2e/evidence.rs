@@ -4,7 +4,7 @@ use super::Scene;
 use crate::kit::{Cli, Disk, Format, VmBuilder, image, prefix};
 use afterimage_journal::History;
 use afterimage_journal::format::record::FLAG_COPIED;
-use afterimage_journal::history::CopyState;
+use afterimage_journal::history::{CopyState, Entry};
 use afterimage_journal::meta::CopyCause;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -33,9 +33,15 @@ pub fn causes_since(history: &History, seq: u64) -> Vec<CopyCause> {
     causes
 }
 
+/// All records, by number.
+pub fn entries(history: &History) -> Vec<Entry> {
+    history.entries().collect::<Result<_, _>>().unwrap()
+}
+
 /// Bytes that copies brought in behind a position.
 pub fn copied_bytes_since(history: &History, seq: u64) -> u64 {
-    let copied = history.entries.iter().map(|e| &e.record);
+    let all = entries(history);
+    let copied = all.iter().map(|e| &e.record);
     let copied = copied.filter(|r| r.seq > seq && r.flags & FLAG_COPIED != 0);
     copied.map(|r| u64::from(r.len)).sum()
 }

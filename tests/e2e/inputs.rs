@@ -1,6 +1,8 @@
 //! What people and machines do wrong: each has a clear message, and costs nothing else.
 
-use super::evidence::{RAW, SOME_WRITES, history, identical, prefix_of, wait_session_behind};
+use super::evidence::{
+    RAW, SOME_WRITES, entries, history, identical, prefix_of, wait_session_behind,
+};
 use super::{PROGRAM, STATE_LIMIT, Scene};
 use crate::kit::{Agent, Cli, Disk, Outcome, SmallFs, Vm, VmBuilder, image};
 use afterimage_journal::History;
@@ -269,7 +271,8 @@ fn rot(cli: &Cli, intact: &Cli, dir: &Path) {
     };
     let (sound, rotten) = (tagged("sound"), tagged("rotten"));
     // The last write before a checkpoint: nothing newer hides it there.
-    let before = journal.entries.iter().rev().find(|e| {
+    let all = entries(&journal);
+    let before = all.iter().rev().find(|e| {
         let record = &e.record;
         record.kind.is_data() && record.payload_bytes >= 4096 && record.seq < rotten
     });

@@ -1,7 +1,7 @@
 //! After an outage: the cheapest way that is safe, told from what the journal holds.
 
 use super::evidence::{
-    RAW, SOME_WRITES, causes_since, copied_bytes_since, copies_since, history, identical,
+    RAW, SOME_WRITES, causes_since, copied_bytes_since, copies_since, entries, history, identical,
     point_monitor_at, prefix_of, scene_of, scribble, wait_session_behind,
 };
 use super::{DISK_BYTES, PROGRAM, STATE_LIMIT, Scene};
@@ -277,7 +277,8 @@ fn an_initial_sync_goes_on_where_it_was_when_the_agent_was_killed() {
     wait_session_behind(&scene.agent, head);
     let journal = history(&scene.agent);
     assert_eq!(causes_since(&journal, head), [CopyCause::Initial]);
-    let again = journal.entries.iter().map(|e| &e.record);
+    let all = entries(&journal);
+    let again = all.iter().map(|e| &e.record);
     let again = again.filter(|r| r.seq > head && r.flags & FLAG_COPIED != 0);
     let lowest = again.map(|r| r.addr).min().unwrap();
     assert!(lowest >= RECORDED, "copied again from {lowest} on");

@@ -1,5 +1,6 @@
 //! The agent killed, hung and restarted under a writing guest.
 
+use super::evidence::entries;
 use super::{PROGRAM, STATE_LIMIT, Scene};
 use crate::kit::{Agent, image, prefix};
 use afterimage_journal::History;
@@ -113,16 +114,14 @@ fn a_killed_agent_costs_what_changed_and_no_full_copy() {
     wait_protected_anew(&scene, before);
     scene.vm.ask_last("writer pause", "writer paused");
     let now = history(&scene);
-    let copied: u64 = now
-        .entries
+    let copied: u64 = entries(&now)
         .iter()
         .filter(|e| e.record.seq > first.head && e.record.flags & FLAG_COPIED != 0)
         .map(|e| u64::from(e.record.payload_bytes))
         .sum();
     assert_eq!(copied, 0, "the mirror sends what it noted; nothing is pulled");
     let gap = now.gaps.first().unwrap();
-    let resent: u64 = now
-        .entries
+    let resent: u64 = entries(&now)
         .iter()
         .filter(|e| e.record.seq > gap.from && e.record.seq < gap.to.unwrap())
         .map(|e| u64::from(e.record.payload_bytes))

@@ -207,7 +207,7 @@ impl Export for Tap {
             let blocks = Blocks::at(&history, self.volume, history.head).map_err(|e| errno(&e))?;
             *reader = Some(Reader { writes, history, blocks });
         }
-        match reader.as_mut() {
+        match reader.as_ref() {
             Some(r) => r.blocks.read(&r.history, at, buf).map_err(|e| errno(&e)),
             None => Err(Errno::Io),
         }

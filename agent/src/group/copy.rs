@@ -124,8 +124,8 @@ impl CopyWriter {
 /// What a journal has of each volume.
 pub(super) fn volume_states(history: &History) -> BTreeMap<VolumeId, VolumeState> {
     let mut states: BTreeMap<VolumeId, VolumeState> = BTreeMap::new();
-    for entry in history.entries.iter().filter(|e| e.record.kind.is_data()) {
-        states.entry(entry.record.volume).or_default().has_data = true;
+    for volume in &history.has_data {
+        states.entry(*volume).or_default().has_data = true;
     }
     for copy in history.copies.values() {
         let state = states.entry(copy.volume).or_default();

@@ -3,7 +3,6 @@
 
 use super::timeline::Timeline;
 use super::{LastSession, OpenSession, VolumeState, copy};
-use afterimage_journal::format::record::Kind;
 use afterimage_journal::meta::{Config, ImageIdentity, Session};
 use afterimage_journal::{History, Journal, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,12 +108,7 @@ impl State {
             } else {
                 self.images.insert(session.guest.clone(), session.images.clone());
             }
-            let ticks = history.entries.iter().rev().map(|e| &e.record);
-            let confirmed = ticks
-                .filter(|r| r.kind == Kind::Tick && r.scope == session.id)
-                .map(|r| r.addr)
-                .next()
-                .unwrap_or(session.from);
+            let confirmed = history.confirmed.get(&session.id).copied().unwrap_or(session.from);
             self.last_sessions.insert(
                 session.guest.clone(),
                 LastSession {

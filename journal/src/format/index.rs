@@ -1,4 +1,5 @@
-//! The index at the end of a sealed unit: one 48-byte entry a record, then a 64-byte footer.
+//! The index at the end of a sealed unit: one 48-byte entry a record, sorted by (number, address),
+//! then a 64-byte footer. Older units have it in the order of offsets; readers take any order.
 //!
 //! It holds all that a record header holds, so that no payload is read to find a block, and a
 //! rotten record header costs nothing while the index is good.
@@ -107,10 +108,12 @@ impl Footer {
 }
 
 /// The end of a sealed unit: byte offset of its index, and all bytes from there to the end of the
-/// unit. The caller sees to it that they fit.
+/// unit. The records come in any order. The caller sees to it that they fit.
 #[must_use]
 pub fn area(header: &UnitHeader, records: &[(u64, Record)]) -> (u64, Vec<u8>) {
-    let mut bytes = encode(records);
+    let mut sorted = records.to_vec();
+    sort(&mut sorted);
+    let mut bytes = encode(&sorted);
     let behind = header.unit_bytes.saturating_sub(FOOTER_BYTES + bytes.len() as u64);
     let index_at = behind & !(super::ALIGN_BYTES - 1);
     let footer = Footer {
@@ -123,6 +126,12 @@ pub fn area(header: &UnitHeader, records: &[(u64, Record)]) -> (u64, Vec<u8>) {
     bytes.resize(header.unit_bytes.saturating_sub(FOOTER_BYTES + index_at) as usize, 0);
     bytes.extend_from_slice(&footer.encode(&header.salt));
     (index_at, bytes)
+}
+
+/// Brings records into an index's order.
+pub fn sort(records: &mut [(u64, Record)]) {
+    // Merging leaves pieces of one record: the address tells them apart.
+    records.sort_by_key(|(_, r)| (r.seq, r.addr));
 }
 
 /// Encodes the records (with their byte offsets in the unit) as an index.

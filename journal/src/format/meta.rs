@@ -182,6 +182,46 @@ pub enum CheckpointKind {
     Application,
 }
 
+/// Where an epoch begins, and the last valid number before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochStart {
+    /// The epoch.
+    pub epoch: u64,
+    /// Its first number.
+    pub first_seq: Seq,
+    /// Numbers above this one are void in units of older epochs.
+    pub prev_last_seq: Seq,
+}
+
+/// The first record of a merged unit: what it replaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merged {
+    /// Number of the first unit that it replaces.
+    pub first: u64,
+    /// Number of the last one.
+    pub last: u64,
+    /// The edge as of which it was merged: positions from here on lost nothing.
+    pub edge: Seq,
+    /// The epochs that began in what it replaces, so that void numbers stay void.
+    #[serde(default)]
+    pub epochs: Vec<EpochStart>,
+    /// Positions before the edge for which everything was kept, too; ascending.
+    #[serde(default)]
+    pub kept: Vec<Seq>,
+    /// Lowest number of a record in what it replaces (0: there was none).
+    #[serde(default)]
+    pub first_seq: Seq,
+    /// Highest number of a record in what it replaces.
+    #[serde(default)]
+    pub last_seq: Seq,
+    /// Wall time of its first record, nanoseconds since the Unix epoch.
+    #[serde(default)]
+    pub first_wall_ns: u64,
+    /// Wall time of its last record.
+    #[serde(default)]
+    pub last_wall_ns: u64,
+}
+
 /// The body of a record that isn't data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meta {
@@ -193,6 +233,8 @@ pub enum Meta {
     Copy(Copy),
     /// [`Checkpoint`].
     Mark(Checkpoint),
+    /// [`Merged`].
+    Merged(Merged),
 }
 
 impl Meta {
@@ -205,6 +247,7 @@ impl Meta {
             Self::Session(_) => Kind::Session,
             Self::Copy(_) => Kind::Copy,
             Self::Mark(_) => Kind::Mark,
+            Self::Merged(_) => Kind::Merged,
         }
     }
 
@@ -218,6 +261,7 @@ impl Meta {
             Self::Session(v) => serde_json::to_vec(v),
             Self::Copy(v) => serde_json::to_vec(v),
             Self::Mark(v) => serde_json::to_vec(v),
+            Self::Merged(v) => serde_json::to_vec(v),
         }
     }
 
@@ -235,6 +279,7 @@ impl Meta {
             Kind::Session => serde_json::from_slice(payload).map(Self::Session),
             Kind::Copy => serde_json::from_slice(payload).map(Self::Copy),
             Kind::Mark => serde_json::from_slice(payload).map(Self::Mark),
+            Kind::Merged => serde_json::from_slice(payload).map(Self::Merged),
             _ => return None,
         })
     }

@@ -6,6 +6,7 @@
 //! steps over it (I-2). A sequence number of 0 means "not committed".
 
 use super::checksum;
+use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -18,7 +19,7 @@ pub const SEQ_AT: usize = 56;
 const MAGIC: u32 = u32::from_le_bytes(*b"AIrc");
 
 /// What a record says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Kind {
     /// A write: the payload is the data at `addr`.
@@ -43,6 +44,9 @@ pub enum Kind {
     Flush = 10,
     /// The journal was closed cleanly: no record follows in this epoch.
     Close = 11,
+    /// What a merged unit replaces ([`super::meta::Merged`]): its first record, which is none of
+    /// the sequence and takes no number.
+    Merged = 12,
 }
 
 impl Kind {
@@ -61,6 +65,7 @@ impl Kind {
             9 => Self::Watermark,
             10 => Self::Flush,
             11 => Self::Close,
+            12 => Self::Merged,
             _ => return None,
         })
     }
@@ -79,7 +84,7 @@ pub const FLAG_COPIED: u8 = 1;
 pub const FLAGS_KNOWN: u8 = FLAG_COPIED;
 
 /// A decoded, checked record header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// What it says.
     pub kind: Kind,

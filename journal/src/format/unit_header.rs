@@ -4,6 +4,7 @@
 //! header is damage, never a torn creation.
 
 use super::checksum;
+use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -12,9 +13,12 @@ pub const BLOCK_BYTES: u64 = 4096;
 const MAGIC: [u8; 8] = *b"AIMGUNIT";
 /// Flag: the first unit of its epoch; `prev_last_seq` closes the epochs before it.
 pub const FLAG_EPOCH_START: u32 = 1;
+/// Flag: what is left of several units ([`super::meta::Merged`]); named `merged-A-B`, with the
+/// number of the first and the epoch of the last.
+pub const FLAG_MERGED: u32 = 2;
 
 /// A decoded unit header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitHeader {
     /// The group whose journal this is.
     pub group: [u8; 16],
@@ -26,7 +30,7 @@ pub struct UnitHeader {
     pub unit_bytes: u64,
     /// The epoch of every record in it (I-9).
     pub epoch: u64,
-    /// [`FLAG_EPOCH_START`].
+    /// [`FLAG_EPOCH_START`], [`FLAG_MERGED`].
     pub flags: u32,
     /// The newest number given out when the unit was made: its own are above, or (a reservation
     /// made before the turn to the next unit) at most one unit's worth later.

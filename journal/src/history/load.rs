@@ -1,24 +1,20 @@
-//! Reading a journal's units and making sense of them.
+//! Reading a journal: the catalogue, the units behind it, and a judgement of what they hold.
 
-use super::{CheckpointAt, CopyState, Damage, Entry, Gap, History, SessionState, Unit};
+use super::level::finish;
+use super::units::{Opened, is_void, void_above};
+use super::{Damage, Entry, History, PAYLOAD_BYTES_MAX, PAYLOADS_MAX, Unit, cache::Cache};
 use crate::Seq;
+use crate::catalogue::{self, Catalogue, due, epoch_start, facts::has_body};
 use crate::error::{Error, Result};
 use crate::format::record::Kind;
-use crate::format::unit_header::FLAG_EPOCH_START;
 use crate::layout::{self, Identity};
-use crate::meta::{CopyEvent, LevelRange, META_BYTES_MAX, Meta, SessionEvent};
+use crate::meta::{EpochStart, META_BYTES_MAX, Meta};
+use crate::pool::{FileName, Found, Places};
 use crate::ring::Overlay;
-use crate::storage::RealStorage;
-use crate::unit::{ScanEnd, UnitContents, read_unit};
-use std::collections::BTreeMap;
+use crate::storage::Storage;
+use crate::unit::{ScanEnd, UnitContents, read_merged, read_payload, read_unit};
 use std::path::Path;
-
-/// Where an epoch begins, and the last valid number before it.
-struct EpochStart {
-    epoch: u64,
-    first_seq: Seq,
-    prev_last_seq: Seq,
-}
+use std::sync::Arc;
 
 /// Tries to read a journal that changes under the reader before what it sees counts as damage.
 const LOADS_MAX: usize = 4;
@@ -27,13 +23,18 @@ const LOADS_MAX: usize = 4;
 /// watermark that covers it, or list a unit that is gone when it is opened. So what looks damaged
 /// is read again, judged by the watermark of the scan before: all that it covers was there when
 /// the second scan began. What is really damaged looks the same twice.
-pub(super) fn load(dir: &Path, identity: &Identity) -> Result<History> {
-    let mut history = load_once(dir, identity, Seq::MAX)?;
+pub(super) fn load(
+    storage: &Arc<dyn Storage>,
+    dir: &Path,
+    identity: &Identity,
+    trusted: bool,
+) -> Result<History> {
+    let mut history = load_once(storage, dir, identity, trusted, Seq::MAX)?;
     for _ in 1..LOADS_MAX {
         if history.damage.is_empty() {
             break;
         }
-        let again = load_once(dir, identity, history.watermark)?;
+        let again = load_once(storage, dir, identity, trusted, history.watermark)?;
         let same = again.damage == history.damage;
         history = again;
         if same {
@@ -43,17 +44,57 @@ pub(super) fn load(dir: &Path, identity: &Identity) -> Result<History> {
     Ok(history)
 }
 
-fn load_once(dir: &Path, identity: &Identity, watermark_max: Seq) -> Result<History> {
-    let mut history = History {
+fn load_once(
+    storage: &Arc<dyn Storage>,
+    dir: &Path,
+    identity: &Identity,
+    trusted: bool,
+    watermark_max: Seq,
+) -> Result<History> {
+    let distrust = layout::read_distrust_in(&**storage, dir)?;
+    let places = Places::of(storage, dir)?;
+    let found = catalogue::units_of(&places)?;
+    let bound = distrust.unwrap_or(Seq::MAX);
+    let catalogue = match trusted {
+        true => Catalogue::fresh(storage, dir, identity, &places, &found, bound)?,
+        false => Catalogue::from_units(storage, identity, &found, bound)?,
+    };
+    let mut history = empty(storage, dir, identity);
+    let mut tail = Tail::of(&mut history, catalogue, &found);
+    tail.read_units(&found, &places)?;
+    tail.entries.retain(|e| {
+        let epoch = tail.history.units[e.unit as usize].header.epoch;
+        !is_void(&tail.catalogue.epochs, epoch, e.record.seq)
+    });
+    tail.history.torn = tail.entries.iter().any(|e| e.record.seq > bound);
+    tail.entries.retain(|e| e.record.seq <= bound);
+    tail.find_watermark(watermark_max);
+    tail.judge_numbers();
+    tail.drop_torn_payloads();
+    tail.read_bodies();
+    tail.conclude();
+    finish(&mut history);
+    Ok(history)
+}
+
+fn empty(storage: &Arc<dyn Storage>, dir: &Path, identity: &Identity) -> History {
+    History {
         dir: dir.to_owned(),
         identity: identity.clone(),
+        storage: Arc::clone(storage),
+        pin: None,
+        opened: Opened::new(&[]),
+        payloads: Cache::new(PAYLOADS_MAX, PAYLOAD_BYTES_MAX),
         units: Vec::new(),
-        entries: Vec::new(),
+        epochs: Vec::new(),
         configs: Vec::new(),
         sessions: Vec::new(),
-        copies: BTreeMap::new(),
-        maps: BTreeMap::new(),
+        copies: std::collections::BTreeMap::new(),
+        maps: std::collections::BTreeMap::new(),
         checkpoints: Vec::new(),
+        confirmed: std::collections::BTreeMap::new(),
+        has_data: std::collections::BTreeSet::new(),
+        edge: 0,
         level: Vec::new(),
         gaps: Vec::new(),
         damage: Vec::new(),
@@ -67,178 +108,259 @@ fn load_once(dir: &Path, identity: &Identity, watermark_max: Seq) -> Result<Hist
         units_unreadable: 0,
         cut_at: 0,
         last_checkpoint_id: 0,
-        ring: Overlay::open(&RealStorage::shared(), dir),
-    };
-    let distrust = layout::read_distrust(dir)?;
-    let mut epochs = Vec::new();
-    read_units(&mut history, &mut epochs)?;
-    drop_void(&mut history, &epochs);
-    if let Some(bound) = distrust {
-        history.torn = history.entries.iter().any(|e| e.record.seq > bound);
-        history.entries.retain(|e| e.record.seq <= bound);
     }
-    find_watermark(&mut history, &epochs, watermark_max);
-    judge_numbers(&mut history, &epochs);
-    drop_torn_payloads(&mut history);
-    let bounds = BTreeMap::new();
-    Reader { history: &mut history, epochs: &epochs, bounds }.read_meta()?;
-    history.cut_at = epochs
-        .iter()
-        .filter(|e| e.prev_last_seq > 0 && e.first_seq > e.prev_last_seq + 1)
-        .map(|e| e.first_seq)
-        .max()
-        .unwrap_or(0);
-    history.last_checkpoint_id =
-        history.checkpoints.iter().map(|c| c.checkpoint.id).max().unwrap_or(0);
-    finish(&mut history);
-    Ok(history)
 }
 
-fn read_units(history: &mut History, epochs: &mut Vec<EpochStart>) -> Result<()> {
-    let numbers = layout::units(&history.dir)?;
-    let group = history.identity.group.into_bytes();
-    history.unit_number_max = numbers.last().copied().unwrap_or(0);
-    let mut expected = 1;
-    for number in numbers {
-        if number != expected {
-            // What the missing ones held is not known: everything behind needs it.
-            let what = format!("units {expected} to {} are missing", number - 1);
-            history.units_unreadable += number - expected;
-            let from = history.seen_seq + 1;
-            history.damage.push(Damage { from, last: from, to: None, what });
+/// What the catalogue does not cover: judged record by record.
+struct Tail<'h> {
+    history: &'h mut History,
+    catalogue: Catalogue,
+    /// By number, once the units are read.
+    entries: Vec<Entry>,
+}
+
+impl<'h> Tail<'h> {
+    /// Takes over what the catalogue has, with the records of its border.
+    fn of(history: &'h mut History, mut catalogue: Catalogue, found: &[Found]) -> Self {
+        history.units = std::mem::take(&mut catalogue.units);
+        history.unit_number_max = found.iter().map(|f| f.name.numbers().1).max().unwrap_or(0);
+        history.edge = catalogue.edge;
+        for unit in &history.units {
+            history.epoch = history.epoch.max(unit.header.epoch);
+            let seen = unit.last_seq.max(unit.header.after_seq);
+            history.seen_seq = history.seen_seq.max(seen);
         }
-        expected = number + 1;
-        let path = layout::unit_path(&history.dir, number);
-        let unit = match read_unit(&path, group, number, history.ring.as_ref()) {
-            Ok(unit) => unit,
-            Err(e @ Error::NewerFormat { .. }) => return Err(e),
-            Err(e) => {
-                let from = history.seen_seq + 1;
-                history.units_unreadable += 1;
-                history.damage.push(Damage { from, last: from, to: None, what: e.to_string() });
+        history.seen_seq = history.seen_seq.max(catalogue.edge);
+        let border = std::mem::take(&mut catalogue.border);
+        let entries = border.into_iter().filter_map(|b| {
+            let at = history.units.partition_point(|u| u.name.numbers().1 < b.unit);
+            let unit = u32::try_from(at).ok()?;
+            history.units.get(at)?;
+            Some(Entry { unit, at: b.at, record: b.record })
+        });
+        let entries = entries.collect();
+        Self { history, catalogue, entries }
+    }
+
+    fn read_units(&mut self, found: &[Found], places: &Places) -> Result<()> {
+        let group = self.history.identity.group.into_bytes();
+        let storage = Arc::clone(&self.history.storage);
+        let mut expected = self.history.units.last().map_or(0, |u| u.name.numbers().1) + 1;
+        let covered = expected;
+        let ring = Overlay::open(&storage, &self.history.dir);
+        for found in found.iter().filter(|f| f.name.numbers().1 >= covered) {
+            let (first, last) = found.name.numbers();
+            if first > expected {
+                // What the missing ones held is not known: everything behind needs it.
+                let hint = places.missing_text();
+                let what = format!("units {expected} to {} are missing{hint}", first - 1);
+                self.lose_units(first - expected, what);
+            }
+            let count = last + 1 - first.max(expected);
+            expected = last + 1;
+            match read_unit(&*storage, found, group, ring.as_ref()) {
+                Ok(unit) => {
+                    if let Err(e) = self.add_unit(found.name, &unit) {
+                        self.lose_units(count, e.to_string());
+                    }
+                }
+                Err(e @ Error::NewerFormat { .. }) => return Err(e),
+                Err(e) => self.lose_units(count, e.to_string()),
+            }
+        }
+        self.entries.sort_by_key(|e| (e.record.seq, e.record.addr));
+        Ok(())
+    }
+
+    fn lose_units(&mut self, count: u64, what: String) {
+        let from = self.history.seen_seq + 1;
+        self.history.units_unreadable += count;
+        self.history.damage.push(Damage { from, last: from, to: None, what });
+    }
+
+    fn add_unit(&mut self, name: FileName, unit: &UnitContents) -> Result<()> {
+        let merged = match name {
+            FileName::Merged(..) => Some(read_merged(&*unit.file, &unit.path, &unit.header)?),
+            FileName::Unit(_) => None,
+        };
+        let history = &mut *self.history;
+        let epochs = &mut self.catalogue.epochs;
+        if let Some(merged) = &merged {
+            epochs.extend_from_slice(&merged.epochs);
+            history.edge = history.edge.max(merged.edge);
+            history.seen_seq = history.seen_seq.max(merged.last_seq);
+        }
+        epochs.extend(epoch_start(&unit.header).filter(|s| epochs.last() != Some(s)));
+        history.epoch = history.epoch.max(unit.header.epoch);
+        let newest = unit.records.iter().map(|(_, r)| r.seq).max().unwrap_or(0);
+        history.seen_seq = history.seen_seq.max(newest).max(unit.header.after_seq);
+        let index = history.units.len() as u32;
+        let records = unit.records.iter().filter(|(_, r)| r.kind != Kind::Merged);
+        self.entries.extend(records.map(|&(at, record)| Entry { unit: index, at, record }));
+        history.units.push(Unit::of(name, unit, merged));
+        Ok(())
+    }
+
+    fn epochs(&self) -> &[EpochStart] {
+        &self.catalogue.epochs
+    }
+
+    /// What is known to have been durable: by watermark records, and by the newest epoch's start,
+    /// before which everything found was synced.
+    fn find_watermark(&mut self, watermark_max: Seq) {
+        let records = self.entries.iter().filter(|e| e.record.kind == Kind::Watermark);
+        let recorded = records.map(|e| e.record.addr).max().unwrap_or(0);
+        let started = self.epochs().last().map_or(0, |e| e.prev_last_seq);
+        let settled = self.catalogue.facts.watermark.max(self.history.edge);
+        self.history.watermark = recorded.max(started).min(watermark_max).max(settled);
+    }
+
+    /// Finds missing numbers: those at or below the watermark, or in an epoch that has ended, are
+    /// damage; the first one above it in the newest epoch is where the tail was torn. Numbers at
+    /// or below the edge are not judged: most of them may have been merged away.
+    fn judge_numbers(&mut self) {
+        let edge = self.history.edge;
+        let mut expected = self.catalogue.next.max(1);
+        let mut missing_last = 0;
+        let mut keep = self.entries.len();
+        for (i, entry) in self.entries.iter().enumerate() {
+            let seq = entry.record.seq;
+            if seq <= edge {
                 continue;
             }
-        };
-        add_unit(history, epochs, unit);
-    }
-    history.entries.sort_by_key(|e| e.record.seq);
-    Ok(())
-}
-
-fn add_unit(history: &mut History, epochs: &mut Vec<EpochStart>, unit: UnitContents) {
-    let index = history.units.len() as u32;
-    let header = &unit.header;
-    if header.flags & FLAG_EPOCH_START != 0 {
-        epochs.push(EpochStart {
-            epoch: header.epoch,
-            first_seq: header.after_seq + 1,
-            prev_last_seq: header.prev_last_seq,
-        });
-    }
-    history.epoch = history.epoch.max(header.epoch);
-    let newest = unit.records.iter().map(|(_, r)| r.seq).max().unwrap_or(0);
-    history.seen_seq = history.seen_seq.max(newest).max(header.after_seq);
-    history.entries.extend(unit.records.iter().map(|&(at, record)| Entry {
-        unit: index,
-        at,
-        record,
-    }));
-    history.units.push(Unit {
-        path: unit.path,
-        file: unit.file,
-        number: header.number,
-        epoch: header.epoch,
-        boot_id: header.boot_id,
-        header: unit.header,
-        end: unit.end,
-    });
-}
-
-/// Drops the numbers above an epoch's end: they were torn off when the next epoch began.
-fn drop_void(history: &mut History, epochs: &[EpochStart]) {
-    let units = &history.units;
-    history.entries.retain(|entry| {
-        let epoch = units[entry.unit as usize].epoch;
-        epochs.iter().all(|e| e.epoch <= epoch || entry.record.seq <= e.prev_last_seq)
-    });
-}
-
-/// What is known to have been durable: by watermark records, and by the newest epoch's start,
-/// before which everything found was synced.
-fn find_watermark(history: &mut History, epochs: &[EpochStart], watermark_max: Seq) {
-    let records = history.entries.iter().filter(|e| e.record.kind == Kind::Watermark);
-    let recorded = records.map(|e| e.record.addr).max().unwrap_or(0);
-    let started = epochs.last().map_or(0, |e| e.prev_last_seq);
-    history.watermark = recorded.max(started).min(watermark_max);
-}
-
-/// Finds missing numbers: those at or below the watermark, or in an epoch that has ended, are
-/// damage; the first one above it in the newest epoch is where the tail was torn.
-fn judge_numbers(history: &mut History, epochs: &[EpochStart]) {
-    let mut expected = 1;
-    let mut missing_last = 0;
-    let mut keep = history.entries.len();
-    for (i, entry) in history.entries.iter().enumerate() {
-        let seq = entry.record.seq;
-        let start = epochs.iter().rev().find(|e| e.first_seq <= seq);
-        // A new epoch may jump ahead: numbers of lost records are not used again.
-        if let Some(start) = start
-            && seq == start.first_seq
-            && expected == start.prev_last_seq + 1
-        {
-            expected = seq;
-        }
-        if seq < expected {
-            continue;
-        }
-        if seq > expected {
-            let newest = history.units[entry.unit as usize].epoch == history.epoch
-                && start.is_none_or(|s| s.epoch == history.epoch && expected >= s.first_seq);
-            if newest && expected > history.watermark {
-                keep = i;
-                break;
+            expected = due(&self.catalogue.epochs, expected.max(edge + 1), seq);
+            if seq < expected {
+                continue;
             }
-            let what = format!("records {expected} to {} are missing{}", seq - 1, holes(history));
-            history.damage.push(Damage { from: expected, last: seq - 1, to: None, what });
-            missing_last = seq - 1;
+            if seq > expected {
+                let start = self.catalogue.epochs.iter().rev().find(|e| e.first_seq <= seq);
+                let history = &mut *self.history;
+                let newest = history.units[entry.unit as usize].header.epoch == history.epoch
+                    && start.is_none_or(|s| s.epoch == history.epoch && expected >= s.first_seq);
+                if newest && expected > history.watermark {
+                    keep = i;
+                    break;
+                }
+                let holes = holes(history);
+                let what = format!("records {expected} to {} are missing{holes}", seq - 1);
+                history.damage.push(Damage { from: expected, last: seq - 1, to: None, what });
+                missing_last = seq - 1;
+            }
+            expected = seq + 1;
         }
-        expected = seq + 1;
+        self.history.torn |= keep < self.entries.len();
+        self.entries.truncate(keep);
+        self.find_head();
+        let history = &mut *self.history;
+        if history.head < history.watermark {
+            let from = history.head + 1;
+            let what = format!("records {from} to {} are missing at the end", history.watermark);
+            let what = what + &holes(history);
+            missing_last = history.watermark;
+            history.damage.push(Damage { from, last: missing_last, to: None, what });
+        }
+        // What an unreadable unit held begins no later than the first number that is missing.
+        for damage in &mut history.damage {
+            damage.from = damage.from.min(history.head + 1);
+            damage.last = damage.last.max(missing_last);
+        }
     }
-    history.torn |= keep < history.entries.len();
-    history.entries.truncate(keep);
-    history.entries.dedup_by_key(|e| e.record.seq);
-    history.head = history.entries.last().map_or(0, |e| e.record.seq);
-    if history.head < history.watermark {
-        let from = history.head + 1;
-        let what = format!("records {from} to {} are missing at the end", history.watermark);
-        let what = what + &holes(history);
-        missing_last = history.watermark;
-        history.damage.push(Damage { from, last: missing_last, to: None, what });
-    }
-    // What an unreadable unit held begins no later than the first number that is missing.
-    for damage in &mut history.damage {
-        damage.from = damage.from.min(history.head + 1);
-        damage.last = damage.last.max(missing_last);
-    }
-    let last = history.entries.last();
-    history.closed = last.is_some_and(|e| e.record.kind == Kind::Close);
-}
 
-/// After power loss a header may be there without its data: such a record above the watermark,
-/// and everything behind it, is a torn tail. Sealed units were synced before their footer.
-fn drop_torn_payloads(history: &mut History) {
-    let first = history.entries.partition_point(|e| e.record.seq <= history.watermark);
-    let mut payload = Vec::new();
-    let torn = history.entries[first..].iter().position(|entry| {
-        history.units[entry.unit as usize].end != ScanEnd::Sealed
-            && entry.record.payload_bytes > 0
-            && history.read_payload(entry, &mut payload).is_err()
-    });
-    if let Some(torn) = torn {
-        history.torn = true;
-        history.entries.truncate(first + torn);
-        history.head = history.entries.last().map_or(0, |e| e.record.seq);
-        history.closed = false;
+    fn find_head(&mut self) {
+        let settled = self.catalogue.facts.last;
+        let (seq, closes) = match self.entries.last() {
+            Some(entry) if settled.is_none_or(|s| s.seq < entry.record.seq) => {
+                (entry.record.seq, entry.record.kind == Kind::Close)
+            }
+            _ => settled.map_or((0, false), |l| (l.seq, l.closes)),
+        };
+        self.history.head = seq.max(self.history.edge);
+        self.history.closed = closes;
+    }
+
+    /// After power loss a header may be there without its data: such a record above the
+    /// watermark, and everything behind it, is a torn tail. Sealed units were synced before their
+    /// footer.
+    fn drop_torn_payloads(&mut self) {
+        let watermark = self.history.watermark;
+        let first = self.entries.partition_point(|e| e.record.seq <= watermark);
+        let torn = self.entries[first..].iter().position(|entry| {
+            self.history.units[entry.unit as usize].end != ScanEnd::Sealed
+                && entry.record.payload_bytes > 0
+                && self.payload(entry).is_err()
+        });
+        if let Some(torn) = torn {
+            self.history.torn = true;
+            self.entries.truncate(first + torn);
+            self.find_head();
+            self.history.closed = false;
+        }
+    }
+
+    fn payload(&self, entry: &Entry) -> Result<Vec<u8>> {
+        let row = self.history.units.get(entry.unit as usize);
+        let row = row.ok_or_else(|| Error::Invalid("a record lies in no unit".into()))?;
+        let file = super::units::open_file(&*self.history.storage, row)?;
+        let mut payload = vec![0; entry.record.payload_bytes as usize];
+        read_payload(&*file, &row.path, entry.at, &entry.record, &mut payload)?;
+        Ok(payload)
+    }
+
+    fn read_bodies(&mut self) {
+        let entries = std::mem::take(&mut self.entries);
+        for entry in &entries {
+            let seq = entry.record.seq;
+            if has_body(entry.record.kind) {
+                self.catalogue.facts.reach(&self.catalogue.epochs, seq);
+                match self.body(entry) {
+                    Ok(Some(body)) => self.catalogue.facts.take(entry, body),
+                    Ok(None) => {}
+                    Err(what) => {
+                        // A checkpoint's name is lost, not what lies behind it.
+                        let to = (entry.record.kind == Kind::Mark).then_some(seq + 1);
+                        self.history.damage.push(Damage { from: seq, last: seq, to, what });
+                    }
+                }
+            }
+            self.catalogue.facts.note(&entry.record);
+        }
+        self.catalogue.facts.reach(&self.catalogue.epochs, Seq::MAX);
+    }
+
+    fn body(&self, entry: &Entry) -> std::result::Result<Option<Meta>, String> {
+        let seq = entry.record.seq;
+        if entry.record.payload_bytes as usize > META_BYTES_MAX {
+            return Err(format!("record {seq} is too large for what it is"));
+        }
+        let payload = self.payload(entry).map_err(|e| e.to_string())?;
+        Meta::decode(entry.record.kind, &payload)
+            .transpose()
+            .map_err(|e| format!("record {seq} can't be understood: {e}"))
+    }
+
+    /// Hands everything over to the history.
+    fn conclude(self) {
+        let Self { history, catalogue, .. } = self;
+        let facts = catalogue.facts;
+        let jumps = catalogue
+            .epochs
+            .iter()
+            .filter(|e| e.prev_last_seq > 0 && e.first_seq > e.prev_last_seq + 1);
+        history.cut_at = jumps.map(|e| e.first_seq).max().unwrap_or(0);
+        history.configs = facts.configs;
+        history.sessions = facts.sessions;
+        history.copies = facts.copies;
+        history.maps = facts.maps;
+        history.checkpoints = facts.checkpoints;
+        history.confirmed = facts.confirmed;
+        history.has_data = facts.has_data;
+        history.last_checkpoint_id = facts.last_checkpoint_id;
+        for unit in &mut history.units {
+            let valid = void_above(&catalogue.epochs, unit.header.epoch);
+            unit.valid_to = valid.min(history.head);
+        }
+        history.epochs = catalogue.epochs;
+        history.opened = Opened::new(&history.units);
     }
 }
 
@@ -249,260 +371,4 @@ fn holes(history: &History) -> String {
     });
     let list: Vec<_> = damaged.collect();
     if list.is_empty() { String::new() } else { format!(" (unreadable: {})", list.join(", ")) }
-}
-
-struct Reader<'a> {
-    history: &'a mut History,
-    epochs: &'a [EpochStart],
-    /// Last valid position of each session that an epoch's end has closed.
-    bounds: BTreeMap<u32, Seq>,
-}
-
-impl Reader<'_> {
-    fn read_meta(&mut self) -> Result<()> {
-        let meta: Vec<Entry> = self
-            .history
-            .entries
-            .iter()
-            .filter(|e| {
-                matches!(e.record.kind, Kind::Config | Kind::Session | Kind::Copy | Kind::Mark)
-            })
-            .copied()
-            .collect();
-        let mut payload = Vec::new();
-        let mut epoch = self.epochs.iter().peekable();
-        for entry in meta {
-            while let Some(start) = epoch.next_if(|e| e.first_seq <= entry.record.seq) {
-                self.end_sessions(start.prev_last_seq, "the agent was not running");
-            }
-            let seq = entry.record.seq;
-            if entry.record.payload_bytes as usize > META_BYTES_MAX {
-                self.lost(&entry, format!("record {seq} is too large for what it is"));
-                continue;
-            }
-            if let Err(e) = self.history.read_payload(&entry, &mut payload) {
-                self.lost(&entry, e.to_string());
-                continue;
-            }
-            match Meta::decode(entry.record.kind, &payload) {
-                Some(Ok(body)) => self.take(&entry, body),
-                Some(Err(e)) => self.lost(&entry, format!("record {seq} can't be understood: {e}")),
-                None => {}
-            }
-        }
-        let rest: Vec<Seq> = epoch.map(|e| e.prev_last_seq).collect();
-        for prev_last_seq in rest {
-            self.end_sessions(prev_last_seq, "the agent was not running");
-        }
-        Ok(())
-    }
-
-    fn lost(&mut self, entry: &Entry, what: String) {
-        let seq = entry.record.seq;
-        // A checkpoint's name is lost, not what lies behind it.
-        let to = (entry.record.kind == Kind::Mark).then_some(seq + 1);
-        self.history.damage.push(Damage { from: seq, last: seq, to, what });
-    }
-
-    fn end_sessions(&mut self, last: Seq, reason: &str) {
-        for session in self.history.sessions.iter_mut().filter(|s| s.to.is_none()) {
-            session.to = Some(last.max(session.from.saturating_sub(1)));
-            self.bounds.insert(session.id, last);
-            session.reason = reason.to_owned();
-        }
-    }
-
-    fn take(&mut self, entry: &Entry, body: Meta) {
-        let seq = entry.record.seq;
-        let history = &mut *self.history;
-        match body {
-            Meta::Config(config) => {
-                if history.configs.last().is_none_or(|(_, last)| *last != config) {
-                    history.configs.push((seq, config));
-                }
-            }
-            Meta::Mark(checkpoint) => history.checkpoints.push(CheckpointAt {
-                seq,
-                wall_ns: entry.record.wall_ns,
-                checkpoint,
-            }),
-            Meta::Session(session) => match session.event {
-                SessionEvent::Open => history.sessions.push(SessionState {
-                    id: session.id,
-                    guest: session.guest,
-                    from: seq,
-                    to: None,
-                    reason: String::new(),
-                    images: Vec::new(),
-                    full: session.full,
-                    closed_by_record: false,
-                }),
-                SessionEvent::Maps => history.maps.extend(session.maps),
-                SessionEvent::Close => {
-                    // A later close has better evidence; an epoch's end bounds them all.
-                    if let Some(open) =
-                        history.sessions.iter_mut().rev().find(|s| s.id == session.id)
-                    {
-                        let upto = session.upto.unwrap_or(seq).min(seq);
-                        let bound = self.bounds.get(&session.id).copied().unwrap_or(Seq::MAX);
-                        open.to = Some(upto.min(bound));
-                        open.reason = session.reason;
-                        open.images = session.images;
-                        open.closed_by_record = true;
-                    }
-                }
-            },
-            Meta::Copy(copy) => match copy.event {
-                CopyEvent::Start => {
-                    let state = CopyState {
-                        volume: copy.volume,
-                        as_of: seq,
-                        cause: copy.cause,
-                        upto: 0,
-                        ended: None,
-                    };
-                    history.copies.insert(copy.id, state);
-                }
-                CopyEvent::Progress | CopyEvent::End => {
-                    if let Some(state) = history.copies.get_mut(&copy.id) {
-                        state.upto = state.upto.max(copy.upto);
-                        if copy.event == CopyEvent::End {
-                            state.ended = Some(seq);
-                        }
-                    }
-                }
-            },
-        }
-    }
-}
-
-/// Restorable ranges, gaps and checkpoints from sessions and damage.
-fn finish(history: &mut History) {
-    heal(history);
-    let mut level = level_ranges(history);
-    for damage in &history.damage {
-        level = level.into_iter().flat_map(|r| cut(r, damage)).collect();
-    }
-    history.level = level;
-    let ranges = std::mem::take(&mut history.level);
-    history.checkpoints.retain(|c| ranges.iter().any(|r| r.from <= c.seq && c.seq <= r.to));
-    history.level = ranges;
-    history.gaps = gaps(history);
-}
-
-/// Damage ends where every guest was copied or compared whole since: with the opening of a session
-/// whose copies all began behind the damage.
-fn heal(history: &mut History) {
-    let Some(config) = history.configs.last().map(|(_, c)| c) else { return };
-    for damage in history.damage.iter_mut().filter(|d| d.to.is_none()) {
-        let healed = config.guests.iter().map(|g| {
-            let sessions = history.sessions.iter().filter(|s| s.guest == g.name);
-            let whole = sessions.filter(|s| s.full && s.from > damage.last).filter(|s| {
-                let disks = config.volumes.iter().filter(|v| v.active && v.guest == g.name);
-                disks.map(|v| v.id).all(|id| {
-                    history.copies.values().any(|c| {
-                        let ended = c.ended.is_some_and(|end| end <= s.from);
-                        c.volume == id && c.as_of > damage.last && ended
-                    })
-                })
-            });
-            whole.map(|s| s.from).min()
-        });
-        let all: Option<Vec<Seq>> = healed.collect();
-        damage.to = all.and_then(|v| v.into_iter().max());
-    }
-}
-
-/// Ranges in which every guest that had a session before has one: a guest in its first sync
-/// doesn't take the others' points away.
-fn level_ranges(history: &History) -> Vec<LevelRange> {
-    let head = history.head;
-    // A guest that leaves the group changes what has to be level, too.
-    let mut edges: Vec<Seq> = history.configs.iter().map(|(seq, _)| *seq).collect();
-    edges.push(head + 1);
-    for s in &history.sessions {
-        edges.push(s.from);
-        edges.push(s.to.map_or(head + 1, |to| to + 1));
-    }
-    edges.sort_unstable();
-    edges.dedup();
-    let mut ranges: Vec<LevelRange> = Vec::new();
-    for pair in edges.windows(2) {
-        let (from, to) = (pair[0], pair[1].saturating_sub(1).min(head));
-        if from > to || !all_level(history, from) {
-            continue;
-        }
-        match ranges.last_mut() {
-            // An end is an end, though the next session may follow at once.
-            Some(last) if last.to + 1 == from && !ends_at(history, last.to) => last.to = to,
-            _ => ranges.push(LevelRange { from, to }),
-        }
-    }
-    ranges
-}
-
-fn ends_at(history: &History, seq: Seq) -> bool {
-    history.sessions.iter().any(|s| s.to == Some(seq))
-}
-
-fn all_level(history: &History, seq: Seq) -> bool {
-    let active: Vec<&str> = history
-        .config_at(seq)
-        .map(|c| c.guests.iter().map(|g| g.name.as_str()).collect())
-        .unwrap_or_default();
-    let mut any = false;
-    for guest in active {
-        let mut had = false;
-        let mut has = false;
-        for s in history.sessions.iter().filter(|s| s.guest == guest && s.from <= seq) {
-            had = true;
-            has |= s.to.is_none_or(|to| seq <= to);
-        }
-        if had && !has {
-            return false;
-        }
-        any |= has;
-    }
-    any
-}
-
-fn cut(range: LevelRange, damage: &Damage) -> Vec<LevelRange> {
-    let mut left = Vec::new();
-    if range.from < damage.from {
-        left.push(LevelRange { from: range.from, to: range.to.min(damage.from - 1) });
-    }
-    if let Some(to) = damage.to
-        && range.to >= to
-    {
-        left.push(LevelRange { from: range.from.max(to), to: range.to });
-    }
-    left
-}
-
-fn gaps(history: &History) -> Vec<Gap> {
-    let mut gaps = Vec::new();
-    let ranges = &history.level;
-    for (i, range) in ranges.iter().enumerate() {
-        let next = ranges.get(i + 1);
-        let open = history.sessions.iter().any(|s| s.to.is_none() && s.from <= range.to);
-        if next.is_none() && open && range.to == history.head {
-            break;
-        }
-        gaps.push(Gap {
-            from: range.to,
-            to: next.map(|r| r.from),
-            from_ns: history.wall_ns(range.to),
-            to_ns: next.map(|r| history.wall_ns(r.from)),
-            reason: gap_reason(history, range.to),
-        });
-    }
-    gaps
-}
-
-fn gap_reason(history: &History, seq: Seq) -> String {
-    if let Some(damage) = history.damage.iter().find(|d| d.from == seq + 1) {
-        return damage.what.clone();
-    }
-    let ended = history.sessions.iter().rev().find(|s| s.to == Some(seq));
-    ended.map_or_else(|| "writes may have been missed".into(), |s| s.reason.clone())
 }

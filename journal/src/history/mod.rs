@@ -6,55 +6,36 @@
 //! * records behind a torn tail are dropped, records lost in the middle are damage: no position
 //!   that needs them is listed, until everything was compared or copied anew (I-3, I-12).
 
+mod cache;
+mod entries;
+mod level;
 mod load;
+mod map;
+mod payload;
+mod pin;
 mod resolve;
+mod units;
 
+pub use entries::{Entries, Entry};
+pub use map::{Map, rank};
 pub use resolve::{NotRestorable, Point, When};
+pub use units::{HELD, Records, Unit};
+pub(crate) use units::{is_void, open_file};
 
-use crate::error::{Error, Result};
-use crate::format::record::Record;
-use crate::format::unit_header::UnitHeader;
-use crate::layout::Identity;
-use crate::meta::{Checkpoint, Config, CopyCause, ImageIdentity, LevelRange, Volume};
-use crate::ring::Overlay;
-use crate::unit::ScanEnd;
-use crate::{Seq, VolumeId, layout, unit};
-use std::collections::BTreeMap;
-use std::fs::File;
+use crate::error::Result;
+use crate::layout::{self, Identity};
+use crate::meta::{Checkpoint, Config, CopyCause, EpochStart, ImageIdentity, LevelRange, Volume};
+use crate::storage::{Lock, RealStorage, Storage};
+use crate::{Seq, VolumeId};
+use cache::Cache;
+use payload::{PAYLOAD_BYTES_MAX, PAYLOADS_MAX};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-
-/// A unit that was read.
-#[derive(Debug)]
-pub struct Unit {
-    /// Its file.
-    pub path: PathBuf,
-    /// It, open.
-    pub file: File,
-    /// Its number.
-    pub number: u64,
-    /// Its epoch.
-    pub epoch: u64,
-    /// The boot that wrote it.
-    pub boot_id: [u8; 16],
-    /// All of its header.
-    pub header: UnitHeader,
-    /// How its records ended.
-    pub end: ScanEnd,
-}
-
-/// One record: where it lies, and its header.
-#[derive(Debug, Clone, Copy)]
-pub struct Entry {
-    /// Index into [`History::units`].
-    pub unit: u32,
-    /// Byte offset in the unit.
-    pub at: u64,
-    /// The header.
-    pub record: Record,
-}
+use std::sync::Arc;
 
 /// A copy, whole or not.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyState {
     /// The volume.
     pub volume: VolumeId,
@@ -69,7 +50,7 @@ pub struct CopyState {
 }
 
 /// A session of one guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionState {
     /// Its id.
     pub id: u32,
@@ -90,7 +71,7 @@ pub struct SessionState {
 }
 
 /// A checkpoint and its position.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointAt {
     /// Its position.
     pub seq: Seq,
@@ -135,10 +116,10 @@ pub struct History {
     pub dir: PathBuf,
     /// Its identity.
     pub identity: Identity,
-    /// Its units, by number.
+    /// Its units, by number; their files and indexes are opened when they are asked for.
     pub units: Vec<Unit>,
-    /// Its records, by sequence number.
-    pub entries: Vec<Entry>,
+    /// The epochs, in the order of their beginning.
+    pub epochs: Vec<EpochStart>,
     /// Each configuration and the position from which it counts.
     pub configs: Vec<(Seq, Config)>,
     /// Sessions in the order of their opening.
@@ -147,6 +128,12 @@ pub struct History {
     pub copies: BTreeMap<u32, CopyState>,
     /// The changed-block map of each volume that may be trusted.
     pub maps: BTreeMap<VolumeId, String>,
+    /// The position that the last tick of each session confirmed as level, by the session's id.
+    pub confirmed: BTreeMap<u32, Seq>,
+    /// The volumes that any record of data is about.
+    pub has_data: BTreeSet<VolumeId>,
+    /// The window's edge: what lies before it may have been merged (0: nothing was).
+    pub edge: Seq,
     /// Checkpoints at restorable positions, by position.
     pub checkpoints: Vec<CheckpointAt>,
     /// Restorable ranges, ascending.
@@ -176,20 +163,68 @@ pub struct History {
     pub cut_at: Seq,
     /// Highest number of a checkpoint, restorable or not.
     pub last_checkpoint_id: u64,
-    /// What is in the ring only.
-    pub(crate) ring: Option<Overlay>,
+    storage: Arc<dyn Storage>,
+    /// While it is held, nothing that is listed here is deleted (I-7).
+    pin: Option<Lock>,
+    opened: units::Opened,
+    payloads: Cache<(u32, u64), Arc<Vec<u8>>>,
 }
 
 impl History {
-    /// Reads a journal. It may be written to meanwhile: all that was committed when the call began
-    /// counts, and a part of what came after, without a hole.
+    /// Reads a journal, and keeps what it lists from being deleted for as long as this lives
+    /// (I-7). It may be written to meanwhile: all that was committed when the call began counts,
+    /// and a part of what came after, without a hole.
     ///
     /// # Errors
-    /// There is no journal, it can't be read, or a newer program wrote it. Damage is no error
-    /// here: it is listed in [`History::damage`].
+    /// There is no journal, it can't be read, or a newer program wrote it; somebody deletes parts
+    /// of it and doesn't end. Damage is no error here: it is listed in [`History::damage`].
     pub fn load(dir: &Path) -> Result<Self> {
-        let identity = layout::read_identity(dir)?;
-        load::load(dir, &identity)
+        Self::load_in(&RealStorage::shared(), dir)
+    }
+
+    /// As [`History::load`], on any storage.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_in(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
+        let identity = layout::read_identity_in(&**storage, dir)?;
+        let pin = pin::take(&**storage, dir)?;
+        let mut history = load::load(storage, dir, &identity, true)?;
+        history.pin = pin;
+        Ok(history)
+    }
+
+    /// As [`History::load_in`] for the one writer, which decides itself what is deleted.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_unpinned(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
+        load::load(storage, dir, &layout::read_identity_in(&**storage, dir)?, true)
+    }
+
+    /// As [`History::load_in`], from the units alone: the catalogue is not looked at.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rebuild(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
+        let identity = layout::read_identity_in(&**storage, dir)?;
+        let pin = pin::take(&**storage, dir)?;
+        let mut history = load::load(storage, dir, &identity, false)?;
+        history.pin = pin;
+        Ok(history)
+    }
+
+    /// Whether the lock is held that keeps what is listed here from being deleted: not on a medium
+    /// without locks.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pin.is_some()
+    }
+
+    /// The storage that it is read from.
+    #[must_use]
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
     }
 
     /// The newest configuration.
@@ -218,41 +253,5 @@ impl History {
     pub fn is_restorable(&self, seq: Seq) -> bool {
         let i = self.level.partition_point(|r| r.to < seq);
         self.level.get(i).is_some_and(|r| r.from <= seq)
-    }
-
-    /// The entry with this number.
-    #[must_use]
-    pub fn entry(&self, seq: Seq) -> Option<&Entry> {
-        let i = self.entries.partition_point(|e| e.record.seq < seq);
-        self.entries.get(i).filter(|e| e.record.seq == seq)
-    }
-
-    /// Wall time of the newest record at or before a position (0: there is none).
-    #[must_use]
-    pub fn wall_ns(&self, seq: Seq) -> u64 {
-        let i = self.entries.partition_point(|e| e.record.seq <= seq);
-        self.entries[..i].last().map_or(0, |e| e.record.wall_ns)
-    }
-
-    /// Reads and checks a record's whole payload.
-    ///
-    /// # Errors
-    /// It can't be read, or its checksum doesn't match.
-    pub fn read_payload(&self, entry: &Entry, buffer: &mut Vec<u8>) -> Result<()> {
-        buffer.resize(entry.record.payload_bytes as usize, 0);
-        self.read_payload_into(entry, buffer)
-    }
-
-    /// As [`History::read_payload`], into memory of just the payload's size.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn read_payload_into(&self, entry: &Entry, buffer: &mut [u8]) -> Result<()> {
-        let unit = self.units.get(entry.unit as usize).ok_or_else(|| {
-            Error::Invalid(format!("record {} lies in no unit", entry.record.seq))
-        })?;
-        let ring = self.ring.as_ref().filter(|_| unit.end != ScanEnd::Sealed);
-        let (file, from) = ((&unit.file, &*unit.path), (unit.number, ring));
-        unit::read_payload(file, from, entry.at, &entry.record, buffer)
     }
 }

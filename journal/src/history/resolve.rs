@@ -1,6 +1,6 @@
 //! From what a person asks for to a position: pure, over a loaded [`History`].
 
-use super::{Entry, History};
+use super::History;
 use crate::Seq;
 
 /// A wanted moment.
@@ -41,7 +41,7 @@ pub struct NotRestorable {
 /// A position whose newest record is at most this much older than the wanted time counts as the
 /// state at that time, even when nothing that is newer is known: an idle journal ticks every
 /// second.
-const TICK_TOLERANCE_NS: u64 = 3_000_000_000;
+pub(super) const TICK_TOLERANCE_NS: u64 = 3_000_000_000;
 
 impl History {
     /// Finds the position for a wanted moment.
@@ -79,10 +79,11 @@ impl History {
         Point { seq, wall_ns: self.wall_ns(seq) }
     }
 
-    /// First and last recovery point.
+    /// First and last recovery point of the window; positions that were kept from before it are
+    /// not in it.
     #[must_use]
     pub fn window(&self) -> Option<(Point, Point)> {
-        let (first, last) = (self.level.first()?, self.level.last()?);
+        let (first, last) = (self.level.iter().find(|r| r.to >= self.edge)?, self.level.last()?);
         Some((self.point(first.from), self.point(last.to)))
     }
 
@@ -99,38 +100,24 @@ impl History {
     }
 
     fn resolve_time(&self, ns: u64) -> Result<Point, Box<NotRestorable>> {
-        let Some(found) = self.entry_at_time(ns) else {
-            let first_ns = self.entries.first().map_or(0, |e| e.record.wall_ns);
-            let (seq, why) = match ns < first_ns {
+        let found = self.newest_at(ns);
+        let found = found.map_err(|e| self.refuse(0, format!("its records can't be read: {e}")))?;
+        let Some((seq, wall_ns)) = found else {
+            let (seq, why) = match ns < self.first_wall_ns() {
                 true => (0, "it lies before the journal's window"),
                 false => (self.head, "it lies behind the newest recovery point"),
             };
             return Err(self.refuse(seq, why.into()));
         };
-        let seq = found.record.seq;
         if !self.is_restorable(seq) {
             return Err(self.refuse(seq, self.why_not(seq)));
         }
         // A session that ended here says nothing about the time behind its last record.
         let range_end = seq < self.head && self.level.iter().any(|r| r.to == seq);
-        if range_end && ns > found.record.wall_ns {
+        if range_end && ns > wall_ns {
             return Err(self.refuse(seq, self.why_not(seq + 1)));
         }
         Ok(self.point(seq))
-    }
-
-    /// The newest record that was the newest one at that time. Wall time may go back: then a time
-    /// can have come more than once, and the last time that it came counts.
-    fn entry_at_time(&self, ns: u64) -> Option<&Entry> {
-        let last = self.entries.last()?;
-        let last_ns = last.record.wall_ns;
-        if (last_ns..=last_ns.saturating_add(TICK_TOLERANCE_NS)).contains(&ns) {
-            return Some(last);
-        }
-        let pairs = self.entries.windows(2).rev();
-        let mut holding =
-            pairs.filter(|p| (p[0].record.wall_ns..p[1].record.wall_ns).contains(&ns));
-        holding.next().map(|p| &p[0])
     }
 
     fn why_not(&self, seq: Seq) -> String {
@@ -139,11 +126,22 @@ impl History {
         {
             return format!("it needs what is damaged: {}", damage.what);
         }
+        if seq < self.edge {
+            return self.why_merged(seq);
+        }
         let gap = self.gaps.iter().find(|g| g.from < seq && g.to.is_none_or(|to| seq < to));
         match gap {
             Some(gap) => format!("it lies in a gap ({})", gap.reason),
             None => "it lies before the journal's window".into(),
         }
+    }
+
+    /// Why a position before the edge can't be restored.
+    fn why_merged(&self, seq: Seq) -> String {
+        let before = self.level.iter().rev().find(|r| r.to < seq && r.from < self.edge);
+        let Some(before) = before else { return "it lies before the journal's window".into() };
+        let after = self.level.iter().find(|r| r.from > seq).map_or(self.edge, |r| r.from);
+        format!("it was merged away, as all between seq:{} and seq:{after}", before.to)
     }
 
     fn refuse(&self, seq: Seq, why: String) -> Box<NotRestorable> {

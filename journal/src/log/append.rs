@@ -101,6 +101,9 @@ impl Journal {
             }
             Meta::Session(session) => draft.scope = session.id,
             Meta::Config(_) | Meta::Mark(_) => {}
+            Meta::Merged(_) => {
+                return Err(Error::Invalid("only merging writes what a unit replaces".into()));
+            }
         }
         let mut space = self.reserve(payload.len() as u32)?;
         space.payload_mut().copy_from_slice(&payload);

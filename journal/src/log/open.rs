@@ -69,7 +69,7 @@ impl Journal {
     fn open_locked(dir: &Path, options: Options, lock: File) -> Result<(Self, History)> {
         let group = layout::read_identity(dir)?.group.into_bytes();
         ring::recover(&options.storage, dir, group)?;
-        let history = History::load(dir)?;
+        let history = History::load_unpinned(&options.storage, dir)?;
         check_unit_bytes(history.identity.unit_bytes)?;
         sync_units(&history)?;
         let mount_id = options.storage.mount_id(dir);
@@ -172,8 +172,8 @@ fn remove_unborn(dir: &Path, is_new: bool) {
 /// Makes what was found durable: the next epoch's first header says up to where it counts, and
 /// the next watermark covers it.
 fn sync_units(history: &History) -> Result<()> {
-    for unit in history.units.iter().filter(|u| u.end != ScanEnd::Sealed) {
-        if let Err(e) = unit.file.sync_all() {
+    for (i, unit) in history.units.iter().enumerate().filter(|(_, u)| u.end != ScanEnd::Sealed) {
+        if let Err(e) = history.file(i as u32)?.sync_data() {
             leave_distrust(&history.dir, history.watermark.min(history.head));
             return Err(Error::io("sync unit", &unit.path, e));
         }
@@ -234,11 +234,11 @@ fn replaced_unit(history: &History) -> Option<u64> {
     let mut expected = history.unit_number_max;
     let mut lowest = None;
     for (i, unit) in history.units.iter().enumerate().rev() {
-        let is_used = history.entries.iter().any(|e| e.unit as usize == i);
-        if unit.number != expected || unit.end != ScanEnd::Open || is_used {
+        let is_used = || history.records(i as u32).map_or(true, |r| !r.is_empty());
+        if unit.number() != expected || unit.end != ScanEnd::Open || is_used() {
             break;
         }
-        lowest = Some(unit.number);
+        lowest = Some(unit.number());
         expected -= 1;
     }
     lowest
@@ -248,7 +248,7 @@ fn replaced_unit(history: &History) -> Option<u64> {
 /// missing below another.
 fn remove_unused(history: &History, options: &Options) -> Result<()> {
     let Some(lowest) = replaced_unit(history) else { return Ok(()) };
-    for unit in history.units.iter().rev().filter(|u| u.number > lowest) {
+    for unit in history.units.iter().rev().filter(|u| u.number() > lowest) {
         let (storage, dir) = (&options.storage, unit.path.parent().unwrap_or(&history.dir));
         storage.remove(&unit.path).map_err(|e| Error::io("remove unused unit", &unit.path, e))?;
         storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))?;
@@ -271,12 +271,13 @@ fn seal_open_units(history: &History, options: &Options) {
         if unit.end == ScanEnd::Sealed || (unit.end != ScanEnd::Open && !torn_only) {
             continue;
         }
-        let records: Vec<_> = history
-            .entries
-            .iter()
-            .filter(|e| e.unit as usize == i)
-            .map(|e| (e.at, e.record))
-            .collect();
+        let records = match history.records(i as u32) {
+            Ok(records) => records.to_vec(),
+            Err(e) => {
+                tracing::warn!(unit = %unit.path.display(), error = %e, "left unsealed");
+                continue;
+            }
+        };
         if records.is_empty() && unit.end == ScanEnd::Open {
             continue;
         }

@@ -10,11 +10,12 @@
 //! the file never changes.
 
 mod create;
+mod overlaid;
 mod scan;
 mod seal;
 
 pub use create::create;
-pub use scan::{ScanEnd, UnitContents, read_payload, read_unit};
+pub use scan::{ScanEnd, UnitContents, read_header, read_merged, read_payload, read_unit};
 pub use seal::{seal, seal_file};
 
 use crate::format::ALIGN_BYTES;

@@ -3,17 +3,21 @@
 
 use crate::error::{Error, Result};
 use crate::format::index::{self, ENTRY_BYTES, FOOTER_BYTES, Footer};
+use crate::format::meta::{META_BYTES_MAX, Merged, Meta};
 use crate::format::record::{self, Decoded, HEADER_BYTES, Record};
-use crate::format::unit_header::{BLOCK_BYTES, HeaderError, UnitHeader};
+use crate::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, HeaderError, UnitHeader};
 use crate::format::{VERSION, align_up, checksum};
+use crate::pool::{FileName, Found};
 use crate::ring::Overlay;
+use crate::storage::{Access, Storage, StoredFile};
+use crate::unit::overlaid::Overlaid;
 use crate::unit::record_bytes_max;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How the records of a unit ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ScanEnd {
     /// A valid index lists all of them.
     Sealed,
@@ -32,61 +36,90 @@ pub enum ScanEnd {
 pub struct UnitContents {
     /// The file.
     pub path: PathBuf,
-    /// It, open.
-    pub file: File,
+    /// It, open; unless it is sealed, with what is in the ring only.
+    pub file: Arc<dyn StoredFile>,
     /// Its header.
     pub header: UnitHeader,
-    /// Byte offset and header of each record, in the order of their offsets.
+    /// Byte offset and header of each record, sorted by (number, address).
     pub records: Vec<(u64, Record)>,
+    /// Checksum of its index; 0 unless it is sealed.
+    pub index_crc: u32,
     /// How they ended.
     pub end: ScanEnd,
     /// Numbers in the commit words of headers that fail their checksum.
     pub broken: Vec<u64>,
 }
 
-/// Opens a unit and lists its records, those that are in the ring only too.
+/// Opens a unit and reads its header.
 ///
 /// # Errors
-/// It can't be read, its header is damaged or newer, or it isn't of this group.
-pub fn read_unit(
-    path: &Path,
+/// It can't be read, its header is damaged or newer, or it isn't the unit of this group that its
+/// name says.
+pub fn read_header(
+    storage: &dyn Storage,
+    found: &Found,
     group: [u8; 16],
-    number: u64,
-    ring: Option<&Overlay>,
-) -> Result<UnitContents> {
-    let file = File::open(path).map_err(|e| Error::io("open unit", path, e))?;
+) -> Result<(Arc<dyn StoredFile>, UnitHeader)> {
+    let path = &found.path;
+    let file = storage.open(path, Access::Read).map_err(|e| Error::io("open unit", path, e))?;
     let mut block = vec![0; BLOCK_BYTES as usize];
     file.read_exact_at(&mut block, 0).map_err(|e| Error::io("read unit", path, e))?;
     let header = UnitHeader::decode(&block).map_err(|e| header_error(path, e))?;
-    if header.group != group || header.number != number {
+    let merged = matches!(found.name, FileName::Merged(..));
+    let named = header.number == found.name.numbers().0;
+    if header.group != group || !named || merged != (header.flags & FLAG_MERGED != 0) {
         return Err(Error::Unusable {
             path: path.to_owned(),
             why: "it belongs to another journal, or has another unit's name".into(),
         });
     }
-    let length = file.metadata().map_err(|e| Error::io("read unit", path, e))?.len();
+    Ok((file, header))
+}
+
+/// Opens a unit and lists its records, those that are in the ring only too.
+///
+/// # Errors
+/// As [`read_header`].
+pub fn read_unit(
+    storage: &dyn Storage,
+    found: &Found,
+    group: [u8; 16],
+    ring: Option<&Overlay>,
+) -> Result<UnitContents> {
+    let (file, header) = read_header(storage, found, group)?;
+    let path = found.path.clone();
+    let length = file.bytes().map_err(|e| Error::io("read unit", &path, e))?;
     let mut unit = UnitContents {
-        path: path.to_owned(),
+        path,
         file,
         header,
         records: Vec::new(),
+        index_crc: 0,
         end: ScanEnd::Open,
         broken: Vec::new(),
     };
     match read_index(&unit, length)? {
-        Index::Good(records) => {
+        Index::Good(records, crc) => {
             unit.records = records;
+            unit.index_crc = crc;
             unit.end = ScanEnd::Sealed;
         }
-        Index::Absent => scan(&mut unit, length, ring)?,
+        Index::Absent => {
+            if let Some(ring) = ring {
+                let (file, ring) = (Arc::clone(&unit.file), ring.clone());
+                unit.file = Arc::new(Overlaid { file, ring, number: unit.header.number });
+            }
+            scan(&mut unit, length)?;
+        }
         Index::Damaged(at) => {
-            scan(&mut unit, length, ring)?;
+            scan(&mut unit, length)?;
             match &mut unit.end {
                 ScanEnd::Damaged { at: all } => all.push(at),
                 end => *end = ScanEnd::Damaged { at: vec![at] },
             }
         }
     }
+    index::sort(&mut unit.records);
     Ok(unit)
 }
 
@@ -101,8 +134,30 @@ fn header_error(path: &Path, error: HeaderError) -> Error {
     }
 }
 
+/// Reads what a merged unit replaces.
+///
+/// # Errors
+/// Its first record isn't that, or is damaged.
+pub fn read_merged(file: &dyn StoredFile, path: &Path, header: &UnitHeader) -> Result<Merged> {
+    let unusable = |why: &str| Error::Unusable { path: path.to_owned(), why: why.into() };
+    let mut bytes = [0; HEADER_BYTES as usize];
+    file.read_exact_at(&mut bytes, BLOCK_BYTES).map_err(|e| Error::io("read unit", path, e))?;
+    let Decoded::Record(record) = record::decode(&header.salt, BLOCK_BYTES, &bytes) else {
+        return Err(unusable("what it was merged from can't be read"));
+    };
+    if record.payload_bytes as usize > META_BYTES_MAX {
+        return Err(unusable("what it was merged from is too large"));
+    }
+    let mut payload = vec![0; record.payload_bytes as usize];
+    read_payload(file, path, BLOCK_BYTES, &record, &mut payload)?;
+    match Meta::decode(record.kind, &payload) {
+        Some(Ok(Meta::Merged(merged))) if merged.first == header.number => Ok(merged),
+        _ => Err(unusable("its first record doesn't say what it was merged from")),
+    }
+}
+
 enum Index {
-    Good(Vec<(u64, Record)>),
+    Good(Vec<(u64, Record)>, u32),
     Absent,
     Damaged(u64),
 }
@@ -128,7 +183,7 @@ fn read_index(unit: &UnitContents, length: u64) -> Result<Index> {
         return Ok(Index::Damaged(footer.index_at));
     }
     Ok(match index::decode(&index, unit_bytes) {
-        Some(records) => Index::Good(records),
+        Some(records) => Index::Good(records, footer.index_crc),
         None => Index::Damaged(footer.index_at),
     })
 }
@@ -138,7 +193,6 @@ const WINDOW_BYTES: usize = 256 << 10;
 
 struct Window<'a> {
     unit: &'a UnitContents,
-    ring: Option<&'a Overlay>,
     start: u64,
     bytes: Vec<u8>,
 }
@@ -153,9 +207,10 @@ impl Window<'_> {
         if at < self.start || at + HEADER_BYTES > end {
             self.start = at;
             self.bytes.resize(WINDOW_BYTES.min((limit - at) as usize), 0);
-            let UnitContents { file, header, path, .. } = self.unit;
-            read_at(file, header.number, self.ring, &mut self.bytes, at)
-                .map_err(|e| Error::io("read unit", path, e))?;
+            self.unit
+                .file
+                .read_exact_at(&mut self.bytes, at)
+                .map_err(|e| Error::io("read unit", &self.unit.path, e))?;
         }
         let offset = (at - self.start) as usize;
         Ok(self.bytes[offset..].first_chunk())
@@ -165,7 +220,7 @@ impl Window<'_> {
 /// Walks the records. Where no frame is valid, looks on at every 64-byte boundary: the salt makes
 /// it certain that what is found was written as a record, so that rot in the middle is told from
 /// a tail (I-3).
-fn scan(unit: &mut UnitContents, length: u64, ring: Option<&Overlay>) -> Result<()> {
+fn scan(unit: &mut UnitContents, length: u64) -> Result<()> {
     let limit = length.min(unit.header.unit_bytes);
     let salt = unit.header.salt;
     let mut records = Vec::new();
@@ -173,7 +228,7 @@ fn scan(unit: &mut UnitContents, length: u64, ring: Option<&Overlay>) -> Result<
     let mut holes = Vec::new();
     let mut hole = None;
     let mut at = BLOCK_BYTES;
-    let mut window = Window { unit, ring, start: 0, bytes: Vec::new() };
+    let mut window = Window { unit, start: 0, bytes: Vec::new() };
     while let Some(bytes) = window.header(at, limit)? {
         let decoded = record::decode(&salt, at, bytes);
         let payload_bytes = match decoded {
@@ -212,32 +267,18 @@ fn scan(unit: &mut UnitContents, length: u64, ring: Option<&Overlay>) -> Result<
     Ok(())
 }
 
-fn read_at(
-    file: &File,
-    number: u64,
-    ring: Option<&Overlay>,
-    buffer: &mut [u8],
-    at: u64,
-) -> std::io::Result<()> {
-    match ring {
-        Some(ring) => ring.read(file, number, at, buffer),
-        None => file.read_exact_at(buffer, at),
-    }
-}
-
 /// Reads and checks a record's whole payload into `buffer`, which must have its size.
 ///
 /// # Errors
 /// It can't be read, or its checksum doesn't match.
 pub fn read_payload(
-    (file, path): (&File, &Path),
-    (number, ring): (u64, Option<&Overlay>),
+    file: &dyn StoredFile,
+    path: &Path,
     at: u64,
     record: &Record,
     buffer: &mut [u8],
 ) -> Result<()> {
-    read_at(file, number, ring, buffer, at + HEADER_BYTES)
-        .map_err(|e| Error::io("read unit", path, e))?;
+    file.read_exact_at(buffer, at + HEADER_BYTES).map_err(|e| Error::io("read unit", path, e))?;
     if checksum::crc32c(buffer) == record.payload_crc {
         return Ok(());
     }

@@ -92,9 +92,10 @@ fn whatever_was_acknowledged_before_sigkill_is_there_in_order() {
         let mut data = Vec::new();
         for [thread, count, seq, floor] in &acks {
             assert!(seq > floor && *seq > last, "round {round}: {seq} {floor} {last}");
-            let entry = history.entry(*seq).unwrap_or_else(|| panic!("round {round}: lost {seq}"));
+            let entry = history.entry(*seq).unwrap();
+            let entry = entry.unwrap_or_else(|| panic!("round {round}: lost {seq}"));
             assert_eq!(entry.record.addr, *count);
-            history.read_payload(entry, &mut data).unwrap();
+            history.read_payload(&entry, &mut data).unwrap();
             assert!(data == payload(*thread, *count), "round {round}: {seq} differs");
         }
         let mut numbers: Vec<u64> = acks.iter().map(|a| a[2]).collect();

@@ -64,7 +64,7 @@ fn a_full_disk_stops_the_journal_as_a_whole_and_loses_nothing_acknowledged() {
     assert!(history.damage.is_empty());
     let mut payload = Vec::new();
     for (i, seq) in acknowledged.iter().enumerate() {
-        history.read_payload(history.entry(*seq).unwrap(), &mut payload).unwrap();
+        history.read_payload(&history.entry(*seq).unwrap().unwrap(), &mut payload).unwrap();
         assert_eq!(payload, vec![i as u8; 16384]);
     }
     assert!(write(&journal, 0, &[1; 512]) > *acknowledged.last().unwrap());

@@ -2,6 +2,7 @@
 
 use afterimage_journal::clock::Clock;
 use afterimage_journal::format::record::Kind;
+use afterimage_journal::history::Entry;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{Config, Guest, Meta, Session, SessionEvent, Volume};
 use afterimage_journal::{History, Journal, Options, Seq, View, VolumeId};
@@ -129,11 +130,16 @@ impl Rng {
     }
 }
 
+/// All records, by number.
+pub fn entries(history: &History) -> Vec<Entry> {
+    history.entries().collect::<Result<_, _>>().unwrap()
+}
+
 /// Every number from 1 (or behind an epoch's jump) up to the head is there, whole.
 pub fn assert_whole(history: &History) {
     assert!(history.damage.is_empty(), "{:?}", history.damage);
     let mut buffer = Vec::new();
-    for entry in &history.entries {
+    for entry in &entries(history) {
         history.read_payload(entry, &mut buffer).unwrap();
     }
 }

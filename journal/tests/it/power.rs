@@ -1,6 +1,6 @@
 //! Power loss: what the last sync covered is there, of the rest any 512-byte sectors.
 
-use crate::fixture::{Rng, assert_whole, bytes_of, draft, new_journal, with_boot};
+use crate::fixture::{Rng, assert_whole, bytes_of, draft, entries, new_journal, with_boot};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::unit::ScanEnd;
 use afterimage_journal::{History, Journal, Seq};
@@ -80,7 +80,7 @@ fn check(dir: &Path, durable: Seq, written: &BTreeMap<Seq, Vec<u8>>) -> Seq {
     assert!(history.head >= durable, "head {} durable {durable}", history.head);
     let mut payload = Vec::new();
     let mut found = 0;
-    for entry in history.entries.iter().filter(|e| e.record.kind == Kind::Write) {
+    for entry in entries(&history).iter().filter(|e| e.record.kind == Kind::Write) {
         history.read_payload(entry, &mut payload).unwrap();
         assert_eq!(Some(&payload), written.get(&entry.record.seq));
         found += 1;

@@ -1,7 +1,7 @@
 //! The ring: what is in it only survives the process, is seen by readers, and holds up nobody.
 
 use crate::fixture::{
-    RING_BYTES, assert_whole, bytes_of, draft, new_journal, options, quiet, write,
+    RING_BYTES, assert_whole, bytes_of, draft, entries, new_journal, options, quiet, write,
 };
 use afterimage_journal::log::Backend;
 use afterimage_journal::ring::NAME;
@@ -63,8 +63,8 @@ fn killed(dir: &Path) -> Seq {
 fn has_all(history: &History, first: Seq) -> bool {
     let mut found = Vec::new();
     (0..COUNT).all(|i| {
-        history.entry(first + i).is_some_and(|entry| {
-            history.read_payload(entry, &mut found).unwrap();
+        history.entry(first + i).unwrap().is_some_and(|entry| {
+            history.read_payload(&entry, &mut found).unwrap();
             found == payload(i)
         })
     })
@@ -95,7 +95,7 @@ fn a_ring_that_is_lost_costs_the_tail_and_nothing_else() {
     std::fs::remove_file(dir.join(NAME)).unwrap();
     let history = History::load(&dir).unwrap();
     assert_whole(&history);
-    assert!(history.entry(first).is_none(), "else this test shows nothing");
+    assert!(history.entry(first).unwrap().is_none(), "else this test shows nothing");
     let journal = Journal::open(&dir, quiet()).unwrap().0;
     journal.close().unwrap();
     assert_whole(&History::load(&dir).unwrap());
@@ -110,7 +110,7 @@ fn a_ring_that_was_copied_or_damaged_is_not_believed() {
     // The same bytes in another file.
     std::fs::rename(dir.join(NAME), dir.join("other")).unwrap();
     std::fs::write(dir.join(NAME), &ring).unwrap();
-    assert!(History::load(&dir).unwrap().entry(first).is_none());
+    assert!(History::load(&dir).unwrap().entry(first).unwrap().is_none());
     std::fs::rename(dir.join("other"), dir.join(NAME)).unwrap();
     assert!(has_all(&History::load(&dir).unwrap(), first));
     for at in [0, 9, 13, 20, 40, 50, 60, 66, 73, 85, 128, 140, 155, 161] {
@@ -120,7 +120,7 @@ fn a_ring_that_was_copied_or_damaged_is_not_believed() {
         let file = std::fs::OpenOptions::new().write(true).open(dir.join(NAME)).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &bad, 0).unwrap();
         let history = History::load(&dir).unwrap();
-        assert!(history.damage.is_empty() && history.entry(first).is_none(), "byte {at}");
+        assert!(history.damage.is_empty() && history.entry(first).unwrap().is_none(), "byte {at}");
     }
 }
 
@@ -148,7 +148,7 @@ fn a_reader_beside_a_writer_that_turns_the_ring_over_sees_a_whole_prefix() {
                 let history = History::load(&dir).unwrap();
                 let mut data = Vec::new();
                 let mut bad = None;
-                for entry in history.entries.iter().rev().take(60) {
+                for entry in entries(&history).iter().rev().take(60) {
                     let read = history.read_payload(entry, &mut data).is_ok();
                     let index = entry.record.addr & 0xffff_ffff;
                     if !read || (data.len() == 20_000 && data != bytes_of(index, 20_000)) {
@@ -200,7 +200,7 @@ fn every_backend_keeps_what_it_was_given() {
         assert_whole(&history);
         let mut found = Vec::new();
         for (seq, data) in &written {
-            history.read_payload(history.entry(*seq).unwrap(), &mut found).unwrap();
+            history.read_payload(&history.entry(*seq).unwrap().unwrap(), &mut found).unwrap();
             assert!(found == *data, "{backend:?}: {seq}");
         }
     }
@@ -225,7 +225,7 @@ fn a_reservation_that_comes_late_is_durable_and_those_behind_it_were_all_along()
         std::fs::rename(&ring, dir.join("aside")).unwrap();
         let history = History::load(&dir).unwrap();
         let mut found = Vec::new();
-        history.read_payload(history.entry(seq).unwrap(), &mut found).unwrap();
+        history.read_payload(&history.entry(seq).unwrap().unwrap(), &mut found).unwrap();
         assert_eq!(found, vec![9; 5000]);
         std::fs::rename(dir.join("aside"), &ring).unwrap();
         journal.close().unwrap();

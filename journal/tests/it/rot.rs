@@ -1,6 +1,6 @@
 //! Flipped bytes and missing files: named, never wrong data, never taken for a tail.
 
-use crate::fixture::{bytes_of, draft, new_journal, quiet, session, write};
+use crate::fixture::{bytes_of, draft, entries, new_journal, quiet, session, write};
 use afterimage_journal::format::record::FLAG_COPIED;
 use afterimage_journal::meta::{Copy, CopyCause, CopyEvent, Meta, SessionEvent};
 use afterimage_journal::unit::ScanEnd;
@@ -57,7 +57,7 @@ impl Sample {
             }
             assert!(before.is_restorable(seq), "{flipped}: {seq} was never restorable");
             let mut found = vec![0; 2048];
-            match View::at(&history, 1, seq).and_then(|mut v| v.read(0, &mut found)) {
+            match View::at(&history, 1, seq).and_then(|v| v.read(0, &mut found)) {
                 Ok(()) => assert!(found == self.expected(seq), "{flipped}: wrong data at {seq}"),
                 Err(e) => {
                     noticed = true;
@@ -65,7 +65,7 @@ impl Sample {
                 }
             }
         }
-        let same = history.head == before.head && history.entries.len() == before.entries.len();
+        let same = history.head == before.head && entries(&history).len() == entries(before).len();
         noticed || !same
     }
 }
@@ -94,7 +94,7 @@ fn record_ranges(dir: &Path) -> Vec<std::ops::Range<u64>> {
     let history = History::load(dir).unwrap();
     let mut ranges = Vec::new();
     ranges.push(0..132);
-    for entry in history.entries.iter().filter(|e| e.unit == 0) {
+    for entry in entries(&history).iter().filter(|e| e.unit == 0) {
         let end = entry.at + 64 + u64::from(entry.record.payload_bytes);
         ranges.push(entry.at..entry.at + 64);
         ranges.push(end.saturating_sub(2).max(entry.at + 64)..end);
@@ -113,9 +113,10 @@ fn a_flipped_byte_of_an_index_footer_or_payload_of_a_sealed_unit_is_noticed() {
     let sample = sample(true);
     let history = History::load(&sample.dir).unwrap();
     let end = history.identity.unit_bytes;
-    let index_at = (end - 64 - history.entries.len() as u64 * 48) & !63;
-    let index = index_at..index_at + history.entries.len() as u64 * 48;
-    let payloads = history.entries.iter().filter(|e| e.record.payload_bytes > 0).map(|e| {
+    let index_at = (end - 64 - entries(&history).len() as u64 * 48) & !63;
+    let index = index_at..index_at + entries(&history).len() as u64 * 48;
+    let all = entries(&history);
+    let payloads = all.iter().filter(|e| e.record.payload_bytes > 0).map(|e| {
         let at = e.at + 64 + u64::from(e.record.payload_bytes);
         at - 1..at
     });
@@ -129,7 +130,7 @@ fn points_before_a_rotten_record_stay_and_the_unit_is_named() {
     let sample = sample(false);
     let (seq, ..) = sample.writes[3];
     let history = History::load(&sample.dir).unwrap();
-    flip(&layout::unit_path(&sample.dir, 1), history.entry(seq).unwrap().at + 20);
+    flip(&layout::unit_path(&sample.dir, 1), history.entry(seq).unwrap().unwrap().at + 20);
     let history = History::load(&sample.dir).unwrap();
     assert_eq!((history.damage[0].from, history.damage[0].last), (seq, seq));
     assert!(history.damage[0].what.contains("unit-0000000001"), "{:?}", history.damage);
@@ -204,7 +205,7 @@ fn damage_within_a_copy_is_not_healed_by_the_session_that_follows_it() {
     let healed = journal.append_meta(&session(2, SessionEvent::Open)).unwrap();
     journal.sync().unwrap();
     drop(journal);
-    let at = History::load(&dir).unwrap().entry(lost).unwrap().at;
+    let at = History::load(&dir).unwrap().entry(lost).unwrap().unwrap().at;
     flip(&layout::unit_path(&dir, 1), at + 20);
     let history = History::load(&dir).unwrap();
     assert!(!history.is_restorable(opened), "a block of its copy is lost");

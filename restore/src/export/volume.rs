@@ -7,10 +7,9 @@
 
 use super::cache::{Key, PayloadCache};
 use crate::open::Recovery;
-use afterimage_journal::map::Extent;
+use afterimage_journal::history::{Entry, Map};
 use afterimage_journal::meta::Volume;
-use afterimage_journal::view::Source;
-use afterimage_journal::{Error, Result, Seq, View};
+use afterimage_journal::{Error, Result, Seq};
 use std::sync::Arc;
 
 /// Most pieces that are handed out at a time.
@@ -27,18 +26,17 @@ pub(super) struct Piece {
     pub(super) data: Option<Data>,
 }
 
-/// A place in a payload.
+/// A byte of a volume in one record: its number, since the record may move when units are merged.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Data {
-    entry: usize,
-    skip: u64,
+    seq: Seq,
+    addr: u64,
 }
 
 /// A volume as it was at a point.
 pub(super) struct VolumeAt {
     recovery: Arc<Recovery>,
-    extents: Vec<Extent<Source>>,
-    bytes: u64,
+    map: Map,
 }
 
 impl VolumeAt {
@@ -47,16 +45,13 @@ impl VolumeAt {
     /// # Errors
     /// It isn't in the configuration of that position.
     pub(super) fn new(recovery: Arc<Recovery>, volume: &Volume, seq: Seq) -> Result<Self> {
-        let view = View::at(&recovery.history, volume.id, seq)?;
-        let extents = view.extents().copied().collect();
-        let bytes = view.bytes();
-        drop(view);
-        Ok(Self { recovery, extents, bytes })
+        let map = recovery.history.map(volume.id, seq)?;
+        Ok(Self { recovery, map })
     }
 
     /// Its size in bytes.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+        self.map.bytes()
     }
 
     /// The pieces from `at` on, ascending and without a hole between them, into `pieces`, which is
@@ -67,25 +62,20 @@ impl VolumeAt {
     pub(super) fn pieces(&self, at: u64, end: u64, pieces: &mut Vec<Piece>) -> Result<()> {
         pieces.clear();
         let mut at = at;
-        let first = self.extents.partition_point(|e| e.end <= at);
-        for extent in &self.extents[first..] {
-            if extent.start >= end || pieces.len() + 2 > PIECES_MAX {
-                break;
+        for piece in self.map.pieces(at..end) {
+            let piece = piece?;
+            if pieces.len() + 2 > PIECES_MAX {
+                return Ok(());
             }
-            if extent.start > at {
-                pieces.push(Piece { start: at, end: extent.start, data: None });
-                at = extent.start;
+            if piece.start > at {
+                pieces.push(Piece { start: at, end: piece.start, data: None });
             }
-            let data = match extent.source {
-                Source::Zero => None,
-                Source::Entry(entry) => {
-                    Some(Data { entry, skip: extent.skip + (at - extent.start) })
-                }
-            };
-            pieces.push(Piece { start: at, end: extent.end.min(end), data });
-            at = extent.end.min(end);
+            let data = Data { seq: piece.seq, addr: piece.start };
+            let data = (!piece.zero).then_some(data);
+            pieces.push(Piece { start: piece.start, end: piece.end, data });
+            at = piece.end;
         }
-        if at < end && pieces.len() < PIECES_MAX - 1 {
+        if at < end {
             pieces.push(Piece { start: at, end, data: None });
         }
         Ok(())
@@ -97,20 +87,35 @@ impl VolumeAt {
     /// # Errors
     /// The record can't be read, or is damaged.
     pub(super) fn read_data(&self, data: Data, buf: &mut [u8], cache: &PayloadCache) -> Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            let addr = data.addr + done as u64;
+            let entry = self.recovery.history.locate(data.seq, addr)?;
+            let skip = addr - entry.record.addr;
+            let left = u64::from(entry.record.len) - skip;
+            let len = (buf.len() - done).min(usize::try_from(left).unwrap_or(usize::MAX));
+            self.read_part(&entry, skip as usize, &mut buf[done..done + len], cache)?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn read_part(
+        &self,
+        entry: &Entry,
+        skip: usize,
+        buf: &mut [u8],
+        cache: &PayloadCache,
+    ) -> Result<()> {
         let history = &self.recovery.history;
-        let entry = history
-            .entries
-            .get(data.entry)
-            .ok_or_else(|| Error::Invalid("the map names a record that isn't there".into()))?;
         let payload_bytes = entry.record.payload_bytes as usize;
-        if data.skip == 0 && buf.len() == payload_bytes {
+        if skip == 0 && buf.len() == payload_bytes {
             return history.read_payload_into(entry, buf);
         }
         let key: Key = (u64::from(entry.unit), entry.at);
         let payload =
             cache.get(key, payload_bytes, |whole| history.read_payload_into(entry, whole))?;
-        let from = data.skip as usize;
-        let bytes = payload.get(from..from.saturating_add(buf.len())).ok_or_else(|| {
+        let bytes = payload.get(skip..skip.saturating_add(buf.len())).ok_or_else(|| {
             Error::Invalid(format!("record {} is shorter than what it covers", entry.record.seq))
         })?;
         buf.copy_from_slice(bytes);

@@ -24,15 +24,16 @@ const ZERO_BYTES: usize = 1 << 20;
 pub(super) struct Replay<'h> {
     history: &'h History,
     /// The records that count, with their rank, in its order.
-    ranked: Vec<(Seq, Seq, &'h Entry)>,
+    ranked: Vec<(Seq, Seq, Entry)>,
 }
 
 impl<'h> Replay<'h> {
     /// Lists the records up to `upto`.
     pub(super) fn new(history: &'h History, upto: Seq) -> Self {
         let mut starts: HashMap<u32, Seq> = HashMap::new();
-        for entry in history.entries.iter().filter(|e| e.record.kind == Kind::Copy) {
-            let start = payload(history, entry)
+        let all = || history.entries().flatten();
+        for entry in all().filter(|e| e.record.kind == Kind::Copy) {
+            let start = payload(history, &entry)
                 .and_then(|bytes| serde_json::from_slice::<Copy>(&bytes).ok())
                 .filter(|copy| copy.event == CopyEvent::Start);
             if let Some(copy) = start {
@@ -40,7 +41,7 @@ impl<'h> Replay<'h> {
             }
         }
         let mut ranked = Vec::new();
-        for entry in &history.entries {
+        for entry in all() {
             let record = &entry.record;
             let data = record.kind == Kind::Write || record.kind == Kind::Zero;
             if !data || record.seq > upto {
@@ -50,12 +51,12 @@ impl<'h> Replay<'h> {
             let rank = if copied { starts.get(&record.scope).copied() } else { Some(record.seq) };
             ranked.extend(rank.map(|rank| (rank, record.seq, entry)));
         }
-        ranked.sort_by_key(|(rank, seq, _)| (*rank, *seq));
+        ranked.sort_by_key(|(rank, seq, entry)| (*rank, *seq, entry.record.addr));
         Self { history, ranked }
     }
 
-    fn of(&self, volume: VolumeId) -> impl Iterator<Item = &'h Entry> {
-        self.ranked.iter().map(|(_, _, e)| *e).filter(move |e| e.record.volume == volume)
+    fn of(&self, volume: VolumeId) -> impl Iterator<Item = &Entry> {
+        self.ranked.iter().map(|(_, _, e)| e).filter(move |e| e.record.volume == volume)
     }
 
     /// Bytes that a volume's records cover, counted as often as they are written.
@@ -103,7 +104,7 @@ fn zero(file: &File, addr: u64, len: usize) -> io::Result<()> {
 /// A record's payload, if its checksum matches.
 fn payload(history: &History, entry: &Entry) -> Option<Vec<u8>> {
     let mut bytes = vec![0; entry.record.payload_bytes as usize];
-    let unit = history.units.get(entry.unit as usize)?;
-    unit.file.read_exact_at(&mut bytes, entry.at + HEADER_BYTES).ok()?;
+    let file = history.file(entry.unit).ok()?;
+    file.read_exact_at(&mut bytes, entry.at + HEADER_BYTES).ok()?;
     (crc32c(&bytes) == entry.record.payload_crc).then_some(bytes)
 }

@@ -8,10 +8,9 @@ use crate::restore::Progress;
 use crate::runs;
 use crate::time::rfc3339;
 use afterimage_journal::format::record::{self, Decoded, Record};
-use afterimage_journal::format::unit_header::{BLOCK_BYTES, UnitHeader};
+use afterimage_journal::history::{Entry, Unit};
 use afterimage_journal::unit::ScanEnd;
 use afterimage_journal::{History, Seq};
-use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 /// Most damaged records whose points are made out one by one. All that a record behind those
@@ -25,15 +24,16 @@ const JUDGED_RECORDS_MAX: usize = 1000;
 pub fn verify(recovery: &Recovery, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport> {
     let started = Instant::now();
     let history = &recovery.history;
-    let mut check = Check { history, damage: Vec::new(), judged: 0, claimed: Vec::new() };
+    let mut check =
+        Check { history, damage: Vec::new(), judged: 0, checked: 0, claimed: Vec::new() };
     check.units();
     let bytes = check.records(progress);
     check.known();
-    let damage = check.damage;
+    let (damage, records) = (check.damage, check.checked);
     let refused = joined(history, &damage);
     Ok(VerifyReport {
         units: history.units.len() as u64,
-        records: history.entries.len() as u64,
+        records,
         bytes,
         damage,
         refused,
@@ -45,6 +45,8 @@ struct Check<'h> {
     history: &'h History,
     damage: Vec<DamageFound>,
     judged: usize,
+    /// Records that were read.
+    checked: u64,
     /// Metadata records whose damage was found with its place: the history lists it without.
     claimed: Vec<Seq>,
 }
@@ -68,37 +70,51 @@ impl Check<'_> {
         }
     }
 
-    /// Headers and payloads, in the order in which they lie.
+    /// Headers and payloads, in the order in which they lie, a unit at a time.
     fn records(&mut self, progress: &mut dyn FnMut(Progress)) -> u64 {
         let history = self.history;
-        let mut entries: Vec<usize> = (0..history.entries.len()).collect();
-        entries.sort_unstable_by_key(|&i| (history.entries[i].unit, history.entries[i].at));
-        let bytes = |i: usize| u64::from(history.entries[i].record.payload_bytes);
-        let total_bytes = entries.iter().map(|&i| bytes(i)).sum();
-        let salts: Vec<_> = history.units.iter().map(|u| salt(&u.file)).collect();
+        let total_bytes = history.units.iter().map(|u| u.payload_bytes).sum();
         let mut done_bytes = 0;
         progress(Progress { done_bytes, total_bytes });
-        let done: std::result::Result<(), std::convert::Infallible> =
-            runs::for_each(history, &entries, |n, stored| {
-                let index = entries[n];
-                let unit = history.entries[index].unit as usize;
-                if let Some(salt) = salts.get(unit).copied().flatten() {
-                    self.header(index, &salt, stored.header);
+        for (index, unit) in history.units.iter().enumerate() {
+            let entries = match history.unit_entries(index as u32) {
+                Ok(entries) => entries,
+                Err(e) => {
+                    self.unreadable(unit, e.to_string());
+                    continue;
                 }
-                if let Err(why) = stored.payload {
-                    self.payload(index, why);
-                }
-                done_bytes += bytes(index);
-                progress(Progress { done_bytes, total_bytes });
-                Ok(())
-            });
-        let Ok(()) = done;
+            };
+            self.checked += entries.len() as u64;
+            let done: std::result::Result<(), std::convert::Infallible> =
+                runs::for_each(history, &entries, |n, stored| {
+                    let entry = &entries[n];
+                    self.header(entry, &unit.header.salt, stored.header);
+                    if let Err(why) = stored.payload {
+                        self.payload(entry, why);
+                    }
+                    done_bytes += u64::from(entry.record.payload_bytes);
+                    progress(Progress { done_bytes, total_bytes });
+                    Ok(())
+                });
+            let Ok(()) = done;
+        }
         done_bytes
     }
 
+    /// A unit that was there when the journal was opened from its catalogue, and is not, or not
+    /// the same: what it held is lost.
+    fn unreadable(&mut self, unit: &Unit, what: String) {
+        self.damage.push(DamageFound {
+            unit: Some(unit.path.clone()),
+            at: None,
+            seq: None,
+            what,
+            refused: needed(self.history, unit.first_seq, None),
+        });
+    }
+
     /// A sealed unit's records are found by its index: their headers are a second copy.
-    fn header(&mut self, index: usize, salt: &[u8; 16], header: &[u8]) {
-        let entry = &self.history.entries[index];
+    fn header(&mut self, entry: &Entry, salt: &[u8; 16], header: &[u8]) {
         let Some(bytes) = header.first_chunk() else { return };
         let what = match record::decode(salt, entry.at, bytes) {
             Decoded::Record(found)
@@ -109,26 +125,25 @@ impl Check<'_> {
             Decoded::Record(_) => "its header and the unit's index differ",
             _ => "its header is damaged; the unit's index has what it said",
         };
-        self.push(index, what.into(), None);
+        self.push(entry, what.into(), None);
     }
 
-    fn payload(&mut self, index: usize, why: String) {
-        let record = &self.history.entries[index].record;
+    fn payload(&mut self, entry: &Entry, why: String) {
+        let record = &entry.record;
         let refused = if !record.kind.is_data() {
             self.claimed.push(record.seq);
             let known = self.history.damage.iter().find(|d| d.from == record.seq);
             known.map(|d| range(self.history, d.from, d.to))
         } else if self.judged < JUDGED_RECORDS_MAX {
             self.judged += 1;
-            needed(self.history, record.seq, refusal::needed_until(self.history, index))
+            needed(self.history, record.seq, refusal::needed_until(self.history, entry))
         } else {
             needed(self.history, record.seq, None)
         };
-        self.push(index, why, refused);
+        self.push(entry, why, refused);
     }
 
-    fn push(&mut self, index: usize, what: String, refused: Option<RefusedRange>) {
-        let entry = &self.history.entries[index];
+    fn push(&mut self, entry: &Entry, what: String, refused: Option<RefusedRange>) {
         self.damage.push(DamageFound {
             unit: self.history.units.get(entry.unit as usize).map(|u| u.path.clone()),
             at: Some(entry.at),
@@ -150,12 +165,6 @@ impl Check<'_> {
             });
         }
     }
-}
-
-fn salt(file: &std::fs::File) -> Option<[u8; 16]> {
-    let mut block = vec![0; BLOCK_BYTES as usize];
-    file.read_exact_at(&mut block, 0).ok()?;
-    UnitHeader::decode(&block).ok().map(|h| h.salt)
 }
 
 /// The recovery points from `from` up to before `until`, if there are any.

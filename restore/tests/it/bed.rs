@@ -3,11 +3,12 @@
 //! records: it is the memory itself.
 
 use afterimage_journal::format::record::{FLAG_COPIED, Kind};
+use afterimage_journal::history::Entry;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{
     Config, Copy, CopyCause, CopyEvent, Guest, Meta, Session, SessionEvent, Volume,
 };
-use afterimage_journal::{Journal, Options, Seq};
+use afterimage_journal::{History, Journal, Options, Seq};
 use afterimage_restore::{Format, Recovery, Report, RestoreOptions, Result, When, open, restore};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -330,4 +331,9 @@ pub fn flip(path: &Path, at: u64) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 0x40], at).unwrap();
+}
+
+/// All records of a journal, by number.
+pub fn entries(history: &History) -> Vec<Entry> {
+    history.entries().map(|e| e.unwrap()).collect()
 }

@@ -1,13 +1,13 @@
 //! Rot: the points that need it are refused by name, the rest stay, and it is always found.
 
-use crate::bed::{Bed, GROUP, flip, names, restore_at, restore_to};
+use crate::bed::{Bed, GROUP, entries, flip, names, restore_at, restore_to};
 use afterimage_journal::Seq;
 use afterimage_journal::history::Entry;
 use afterimage_restore::{Error, Format, Kind, Recovery, VerifyReport, verify};
 use std::path::PathBuf;
 
 fn entry(recovery: &Recovery, seq: Seq) -> (PathBuf, Entry) {
-    let entry = *recovery.history.entry(seq).unwrap();
+    let entry = recovery.history.entry(seq).unwrap().unwrap();
     (recovery.history.units[entry.unit as usize].path.clone(), entry)
 }
 
@@ -169,7 +169,8 @@ fn one_flipped_byte_anywhere_is_found_and_never_restored() {
         ("footer: index checksum", unit_bytes - 24),
         ("footer: checksum", unit_bytes - 20),
     ];
-    let data = history.entries.iter().filter(|e| e.record.payload_bytes >= 4096).nth(5).unwrap();
+    let all = entries(history);
+    let data = all.iter().filter(|e| e.record.payload_bytes >= 4096).nth(5).unwrap();
     for (what, offset) in [
         ("record: magic", 0),
         ("record: length", 4),
@@ -183,12 +184,13 @@ fn one_flipped_byte_anywhere_is_found_and_never_restored() {
     ] {
         places.push((what, data.at + offset));
     }
-    let of_kind = |kind| history.entries.iter().find(|e| e.record.kind == kind).unwrap();
+    let all = entries(history);
+    let of_kind = |kind| all.iter().find(|e| e.record.kind == kind).unwrap();
     use afterimage_journal::format::record::Kind as K;
     places.push(("configuration", of_kind(K::Config).at + 64 + 10));
     places.push(("session", of_kind(K::Session).at + 64 + 10));
     places.push(("watermark", of_kind(K::Watermark).at + 16));
-    let last = history.entries.iter().filter(|e| e.unit == 0).map(|e| e.at).max().unwrap();
+    let last = all.iter().filter(|e| e.unit == 0).map(|e| e.at).max().unwrap();
     places.push(("index", index_at(&path, last)));
     drop(recovery);
     for (what, at) in places {
@@ -243,8 +245,8 @@ fn a_missing_unit_refuses_what_lies_behind_it_and_is_named() {
     let recovery = bed.open();
     let middle = bed.known[bed.known.len() / 2].0;
     let (unit, found) = entry(&recovery, middle);
-    let number = recovery.history.units[found.unit as usize].number;
-    let first = recovery.history.entries.iter().find(|e| e.unit == found.unit).unwrap().record.seq;
+    let number = recovery.history.units[found.unit as usize].number();
+    let first = recovery.history.units[found.unit as usize].first_seq;
     drop(recovery);
     std::fs::remove_file(&unit).unwrap();
     let report = verified(&bed);
@@ -277,6 +279,7 @@ fn a_unit_cut_short_is_damage_and_names_its_record() {
     let (unit, found) = entry(&o.bed.open(), o.last);
     let recovery = o.bed.open();
     // Behind the loading: the index was read, the payload is gone.
+    recovery.history.records(found.unit).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(&unit).unwrap();
     file.set_len(found.at + 64).unwrap();
     let error = restore_at(&recovery, o.last, o.bed.dir.path(), Format::Raw).unwrap_err();

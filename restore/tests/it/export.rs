@@ -183,7 +183,7 @@ fn a_rotten_record_costs_the_ranges_that_need_it_and_nothing_more() {
     let seq = bed.write_at(0, 4096, &[2; 4096]);
     bed.stop_agent();
     let recovery = bed.open();
-    let entry = recovery.history.entry(rotten).unwrap();
+    let entry = recovery.history.entry(rotten).unwrap().unwrap();
     // Its last byte: what is read of it elsewhere is right, and must not be used all the same.
     flip(&recovery.history.units[entry.unit as usize].path, entry.at + 64 + (64 << 10) - 1);
     drop(recovery);

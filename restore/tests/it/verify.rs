@@ -1,6 +1,6 @@
 //! Checking: a sound journal is found sound, and the two ways to a point agree, or it shows.
 
-use crate::bed::{Bed, flip};
+use crate::bed::{Bed, entries, flip};
 use afterimage_journal::format::record::Kind as RecordKind;
 use afterimage_restore::{Kind, Progress, When, verify, verify_at};
 
@@ -12,10 +12,10 @@ fn a_sound_journal_is_sound_open_and_closed() {
         let mut seen: Vec<Progress> = vec![];
         let report = verify(&recovery, &mut |p| seen.push(p)).unwrap();
         assert!(report.is_sound() && report.refused.is_empty(), "{round}: {:?}", report.damage);
-        assert_eq!(report.records, recovery.history.entries.len() as u64);
+        assert_eq!(report.records, entries(&recovery.history).len() as u64);
         assert_eq!(report.units, recovery.history.units.len() as u64);
         let bytes: u64 =
-            recovery.history.entries.iter().map(|e| u64::from(e.record.payload_bytes)).sum();
+            entries(&recovery.history).iter().map(|e| u64::from(e.record.payload_bytes)).sum();
         assert_eq!(report.bytes, bytes);
         assert_eq!(seen.last().unwrap().done_bytes, bytes);
         if round == 0 {
@@ -53,7 +53,7 @@ fn a_point_that_needs_a_damaged_record_has_no_digest() {
     bed.stop_agent();
     let recovery = bed.open();
     let place = |seq| {
-        let entry = recovery.history.entry(seq).unwrap();
+        let entry = recovery.history.entry(seq).unwrap().unwrap();
         assert_eq!(entry.record.kind, RecordKind::Write);
         (recovery.history.units[entry.unit as usize].path.clone(), entry.at + 64)
     };

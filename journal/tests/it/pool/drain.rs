@@ -1,7 +1,7 @@
 //! Emptying a member while a journal is written.
 
 use super::{Bed, drain, state, units};
-use crate::fixture::{assert_whole, bytes_of, new_journal, options, write};
+use crate::fixture::{assert_whole, bytes_of, entries, new_journal, options, write};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::pool::{DrainStep, FileName, Limit, MEMBER_FILE, Places, Pool};
 use afterimage_journal::storage::LockKind;
@@ -35,7 +35,7 @@ fn assert_all_home(bed: &Bed, written: &BTreeMap<Seq, Vec<u8>>) {
     assert_whole(&history);
     let mut found = 0;
     let mut payload = Vec::new();
-    for entry in history.entries.iter().filter(|e| e.record.kind == Kind::Write) {
+    for entry in entries(&history).iter().filter(|e| e.record.kind == Kind::Write) {
         history.read_payload(entry, &mut payload).unwrap();
         assert_eq!(Some(&payload), written.get(&entry.record.seq));
         found += 1;

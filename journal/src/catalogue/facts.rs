@@ -1,0 +1,145 @@
+//! What records say of a journal, taken in the order of their numbers: configurations, sessions,
+//! copies, checkpoints, and the few facts of data that are needed without reading indexes.
+
+use crate::format::record::{Kind, Record};
+use crate::history::{CheckpointAt, CopyState, Entry, SessionState};
+use crate::meta::{Config, Copy, CopyEvent, EpochStart, Meta, Session, SessionEvent};
+use crate::{Seq, VolumeId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The newest record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Last {
+    pub(crate) seq: Seq,
+    pub(crate) wall_ns: u64,
+    /// The journal was closed by it.
+    pub(crate) closes: bool,
+}
+
+/// See the module.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    pub(crate) configs: Vec<(Seq, Config)>,
+    pub(crate) sessions: Vec<SessionState>,
+    pub(crate) copies: BTreeMap<u32, CopyState>,
+    pub(crate) maps: BTreeMap<VolumeId, String>,
+    /// All of them, restorable or not.
+    pub(crate) checkpoints: Vec<CheckpointAt>,
+    /// What the last tick of each session confirmed.
+    pub(crate) confirmed: BTreeMap<u32, Seq>,
+    /// The volumes that have data.
+    pub(crate) has_data: BTreeSet<VolumeId>,
+    /// Highest number that a watermark record covers.
+    pub(crate) watermark: Seq,
+    pub(crate) last: Option<Last>,
+    /// Highest number of a checkpoint.
+    pub(crate) last_checkpoint_id: u64,
+    /// Last valid position of each session that an epoch's end has closed.
+    bounds: BTreeMap<u32, Seq>,
+    /// Epochs whose start was taken in.
+    epochs_done: usize,
+}
+
+/// Whether a record has a body that counts here.
+pub(crate) fn has_body(kind: Kind) -> bool {
+    matches!(kind, Kind::Config | Kind::Session | Kind::Copy | Kind::Mark)
+}
+
+impl Facts {
+    /// Takes in a record, but for its body.
+    pub(crate) fn note(&mut self, record: &Record) {
+        match record.kind {
+            Kind::Tick => drop(self.confirmed.insert(record.scope, record.addr)),
+            Kind::Watermark => self.watermark = self.watermark.max(record.addr),
+            kind if kind.is_data() => drop(self.has_data.insert(record.volume)),
+            _ => {}
+        }
+        if self.last.is_none_or(|l| l.seq <= record.seq) {
+            let closes = record.kind == Kind::Close;
+            self.last = Some(Last { seq: record.seq, wall_ns: record.wall_ns, closes });
+        }
+    }
+
+    /// Ends the sessions of epochs that were over before this number.
+    pub(crate) fn reach(&mut self, epochs: &[EpochStart], seq: Seq) {
+        while let Some(start) = epochs.get(self.epochs_done).filter(|e| e.first_seq <= seq) {
+            self.epochs_done += 1;
+            for session in self.sessions.iter_mut().filter(|s| s.to.is_none()) {
+                session.to = Some(start.prev_last_seq.max(session.from.saturating_sub(1)));
+                self.bounds.insert(session.id, start.prev_last_seq);
+                "the agent was not running".clone_into(&mut session.reason);
+            }
+        }
+    }
+
+    /// Takes in a record's body.
+    pub(crate) fn take(&mut self, entry: &Entry, body: Meta) {
+        let seq = entry.record.seq;
+        match body {
+            Meta::Config(config) => {
+                if self.configs.last().is_none_or(|(_, last)| *last != config) {
+                    self.configs.push((seq, config));
+                }
+            }
+            Meta::Mark(checkpoint) => {
+                self.last_checkpoint_id = self.last_checkpoint_id.max(checkpoint.id);
+                let wall_ns = entry.record.wall_ns;
+                self.checkpoints.push(CheckpointAt { seq, wall_ns, checkpoint });
+            }
+            Meta::Session(session) => self.take_session(seq, session),
+            Meta::Copy(copy) => self.take_copy(seq, &copy),
+            Meta::Merged(_) => {}
+        }
+    }
+
+    fn take_session(&mut self, seq: Seq, session: Session) {
+        match session.event {
+            SessionEvent::Open => self.sessions.push(SessionState {
+                id: session.id,
+                guest: session.guest,
+                from: seq,
+                to: None,
+                reason: String::new(),
+                images: Vec::new(),
+                full: session.full,
+                closed_by_record: false,
+            }),
+            SessionEvent::Maps => self.maps.extend(session.maps),
+            SessionEvent::Close => {
+                // A later close has better evidence; an epoch's end bounds them all.
+                if let Some(open) = self.sessions.iter_mut().rev().find(|s| s.id == session.id) {
+                    let upto = session.upto.unwrap_or(seq).min(seq);
+                    let bound = self.bounds.get(&session.id).copied().unwrap_or(Seq::MAX);
+                    open.to = Some(upto.min(bound));
+                    open.reason = session.reason;
+                    open.images = session.images;
+                    open.closed_by_record = true;
+                }
+            }
+        }
+    }
+
+    fn take_copy(&mut self, seq: Seq, copy: &Copy) {
+        match copy.event {
+            CopyEvent::Start => {
+                let state = CopyState {
+                    volume: copy.volume,
+                    as_of: seq,
+                    cause: copy.cause,
+                    upto: 0,
+                    ended: None,
+                };
+                self.copies.insert(copy.id, state);
+            }
+            CopyEvent::Progress | CopyEvent::End => {
+                if let Some(state) = self.copies.get_mut(&copy.id) {
+                    state.upto = state.upto.max(copy.upto);
+                    if copy.event == CopyEvent::End {
+                        state.ended = Some(seq);
+                    }
+                }
+            }
+        }
+    }
+}

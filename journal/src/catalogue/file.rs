@@ -1,0 +1,119 @@
+//! The catalogue's file: a 64-byte header with what it is and its checksum, then JSON.
+
+use super::Catalogue;
+use crate::error::{Error, Result};
+use crate::format::checksum::crc32c;
+use crate::layout::Identity;
+use crate::storage::{Access, Storage};
+use std::path::Path;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Its name in the journal's directory.
+pub const NAME: &str = "catalogue";
+/// Its draft.
+const DRAFT: &str = "catalogue.tmp";
+/// Version of what it holds; another one is as good as none.
+const VERSION: u32 = 1;
+/// Largest catalogue that is read, in bytes.
+const BYTES_MAX: u64 = 1 << 30;
+const MAGIC: [u8; 8] = *b"AIMGCATL";
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 8],
+    version: U32,
+    /// Checksum of what follows the header.
+    body_crc: U32,
+    body_bytes: U64,
+    group: [u8; 16],
+    /// Checksum of the header, this field as zero.
+    crc: U32,
+    reserved: [u8; 20],
+}
+
+const _: () = assert!(size_of::<Header>() == 64);
+
+fn header_crc(header: &Header) -> u32 {
+    let mut clean = *header;
+    clean.crc = 0.into();
+    crc32c(clean.as_bytes())
+}
+
+/// Writes a journal's catalogue, durably: after a crash the old or the new one is there.
+///
+/// # Errors
+/// A write, sync or rename failed; the old one is intact.
+pub fn save(
+    storage: &dyn Storage,
+    dir: &Path,
+    identity: &Identity,
+    catalogue: &Catalogue,
+) -> Result<()> {
+    let body = serde_json::to_vec(catalogue)
+        .map_err(|e| Error::Invalid(format!("encode catalogue: {e}")))?;
+    let mut header = Header {
+        magic: MAGIC,
+        version: VERSION.into(),
+        body_crc: crc32c(&body).into(),
+        body_bytes: (body.len() as u64).into(),
+        group: identity.group.into_bytes(),
+        crc: 0.into(),
+        reserved: [0; 20],
+    };
+    header.crc = header_crc(&header).into();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice(&body);
+    let (draft, path) = (dir.join(DRAFT), dir.join(NAME));
+    let write = || {
+        let file =
+            storage.open(&draft, Access::Replace).map_err(|e| Error::io("create", &draft, e))?;
+        file.write_all_at(&bytes, 0).map_err(|e| Error::io("write", &draft, e))?;
+        file.sync_data().map_err(|e| Error::io("sync", &draft, e))?;
+        storage.rename(&draft, &path).map_err(|e| Error::io("rename to", &path, e))
+    };
+    if let Err(e) = write() {
+        let _ = storage.remove(&draft);
+        return Err(e);
+    }
+    storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))
+}
+
+/// Reads a journal's catalogue; `None`: there is none that can be used.
+pub(super) fn load(storage: &dyn Storage, dir: &Path, identity: &Identity) -> Option<Catalogue> {
+    let path = dir.join(NAME);
+    match read(storage, &path, identity) {
+        Ok(catalogue) => Some(catalogue),
+        Err(why) => {
+            tracing::debug!(file = %path.display(), why, "reading units without a catalogue");
+            None
+        }
+    }
+}
+
+fn read(
+    storage: &dyn Storage,
+    path: &Path,
+    identity: &Identity,
+) -> std::result::Result<Catalogue, String> {
+    let text = |e: std::io::Error| e.to_string();
+    let file = storage.open(path, Access::Read).map_err(text)?;
+    let mut head = [0; 64];
+    file.read_exact_at(&mut head, 0).map_err(text)?;
+    let header = Header::read_from_bytes(&head).map_err(|_| "it is too short".to_owned())?;
+    let good = header.magic == MAGIC && header.crc.get() == header_crc(&header);
+    if !good || header.version.get() != VERSION || header.group != identity.group.into_bytes() {
+        return Err("its header is damaged, of another version or of another journal".into());
+    }
+    let bytes = header.body_bytes.get();
+    if bytes > BYTES_MAX || file.bytes().map_err(text)? < 64 + bytes {
+        return Err("it is too long, or cut off".into());
+    }
+    let mut body = vec![0; bytes as usize];
+    file.read_exact_at(&mut body, 64).map_err(text)?;
+    if crc32c(&body) != header.body_crc.get() {
+        return Err("its checksum doesn't match".into());
+    }
+    serde_json::from_slice(&body).map_err(|e| e.to_string())
+}

@@ -1,0 +1,314 @@
+//! What is known of a journal's sealed units without reading them: one row a unit, and what their
+//! records say, reduced. Kept in the file `catalogue` in the journal's directory.
+//!
+//! What always holds:
+//! * it is derived: lost, damaged or stale, everything is made out from the units again;
+//! * it covers units from the first on without a gap, all sealed, and nothing that is damaged or
+//!   may still be torn off: what is not yet settled at the last unit's border is kept as such.
+
+pub(crate) mod facts;
+mod file;
+mod fold;
+
+pub use file::{NAME, save};
+pub(crate) use fold::{due, epoch_start};
+
+use crate::error::Result;
+use crate::format::meta::EpochStart;
+use crate::format::record::Record;
+use crate::history::Unit;
+use crate::layout::{self, Identity};
+use crate::pool::{FileName, Found, Places};
+use crate::storage::Storage;
+use crate::unit::{read_header, read_merged};
+use crate::{Seq, unit};
+use facts::Facts;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// See the module.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Catalogue {
+    /// The units, by number.
+    pub(crate) units: Vec<Unit>,
+    /// The epochs that began in them.
+    pub(crate) epochs: Vec<EpochStart>,
+    /// The window's edge.
+    pub(crate) edge: Seq,
+    /// Every number below this one was found, is void, or lies at or below the edge.
+    pub(crate) next: Seq,
+    /// Records at or above `next`: numbers in between may come with the next unit.
+    pub(crate) border: Vec<Border>,
+    /// What the records below `next` say.
+    pub(crate) facts: Facts,
+}
+
+/// A record that is not settled yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Border {
+    /// Number of its unit.
+    pub(crate) unit: u64,
+    /// Its byte offset there.
+    pub(crate) at: u64,
+    pub(crate) record: Record,
+}
+
+/// What an attempt to add a unit came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extended {
+    /// It is in.
+    Added,
+    /// It can't be told yet, or only from all units: it isn't sealed, something is missing or
+    /// damaged. The reason is for the log.
+    NotYet(String),
+}
+
+/// What the headers of units say of them all.
+#[derive(Debug, Default)]
+pub(crate) struct Outline {
+    /// All epochs that began in them.
+    pub(crate) epochs: Vec<EpochStart>,
+    /// The highest edge as of which any was merged.
+    pub(crate) edge: Seq,
+}
+
+impl Catalogue {
+    /// The catalogue of a journal: the saved one when it can be trusted, made up to the newest
+    /// sealed unit.
+    ///
+    /// # Errors
+    /// There is no journal, or a newer program wrote it.
+    pub fn open(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
+        let identity = layout::read_identity_in(&**storage, dir)?;
+        let places = Places::of(storage, dir)?;
+        Self::fresh(storage, dir, &identity, &places, &units_of(&places)?, Seq::MAX)
+    }
+
+    /// The catalogue made from the units alone.
+    ///
+    /// # Errors
+    /// As [`Catalogue::open`].
+    pub fn rebuild(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
+        let identity = layout::read_identity_in(&**storage, dir)?;
+        let found = units_of(&Places::of(storage, dir)?)?;
+        Self::from_units(storage, &identity, &found, Seq::MAX)
+    }
+
+    /// One made from the units, up to the last that is settled, below `bound`.
+    pub(crate) fn from_units(
+        storage: &Arc<dyn Storage>,
+        identity: &Identity,
+        found: &[Found],
+        bound: Seq,
+    ) -> Result<Self> {
+        let mut catalogue = Self::default();
+        catalogue.catch_up(&**storage, identity, found, bound)?;
+        Ok(catalogue)
+    }
+
+    /// The saved one if it fits the units that there are, else one from the units; made up to the
+    /// last unit that is settled, below `bound`.
+    pub(crate) fn fresh(
+        storage: &Arc<dyn Storage>,
+        dir: &Path,
+        identity: &Identity,
+        places: &Places,
+        found: &[Found],
+        bound: Seq,
+    ) -> Result<Self> {
+        let saved =
+            file::load(&**storage, dir, identity).filter(|c| c.next <= bound.saturating_add(1));
+        let placed = saved.and_then(|mut c| c.place(&**storage, places, found).then_some(c));
+        if let Some(mut catalogue) = placed {
+            if catalogue.catch_up(&**storage, identity, found, bound)? {
+                return Ok(catalogue);
+            }
+            tracing::debug!(dir = %dir.display(), "a later epoch took back what the catalogue has");
+        }
+        Self::from_units(storage, identity, found, bound)
+    }
+
+    /// Notes where the units lie now; `false`: one is nowhere.
+    fn place(&mut self, storage: &dyn Storage, places: &Places, found: &[Found]) -> bool {
+        let there: BTreeMap<FileName, &Path> =
+            found.iter().map(|f| (f.name, f.path.as_path())).collect();
+        self.units.iter_mut().all(|unit| {
+            let path = match there.get(&unit.name) {
+                Some(path) => Some(path.to_path_buf()),
+                None => find_elsewhere(storage, places, unit.name),
+            };
+            if path.is_none() {
+                tracing::debug!(unit = %unit.name, "in the catalogue, but not there");
+            }
+            path.map(|path| unit.path = path).is_some()
+        })
+    }
+
+    /// Adds the units behind it for as long as they are settled. `false`: an epoch that began
+    /// there took back what it has.
+    fn catch_up(
+        &mut self,
+        storage: &dyn Storage,
+        identity: &Identity,
+        found: &[Found],
+        bound: Seq,
+    ) -> Result<bool> {
+        let group = identity.group.into_bytes();
+        let behind: Vec<&Found> = self.behind(found).collect();
+        let outline = outline(storage, group, &behind);
+        let settled = self.next.saturating_sub(1);
+        if outline.epochs.iter().any(|e| e.prev_last_seq < settled && e.prev_last_seq >= self.edge)
+        {
+            return Ok(false);
+        }
+        self.edge = self.edge.max(outline.edge);
+        for found in behind {
+            let unit = match unit::read_unit(storage, found, group, None) {
+                Ok(unit) => unit,
+                Err(e @ crate::Error::NewerFormat { .. }) => return Err(e),
+                Err(_) => break,
+            };
+            let above = unit.records.iter().any(|(_, r)| r.seq > bound);
+            if above {
+                break;
+            }
+            if let Extended::NotYet(why) = self.fold(storage, found.name, &unit, &outline.epochs) {
+                tracing::debug!(unit = %found.path.display(), why, "not in the catalogue");
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The units behind the last one that it has.
+    pub(crate) fn behind<'f>(
+        &self,
+        found: &'f [Found],
+    ) -> impl Iterator<Item = &'f Found> + use<'f> {
+        let last = self.last_unit();
+        found.iter().filter(move |f| f.name.numbers().0 > last)
+    }
+
+    /// Number of the last unit that it covers (0: there is none).
+    #[must_use]
+    pub fn last_unit(&self) -> u64 {
+        self.units.last().map_or(0, |u| u.name.numbers().1)
+    }
+
+    /// Adds a unit that was sealed: the one behind the last. The epochs that began behind it must
+    /// not have taken back any of its numbers, which holds for the newest one.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn extend(
+        &mut self,
+        storage: &dyn Storage,
+        identity: &Identity,
+        found: &Found,
+    ) -> Result<Extended> {
+        let unit = unit::read_unit(storage, found, identity.group.into_bytes(), None)?;
+        Ok(self.fold(storage, found.name, &unit, &[]))
+    }
+
+    /// Puts a merged unit in the place of those that it replaces. What their records said stays.
+    ///
+    /// # Errors
+    /// It can't be read, or it doesn't stand for whole units of the catalogue.
+    pub fn replace(
+        &mut self,
+        storage: &dyn Storage,
+        identity: &Identity,
+        found: &Found,
+    ) -> Result<()> {
+        let unit = unit::read_unit(storage, found, identity.group.into_bytes(), None)?;
+        let merged = read_merged(&*unit.file, &unit.path, &unit.header)?;
+        let (first, last) = found.name.numbers();
+        let from = self.units.partition_point(|u| u.name.numbers().1 < first);
+        let behind = self.units.partition_point(|u| u.name.numbers().0 <= last);
+        let covered = self.units.get(from).map(|u| u.name.numbers().0) == Some(first)
+            && behind.checked_sub(1).and_then(|i| self.units.get(i)).map(|u| u.name.numbers().1)
+                == Some(last);
+        let unsettled = self.border.iter().any(|b| (first..=last).contains(&b.unit));
+        if !covered || unsettled || unit.end != unit::ScanEnd::Sealed {
+            let why = "it doesn't stand for whole units that are settled".into();
+            return Err(crate::Error::Unusable { path: found.path.clone(), why });
+        }
+        self.edge = self.edge.max(merged.edge);
+        self.units.splice(from..behind, [Unit::of(found.name, &unit, Some(merged))]);
+        Ok(())
+    }
+
+    /// The units, by number.
+    #[must_use]
+    pub fn units(&self) -> &[Unit] {
+        &self.units
+    }
+
+    /// The window's edge: history at or below it is merged.
+    #[must_use]
+    pub fn edge(&self) -> Seq {
+        self.edge
+    }
+
+    /// Every number below this one is settled: durable, in a sealed unit.
+    #[must_use]
+    pub fn settled_below(&self) -> Seq {
+        self.next
+    }
+
+    /// Moves the edge forward; it is the last number of a unit.
+    pub fn set_edge(&mut self, edge: Seq) {
+        self.edge = self.edge.max(edge);
+        self.next = self.next.max(self.edge + 1);
+    }
+
+    /// Notes how many bytes of a unit's payloads are still needed.
+    pub fn set_live_bytes(&mut self, name: FileName, bytes: u64) {
+        if let Some(unit) = self.units.iter_mut().find(|u| u.name == name) {
+            unit.live_bytes = Some(bytes);
+        }
+    }
+}
+
+/// The units that count: of those that lie within a merged one, the merged one alone.
+pub(crate) fn units_of(places: &Places) -> Result<Vec<Found>> {
+    let mut all = places.units()?;
+    all.sort_by_key(|f| (f.name.numbers().0, std::cmp::Reverse(f.name.numbers().1)));
+    let mut covered = 0;
+    all.retain(|f| {
+        let (_, last) = f.name.numbers();
+        let counts = last > covered;
+        covered = covered.max(last);
+        counts
+    });
+    Ok(all)
+}
+
+/// Where a unit lies that is not listed among those that count: within a merged one, or released
+/// while somebody read.
+pub(crate) fn find_elsewhere(
+    storage: &dyn Storage,
+    places: &Places,
+    name: FileName,
+) -> Option<PathBuf> {
+    let held = |dir: &PathBuf| dir.join(crate::history::HELD).join(name.to_string());
+    places.find(name).or_else(|| places.dirs().iter().map(held).find(|path| storage.exists(path)))
+}
+
+/// Reads the headers of units. What can't be read is judged where its records are read.
+fn outline(storage: &dyn Storage, group: [u8; 16], found: &[&Found]) -> Outline {
+    let mut outline = Outline::default();
+    for found in found {
+        let Ok((file, header)) = read_header(storage, found, group) else { continue };
+        outline.epochs.extend(epoch_start(&header));
+        if matches!(found.name, FileName::Merged(..))
+            && let Ok(merged) = read_merged(&*file, &found.path, &header)
+        {
+            outline.edge = outline.edge.max(merged.edge);
+            outline.epochs.extend(merged.epochs);
+        }
+    }
+    outline
+}

@@ -1,0 +1,159 @@
+//! Restorable ranges, gaps and checkpoints, from sessions, damage and the window's edge.
+
+use super::{Damage, Gap, History};
+use crate::Seq;
+use crate::meta::{LevelRange, Merged};
+
+/// Restorable ranges, gaps and checkpoints from sessions and damage.
+pub(super) fn finish(history: &mut History) {
+    heal(history);
+    let mut level = level_ranges(history);
+    for damage in &history.damage {
+        level = level.into_iter().flat_map(|r| cut(r, damage)).collect();
+    }
+    history.level = windowed(history, &level);
+    let ranges = std::mem::take(&mut history.level);
+    history.checkpoints.retain(|c| ranges.iter().any(|r| r.from <= c.seq && c.seq <= r.to));
+    history.level = ranges;
+    history.gaps = gaps(history);
+}
+
+/// Damage ends where every guest was copied or compared whole since: with the opening of a session
+/// whose copies all began behind the damage.
+fn heal(history: &mut History) {
+    let Some(config) = history.configs.last().map(|(_, c)| c) else { return };
+    for damage in history.damage.iter_mut().filter(|d| d.to.is_none()) {
+        let healed = config.guests.iter().map(|g| {
+            let sessions = history.sessions.iter().filter(|s| s.guest == g.name);
+            let whole = sessions.filter(|s| s.full && s.from > damage.last).filter(|s| {
+                let disks = config.volumes.iter().filter(|v| v.active && v.guest == g.name);
+                disks.map(|v| v.id).all(|id| {
+                    history.copies.values().any(|c| {
+                        let ended = c.ended.is_some_and(|end| end <= s.from);
+                        c.volume == id && c.as_of > damage.last && ended
+                    })
+                })
+            });
+            whole.map(|s| s.from).min()
+        });
+        let all: Option<Vec<Seq>> = healed.collect();
+        damage.to = all.and_then(|v| v.into_iter().max());
+    }
+}
+
+/// Ranges in which every guest that had a session before has one: a guest in its first sync
+/// doesn't take the others' points away.
+fn level_ranges(history: &History) -> Vec<LevelRange> {
+    let head = history.head;
+    // A guest that leaves the group changes what has to be level, too.
+    let mut edges: Vec<Seq> = history.configs.iter().map(|(seq, _)| *seq).collect();
+    edges.push(head + 1);
+    for s in &history.sessions {
+        edges.push(s.from);
+        edges.push(s.to.map_or(head + 1, |to| to + 1));
+    }
+    edges.sort_unstable();
+    edges.dedup();
+    let mut ranges: Vec<LevelRange> = Vec::new();
+    for pair in edges.windows(2) {
+        let (from, to) = (pair[0], pair[1].saturating_sub(1).min(head));
+        if from > to || !all_level(history, from) {
+            continue;
+        }
+        match ranges.last_mut() {
+            // An end is an end, though the next session may follow at once.
+            Some(last) if last.to + 1 == from && !ends_at(history, last.to) => last.to = to,
+            _ => ranges.push(LevelRange { from, to }),
+        }
+    }
+    ranges
+}
+
+/// What the window leaves: everything from its edge on, and before it the positions for which all
+/// merged units kept what they need.
+fn windowed(history: &History, level: &[LevelRange]) -> Vec<LevelRange> {
+    let edge = history.edge;
+    if edge == 0 {
+        return level.to_vec();
+    }
+    let merged = || history.units.iter().filter_map(|u| u.merged.as_ref());
+    let mut kept: Vec<Seq> = merged().flat_map(|m| &m.kept).copied().collect();
+    kept.sort_unstable();
+    kept.dedup();
+    kept.retain(|&seq| {
+        let whole = |m: &Merged| seq >= m.edge || seq < m.first_seq || m.kept.contains(&seq);
+        seq < edge && merged().all(whole) && level.iter().any(|r| r.from <= seq && seq <= r.to)
+    });
+    let mut left: Vec<_> = kept.into_iter().map(|seq| LevelRange { from: seq, to: seq }).collect();
+    let inside = level.iter().filter(|r| r.to >= edge);
+    left.extend(inside.map(|r| LevelRange { from: r.from.max(edge), to: r.to }));
+    left
+}
+
+fn ends_at(history: &History, seq: Seq) -> bool {
+    history.sessions.iter().any(|s| s.to == Some(seq))
+}
+
+fn all_level(history: &History, seq: Seq) -> bool {
+    let active: Vec<&str> = history
+        .config_at(seq)
+        .map(|c| c.guests.iter().map(|g| g.name.as_str()).collect())
+        .unwrap_or_default();
+    let mut any = false;
+    for guest in active {
+        let mut had = false;
+        let mut has = false;
+        for s in history.sessions.iter().filter(|s| s.guest == guest && s.from <= seq) {
+            had = true;
+            has |= s.to.is_none_or(|to| seq <= to);
+        }
+        if had && !has {
+            return false;
+        }
+        any |= has;
+    }
+    any
+}
+
+fn cut(range: LevelRange, damage: &Damage) -> Vec<LevelRange> {
+    let mut left = Vec::new();
+    if range.from < damage.from {
+        left.push(LevelRange { from: range.from, to: range.to.min(damage.from - 1) });
+    }
+    if let Some(to) = damage.to
+        && range.to >= to
+    {
+        left.push(LevelRange { from: range.from.max(to), to: range.to });
+    }
+    left
+}
+
+fn gaps(history: &History) -> Vec<Gap> {
+    let mut gaps = Vec::new();
+    // Between positions that were kept, nothing is missing: it was merged away.
+    let first = history.level.partition_point(|r| r.to < history.edge);
+    let ranges = &history.level[first..];
+    for (i, range) in ranges.iter().enumerate() {
+        let next = ranges.get(i + 1);
+        let open = history.sessions.iter().any(|s| s.to.is_none() && s.from <= range.to);
+        if next.is_none() && open && range.to == history.head {
+            break;
+        }
+        gaps.push(Gap {
+            from: range.to,
+            to: next.map(|r| r.from),
+            from_ns: history.wall_ns(range.to),
+            to_ns: next.map(|r| history.wall_ns(r.from)),
+            reason: gap_reason(history, range.to),
+        });
+    }
+    gaps
+}
+
+fn gap_reason(history: &History, seq: Seq) -> String {
+    if let Some(damage) = history.damage.iter().find(|d| d.from == seq + 1) {
+        return damage.what.clone();
+    }
+    let ended = history.sessions.iter().rev().find(|s| s.to == Some(seq));
+    ended.map_or_else(|| "writes may have been missed".into(), |s| s.reason.clone())
+}

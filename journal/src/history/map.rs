@@ -1,0 +1,143 @@
+//! Which record holds each byte of a volume at a position: the runs that the journal has, and the
+//! indexes of the units that none of them covers.
+//!
+//! What always holds: captured records rank at their own number, copied ones where their copy
+//! began (I-5); where a volume was made smaller, what lay behind is gone, though it may grow
+//! again; what nothing covers is a hole.
+
+use super::{Entry, History};
+use crate::error::{Error, Result};
+use crate::format::record::{FLAG_COPIED, Kind};
+use crate::map::levels::{UnitRow, cover};
+use crate::map::{Layer, MemRun, Piece, Placed, Run, RunName, Stack, record_pieces};
+use crate::{Seq, VolumeId};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Pieces that are sorted in memory at a time.
+const BATCH_PIECES: usize = 1 << 19;
+
+/// A volume's map at a position; needs nothing else to answer.
+#[derive(Debug, Clone)]
+pub struct Map {
+    volume: VolumeId,
+    bytes: u64,
+    stack: Stack,
+}
+
+impl Map {
+    /// Size of the volume at that position, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What covers a range (in bytes): disjoint pieces, ascending, cut to it; in bounded memory.
+    pub fn pieces(&self, range: Range<u64>) -> impl Iterator<Item = Result<Piece>> + Send + use<> {
+        self.stack.resolve(self.volume, range.start..range.end.min(self.bytes))
+    }
+
+    /// As [`Map::pieces`], for the small range of one request.
+    ///
+    /// # Errors
+    /// A run is damaged or can't be read.
+    pub fn find(&self, range: Range<u64>) -> Result<Vec<Piece>> {
+        self.stack.find(self.volume, range.start..range.end.min(self.bytes))
+    }
+}
+
+/// Where a data record ranks at a position, or `None` when it doesn't count there.
+#[must_use]
+pub fn rank(history: &History, entry: &Entry, at: Seq) -> Option<Seq> {
+    let record = &entry.record;
+    if record.seq > at || !matches!(record.kind, Kind::Write | Kind::Zero) {
+        return None;
+    }
+    if record.flags & FLAG_COPIED == 0 {
+        return Some(record.seq);
+    }
+    let as_of = history.copies.get(&record.scope)?.as_of;
+    (as_of <= at).then_some(as_of)
+}
+
+impl History {
+    /// The map of a volume at a position (which need not be restorable: a resync compares there).
+    ///
+    /// # Errors
+    /// The volume isn't in the configuration of that position; an index can't be read.
+    pub fn map(&self, volume: VolumeId, seq: Seq) -> Result<Map> {
+        let bytes = self
+            .config_at(seq)
+            .and_then(|c| c.volumes.iter().find(|v| v.id == volume))
+            .map(|v| v.bytes)
+            .ok_or_else(|| Error::Invalid(format!("there is no volume {volume} at {seq}")))?;
+        let mut layers: Vec<Layer> = Vec::new();
+        let cuts = self.cuts(volume, seq);
+        if !cuts.is_empty() {
+            layers.push(Arc::new(MemRun::build(cuts)).into());
+        }
+        let runs = self.runs();
+        let spans: Vec<_> = runs.iter().map(|r| *r.span()).collect();
+        let cover = cover(seq, &spans, &self.unit_rows());
+        let chosen = cover.base.iter().chain(&cover.runs);
+        layers.extend(chosen.filter_map(|&i| runs.get(i)).map(|r| Layer::from(Arc::clone(r))));
+        let mut batch: Vec<Placed> = Vec::new();
+        for unit in cover.units {
+            let records = self.records(unit as u32)?;
+            let counting = records.iter().map(|(_, r)| r);
+            let counting = counting.filter(|r| r.volume == volume && r.seq <= seq);
+            let as_of =
+                |copy| self.copies.get(&copy).map(|c| c.as_of).filter(|as_of| *as_of <= seq);
+            batch.extend(record_pieces(counting, as_of));
+            if batch.len() >= BATCH_PIECES {
+                layers.push(Arc::new(MemRun::build(std::mem::take(&mut batch))).into());
+            }
+        }
+        layers.push(Arc::new(MemRun::build(batch)).into());
+        Ok(Map { volume, bytes, stack: Stack::new(layers) })
+    }
+
+    /// Where the volume was made smaller: zeroes that rank at the configuration that says so.
+    fn cuts(&self, volume: VolumeId, seq: Seq) -> Vec<Placed> {
+        let configs = self.configs.iter().take_while(|(at, _)| *at <= seq);
+        let sizes: Vec<(Seq, u64)> = configs
+            .filter_map(|(at, c)| c.volumes.iter().find(|v| v.id == volume).map(|v| (*at, v.bytes)))
+            .collect();
+        let smaller = sizes.windows(2).filter(|p| p[1].1 < p[0].1).map(|p| p[1]);
+        let piece =
+            |(at, bytes)| Piece { start: bytes, end: u64::MAX, rank: at, seq: at, zero: true };
+        smaller.map(|cut| (volume, piece(cut))).collect()
+    }
+
+    /// The units as the choice of runs sees them.
+    #[must_use]
+    pub fn unit_rows(&self) -> Vec<UnitRow> {
+        let row = |u: &super::Unit| {
+            let (first, last) = u.name.numbers();
+            let sealed = u.end == crate::unit::ScanEnd::Sealed;
+            let first_seq = if u.first_seq == 0 { Seq::MAX } else { u.first_seq };
+            UnitRow { first, last, first_seq, last_seq: u.last_seq, sealed }
+        };
+        self.units.iter().map(row).collect()
+    }
+
+    /// The runs that can be used: derived, so that one that can't be opened is as good as none.
+    fn runs(&self) -> Vec<Arc<Run>> {
+        // Where numbers are void or torn off, what the runs were made of may not be what counts.
+        if self.units.iter().any(|u| u.last_seq > u.valid_to) {
+            return Vec::new();
+        }
+        let mut names = self.storage.list(&self.dir).unwrap_or_default();
+        names.retain(|n| RunName::parse(n).is_some());
+        names.sort();
+        let mut runs = Vec::new();
+        for name in names {
+            let path = self.dir.join(name);
+            match Run::open(&self.storage, &path, self.identity.group) {
+                Ok(run) => runs.push(Arc::new(run)),
+                Err(e) => tracing::debug!(run = %path.display(), error = %e, "not used"),
+            }
+        }
+        runs
+    }
+}

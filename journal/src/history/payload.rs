@@ -1,0 +1,75 @@
+//! Reading what records hold: whole payloads, each checked before any of it is handed out (I-12).
+
+use super::{Entry, History};
+use crate::Seq;
+use crate::error::{Error, Result};
+use crate::format::record::Kind;
+use crate::unit;
+use std::sync::Arc;
+
+/// Payloads that are kept for readers of small parts.
+pub(super) const PAYLOADS_MAX: usize = 32;
+/// Most bytes of payloads that are kept.
+pub(super) const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+
+impl History {
+    /// Reads and checks a record's whole payload.
+    ///
+    /// # Errors
+    /// It can't be read, or its checksum doesn't match.
+    pub fn read_payload(&self, entry: &Entry, buffer: &mut Vec<u8>) -> Result<()> {
+        buffer.resize(entry.record.payload_bytes as usize, 0);
+        self.read_payload_into(entry, buffer)
+    }
+
+    /// As [`History::read_payload`], into memory of just the payload's size.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_payload_into(&self, entry: &Entry, buffer: &mut [u8]) -> Result<()> {
+        let file = self.file(entry.unit)?;
+        let path = self.units.get(entry.unit as usize).map(|u| u.path.as_path());
+        let path = path.unwrap_or(&self.dir);
+        unit::read_payload(&*file, path, entry.at, &entry.record, buffer)
+    }
+
+    /// Reads and checks a record's whole payload, unless that was done lately.
+    fn payload(&self, entry: &Entry) -> Result<Arc<Vec<u8>>> {
+        let key = (entry.unit, entry.at);
+        if let Some(known) = self.payloads.get(&key) {
+            return Ok(known);
+        }
+        let mut bytes = Vec::new();
+        self.read_payload(entry, &mut bytes)?;
+        let bytes = Arc::new(bytes);
+        self.payloads.put(key, Arc::clone(&bytes), bytes.len());
+        Ok(bytes)
+    }
+
+    /// Fills `buffer` with what record `seq` holds of its volume from the byte address `addr` on.
+    ///
+    /// # Errors
+    /// The record doesn't hold all of that, or is damaged.
+    pub fn read_piece(&self, seq: Seq, addr: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = addr + done as u64;
+            let entry = self.locate(seq, at)?;
+            let skip = at - entry.record.addr;
+            let len = (buffer.len() - done).min((u64::from(entry.record.len) - skip) as usize);
+            let part = &mut buffer[done..done + len];
+            if entry.record.kind == Kind::Write {
+                let payload = self.payload(&entry)?;
+                let from = skip as usize;
+                let bytes = payload.get(from..from + len).ok_or_else(|| {
+                    Error::Invalid(format!("record {seq} is shorter than what it covers"))
+                })?;
+                part.copy_from_slice(bytes);
+            } else {
+                part.fill(0);
+            }
+            done += len;
+        }
+        Ok(())
+    }
+}
