@@ -12,6 +12,8 @@
 
 mod gate;
 mod tap;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use gate::Gate;

@@ -4,10 +4,12 @@ use crate::fixture::{
     RING_BYTES, assert_whole, bytes_of, draft, entries, new_journal, options, quiet, write,
 };
 use afterimage_journal::log::Backend;
+use afterimage_journal::pool::{Allocate, Slot};
 use afterimage_journal::ring::NAME;
-use afterimage_journal::{History, Journal, Options, Seq};
+use afterimage_journal::{Error, History, Journal, Options, Seq};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -85,6 +87,37 @@ fn what_was_in_the_ring_only_when_the_process_was_killed_is_read_and_recovered()
     journal.close().unwrap();
     std::fs::remove_file(dir.join(NAME)).unwrap();
     assert!(has_all(&History::load(&dir).unwrap(), first), "it is in the units now");
+}
+
+/// Gives no place to any unit.
+#[derive(Debug)]
+struct Full;
+
+impl Allocate for Full {
+    fn allocate(&self, journal: &Path, _: u64) -> afterimage_journal::Result<Slot> {
+        Err(Error::io("find a place in", journal, std::io::ErrorKind::StorageFull))
+    }
+}
+
+#[test]
+fn recovery_that_gets_no_further_is_done_again_and_comes_to_the_same() {
+    let tmp = tempfile::tempdir().unwrap();
+    let first = killed(tmp.path());
+    let dir = tmp.path().join("j");
+    for _ in 0..2 {
+        let full = Options { allocator: Arc::new(Full), ..quiet() };
+        assert!(Journal::open(&dir, full).is_err());
+        let history = History::load(&dir).unwrap();
+        assert_whole(&history);
+        assert!(has_all(&history, first));
+    }
+    // The units have it all by now.
+    std::fs::rename(dir.join(NAME), dir.join("aside")).unwrap();
+    assert!(has_all(&History::load(&dir).unwrap(), first));
+    std::fs::rename(dir.join("aside"), dir.join(NAME)).unwrap();
+    let (journal, history) = Journal::open(&dir, quiet()).unwrap();
+    assert!(has_all(&history, first));
+    journal.close().unwrap();
 }
 
 #[test]

@@ -1,0 +1,82 @@
+use super::{Capture, Tap};
+use afterimage_journal::format::record::Kind;
+use afterimage_journal::{History, Journal, Options};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+const VOLUME_BYTES: u64 = 64 << 20;
+
+/// A client that speaks just enough: the old simple way in, then writes.
+fn client(socket: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.read_exact(&mut [0; 18]).unwrap();
+    // No zeroes behind the answer; option 1 is the export of this name.
+    let mut hello = 3u32.to_be_bytes().to_vec();
+    hello.extend(b"IHAVEOPT");
+    hello.extend(1u32.to_be_bytes());
+    hello.extend(0u32.to_be_bytes());
+    stream.write_all(&hello).unwrap();
+    stream.read_exact(&mut [0; 10]).unwrap();
+    stream
+}
+
+fn write_header(at: u64, bytes: u32) -> Vec<u8> {
+    let mut header = 0x2560_9513u32.to_be_bytes().to_vec();
+    header.extend([0, 0, 0, 1]);
+    header.extend(at.to_be_bytes());
+    header.extend(at.to_be_bytes());
+    header.extend(bytes.to_be_bytes());
+    header
+}
+
+fn finish(stream: &mut UnixStream) {
+    let mut reply = [0; 16];
+    stream.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[4..8], [0; 4], "refused");
+}
+
+#[test]
+fn a_client_that_stalls_in_a_payload_stops_neither_the_others_nor_the_journal() {
+    let tmp = tempfile::tempdir().unwrap();
+    let options = Options {
+        unit_bytes: 1 << 20,
+        ring_bytes: 1 << 20,
+        unit_wait: Duration::from_secs(10),
+        ..Options::default()
+    };
+    let dir = tmp.path().join("j");
+    let journal = Journal::create(&dir, uuid::Uuid::new_v4(), "g", options).unwrap();
+    let tap =
+        Tap::new(journal.clone(), 1, VOLUME_BYTES, Arc::default(), Arc::default(), Arc::default());
+    let socket = tmp.path().join("socket");
+    let (sender, _events) = tokio::sync::mpsc::unbounded_channel();
+    let capture = Capture::start(&socket, Arc::new(tap), None, 1, sender).unwrap();
+    let mut stalled = client(&socket);
+    stalled.write_all(&write_header(0, 65536)).unwrap();
+    stalled.write_all(&[9; 1000]).unwrap();
+    let mut busy = client(&socket);
+    // Eight times what the ring holds. Were it kept, the journal would stop and refuse.
+    for i in 1..=128u64 {
+        busy.write_all(&write_header(i * 65536, 65536)).unwrap();
+        busy.write_all(&[i as u8; 65536]).unwrap();
+        finish(&mut busy);
+    }
+    stalled.write_all(&[9; 64536]).unwrap();
+    finish(&mut stalled);
+    let head = journal.head();
+    capture.stop();
+    journal.close().unwrap();
+    let history = History::load(&dir).unwrap();
+    let writes = history.entries.iter().filter(|e| e.record.kind == Kind::Write);
+    let (first, last) = writes.fold((None, None), |(first, _), e| (first.or(Some(e)), Some(e)));
+    assert_eq!(first.unwrap().record.addr, 65536, "numbers follow the arrival of whole writes");
+    assert_eq!(last.unwrap().record.addr, 0);
+    assert!(last.unwrap().record.seq <= head);
+    let mut data = Vec::new();
+    history.read_payload(last.unwrap(), &mut data).unwrap();
+    assert_eq!(data, vec![9; 65536]);
+}
