@@ -62,6 +62,19 @@ pub fn rate_bytes_per_s(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A size in bytes, at least 1 MiB.
+///
+/// # Errors
+/// It isn't one.
+pub fn size_bytes(text: &str) -> Result<u64, String> {
+    let hint = "no size: write it like 500GiB or 2TB";
+    let size: ByteSize = text.trim().parse().map_err(|_| hint.to_owned())?;
+    match size.as_u64() {
+        0..0x10_0000 => Err("below 1 MiB there is no room for a single unit".into()),
+        bytes => Ok(bytes),
+    }
+}
+
 /// Size of a unit: 1 MiB to 1 GiB, whole 4 KiB blocks.
 ///
 /// # Errors

@@ -3,18 +3,22 @@
 //! What always holds: guests of a group share one open journal; settings are on disk before a
 //! guest counts as protected, and gone before it counts as not.
 
+mod opening;
 mod status;
 
 use crate::api::control::Reply;
 use crate::api::{
-    AgentInfo, ApiError, Control, GuestState, GuestStatus, MarkReply, MarkRequest, ProtectRequest,
-    SetRequest,
+    AgentInfo, ApiError, Control, GuestState, GuestStatus, MarkReply, MarkRequest, PoolAddRequest,
+    PoolRemoveRequest, ProtectRequest, SetRequest,
 };
 use crate::group::Group;
 use crate::guest::{Context, DETACHED, Face, Guest};
+use crate::pool::PoolKeeper;
 use crate::settings::GuestSettings;
 use afterimage_guard::Worker;
-use afterimage_journal::{ErrorKind, Options, layout};
+use afterimage_journal::pool::{Added, PoolStatus};
+use afterimage_journal::{Error, ErrorKind, Options, layout};
+use opening::Opening;
 use status::Sampler;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,6 +36,7 @@ pub struct Engine {
     stall_limit_ms: u64,
     since: jiff::Timestamp,
     guests: Mutex<BTreeMap<String, Entry>>,
+    pool: PoolKeeper,
 }
 
 struct Entry {
@@ -41,29 +46,7 @@ struct Entry {
     sampler: Arc<Sampler>,
 }
 
-/// What becomes of a guest whose journal is there but can't be opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Opening {
-    /// It is refused.
-    Now,
-    /// Its task shows why, and tries again: the disk may only be full for a while.
-    OrLater,
-}
-
-impl Opening {
-    fn open(self, state: &Path, name: &str, options: Options) -> afterimage_journal::Result<Group> {
-        match Group::open(state, name, options.clone()) {
-            Err(error) if self == Self::OrLater => {
-                let group = Group::unopened(state, name, options)?;
-                tracing::error!(group = name, %error, "its journal can't be opened now");
-                if group.exists() { Ok(group) } else { Err(error) }
-            }
-            opened => opened,
-        }
-    }
-}
-
-fn api(error: &afterimage_journal::Error) -> ApiError {
+pub(crate) fn api(error: &afterimage_journal::Error) -> ApiError {
     match error.kind() {
         ErrorKind::FixInput => ApiError::usage(error.to_string()),
         ErrorKind::NotRestorable => ApiError::not_restorable(error.to_string()),
@@ -82,8 +65,13 @@ impl Engine {
         worker: Option<Worker>,
         stall_limit_ms: u64,
     ) -> afterimage_journal::Result<Arc<Self>> {
+        let (at, storage) = (state.to_owned(), Arc::clone(&options.storage));
+        let started = tokio::task::spawn_blocking(move || PoolKeeper::start(&at, &storage)).await;
+        let pool = started.map_err(|e| Error::Invalid(format!("open the pool: {e}")))??;
+        let options = pool.options(options);
         let engine = Arc::new(Self {
             state: state.to_owned(),
+            pool,
             options,
             worker,
             stall_limit_ms,
@@ -156,7 +144,9 @@ impl Engine {
                 let opened =
                     tokio::task::spawn_blocking(move || opening.open(&state, &name, options)).await;
                 let opened = opened.map_err(|e| ApiError::other(e.to_string()))?;
-                Arc::new(opened.map_err(|e| api(&e))?)
+                let group = Arc::new(opened.map_err(|e| api(&e))?);
+                self.pool.watch(&group);
+                group
             }
         };
         let face = Face::new(&settings.name);
@@ -269,11 +259,15 @@ impl Engine {
         sampler.end();
         if last {
             let dir = group.dir().to_owned();
+            let pool = Arc::clone(self.pool.pool());
             let closed = tokio::task::spawn_blocking(move || {
                 if let Err(error) = group.close() {
                     tracing::warn!(group = group.name(), %error, "not closed cleanly");
                 }
-                if purge { crate::group::purge(&dir) } else { Ok(()) }
+                if !purge {
+                    return Ok(());
+                }
+                crate::group::purge(&dir).and_then(|()| pool.purge(group.name()))
             });
             closed.await.map_err(|e| ApiError::other(e.to_string()))?.map_err(|e| api(&e))?;
         }
@@ -419,6 +413,18 @@ impl Control for Arc<Engine> {
             }
             Ok(self.statuses(&names).await)
         })
+    }
+
+    fn pool(&self) -> Reply<'_, PoolStatus> {
+        Box::pin(async move { Ok(self.pool.status()) })
+    }
+
+    fn pool_add(&self, request: PoolAddRequest) -> Reply<'_, Added> {
+        Box::pin(self.pool.add(request))
+    }
+
+    fn pool_remove(&self, request: PoolRemoveRequest) -> Reply<'_, ()> {
+        Box::pin(self.pool.remove(request))
     }
 
     fn info(&self) -> Reply<'_, AgentInfo> {

@@ -1,13 +1,23 @@
-//! `afterimage pool`: where journals lie.
+//! `afterimage pool`: where journals lie. The agent does it where one runs; without one it is done
+//! here, under the state directory's lock.
+
+mod direct;
+mod list;
+
+pub use list::troubles;
 
 use crate::failure::{Failure, Outcome};
-use crate::show;
 use crate::state::StateArgs;
-use afterimage_journal::layout;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use crate::{quantity, show};
+use afterimage_agent::api::{PoolAddRequest, PoolRemoveRequest};
+use afterimage_journal::pool::{Added, Limit};
+use std::path::{Path, PathBuf};
 
-/// Show where journals lie and what they take (one directory so far)
+/// The directories that journals lie on: add, drain and list them
+///
+/// The pool's home, `pool` in the state directory, is always the first member. More directories,
+/// on file systems of their own, make room and bandwidth for all journals. Which member a unit goes
+/// to depends on free space and limits; journals can only be restored whole with all members.
 #[derive(Debug, clap::Args)]
 pub struct PoolArgs {
     #[command(subcommand)]
@@ -16,29 +26,105 @@ pub struct PoolArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum PoolCommand {
-    /// List the pool's member and its journals
-    List(StateArgs),
+    Add(AddArgs),
+    Remove(RemoveArgs),
+    List(list::ListArgs),
+}
+
+/// Add a directory, or change a member's limit
+///
+/// An empty directory becomes a member. For a member, `--limit` changes what may lie on it (the
+/// home's too: `pool add STATE/pool --limit 100GiB`); one that is being drained stays; one that has
+/// come back under another path is taken in again. After the loss of `pool/pool.json`, all members
+/// together make it anew.
+#[derive(Debug, clap::Args)]
+struct AddArgs {
+    /// The directory
+    #[arg(value_name = "DIR", required = true)]
+    dirs: Vec<PathBuf>,
+    /// What of ours may lie on it, like 500GiB; `none`: what its file system has
+    #[arg(long, value_name = "SIZE", value_parser = limit)]
+    limit: Option<Limit>,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+/// Drain a member: move what lies on it to the others, and take it out of the pool
+///
+/// Capture goes on meanwhile. With an agent it happens in the background (`pool list` shows how far
+/// it is); without one, here. It can be broken off at any time and goes on by itself when an agent
+/// runs; `pool add` of the directory cancels it.
+#[derive(Debug, clap::Args)]
+struct RemoveArgs {
+    /// The member's directory
+    dir: PathBuf,
+    /// The member is gone for good: forget it, with all recovery points that need what lay on it
+    #[arg(long)]
+    lost: bool,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+fn limit(text: &str) -> Result<Limit, String> {
+    if text.trim() == "none" {
+        return Ok(Limit::None);
+    }
+    quantity::size_bytes(text).map(Limit::Bytes)
 }
 
 /// Runs it.
 pub fn run(args: &PoolArgs) -> Outcome {
-    let PoolCommand::List(args) = &args.command;
-    crate::state::check(&args.state)?;
-    let pool = layout::pool_dir(&args.state);
-    let free = rustix::fs::statvfs(&pool)
-        .map_err(|e| Failure::io(format!("look at {}", pool.display()), &e.into()))?;
-    let free_bytes = free.f_bavail.saturating_mul(free.f_frsize);
-    let mut rows = Vec::new();
-    for name in layout::journals(&args.state)? {
-        let dir = layout::journal_dir(&args.state, &name)?;
-        let units = layout::units(&dir)?;
-        let bytes = units.iter().map(|n| allocated_bytes(&layout::unit_path(&dir, *n))).sum();
-        rows.push(vec![name, units.len().to_string(), show::bytes(bytes)]);
+    match &args.command {
+        PoolCommand::Add(args) => add(args),
+        PoolCommand::Remove(args) => remove(args),
+        PoolCommand::List(args) => list::run(args),
     }
-    let list = show::table(&["JOURNAL", "UNITS", "SIZE"], &[1, 2], &rows);
-    show::print(&format!("{}: {} free\n{list}", pool.display(), show::bytes(free_bytes)))
 }
 
-fn allocated_bytes(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |m| m.blocks() * 512)
+fn absolute(dir: &Path) -> Outcome<PathBuf> {
+    std::path::absolute(dir).map_err(|e| Failure::io(format!("find {}", dir.display()), &e))
+}
+
+fn add(args: &AddArgs) -> Outcome {
+    let dirs = args.dirs.iter().map(|d| absolute(d)).collect::<Outcome<Vec<_>>>()?;
+    let limit = args.limit.unwrap_or_default();
+    let client = args.state.client();
+    if !client.is_running() {
+        let home = direct::home(&args.state.state)?;
+        if direct::is_lost(&home)? {
+            let _lock = direct::lock(&args.state.state)?;
+            direct::rebuild(&home, &dirs)?;
+            return show::print("the pool's description is made anew\n");
+        }
+    }
+    for dir in &dirs {
+        let added = if client.is_running() {
+            client.pool_add(&PoolAddRequest { dir: dir.clone(), limit })?
+        } else {
+            direct::add(&args.state.state, dir, limit)?
+        };
+        let what = match added {
+            Added::New => "is a member of the pool now",
+            Added::Moved => "is a member again, under this path",
+            Added::Kept => "stays a member of the pool",
+            Added::Limited => "has another limit now",
+        };
+        show::print(&format!("{} {what}\n", dir.display()))?;
+    }
+    Ok(())
+}
+
+fn remove(args: &RemoveArgs) -> Outcome {
+    let dir = absolute(&args.dir)?;
+    let client = args.state.client();
+    if !client.is_running() {
+        return direct::remove(&args.state.state, &dir, args.lost);
+    }
+    client.pool_remove(&PoolRemoveRequest { dir: dir.clone(), lost: args.lost })?;
+    let dir = dir.display();
+    show::print(&if args.lost {
+        format!("{dir} is no member any more; what lay on it is lost\n")
+    } else {
+        format!("{dir} is being drained; `afterimage pool list` shows how far it is\n")
+    })
 }

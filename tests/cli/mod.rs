@@ -6,5 +6,6 @@ mod daemon;
 mod documents;
 mod export;
 mod moments;
+mod pool;
 mod shop;
 mod storage;

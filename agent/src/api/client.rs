@@ -4,9 +4,11 @@
 //! is taken only when it is whole.
 
 use super::types::{
-    AgentInfo, ApiError, GuestStatus, MarkReply, MarkRequest, ProtectRequest, SetRequest,
+    AgentInfo, ApiError, GuestStatus, MarkReply, MarkRequest, PoolAddRequest, PoolRemoveRequest,
+    ProtectRequest, SetRequest,
 };
 use super::{BODY_BYTES_MAX, socket_path};
+use afterimage_journal::pool::{Added, PoolStatus};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -117,6 +119,30 @@ impl Client {
     /// No agent answers, or its own.
     pub fn mark(&self, name: &str, request: &MarkRequest) -> Result<MarkReply, ApiError> {
         self.call("POST", &guest_path(name, "/mark"), Some(request), GUEST_CALL_LIMIT)
+    }
+
+    /// [`super::Control::pool`].
+    ///
+    /// # Errors
+    /// No agent answers, or its own.
+    pub fn pool(&self) -> Result<PoolStatus, ApiError> {
+        self.call("GET", "/v1/pool", None::<&()>, CALL_LIMIT)
+    }
+
+    /// [`super::Control::pool_add`].
+    ///
+    /// # Errors
+    /// No agent answers, or its own.
+    pub fn pool_add(&self, request: &PoolAddRequest) -> Result<Added, ApiError> {
+        self.call("POST", "/v1/pool/add", Some(request), CALL_LIMIT)
+    }
+
+    /// [`super::Control::pool_remove`].
+    ///
+    /// # Errors
+    /// No agent answers, or its own.
+    pub fn pool_remove(&self, request: &PoolRemoveRequest) -> Result<(), ApiError> {
+        self.call("POST", "/v1/pool/remove", Some(request), CALL_LIMIT)
     }
 
     fn call<Q: Serialize, A: DeserializeOwned>(

@@ -1,8 +1,10 @@
 //! What the engine does for the API.
 
 use super::types::{
-    AgentInfo, ApiError, GuestStatus, MarkReply, MarkRequest, ProtectRequest, SetRequest,
+    AgentInfo, ApiError, GuestStatus, MarkReply, MarkRequest, PoolAddRequest, PoolRemoveRequest,
+    ProtectRequest, SetRequest,
 };
+use afterimage_journal::pool::{Added, PoolStatus};
 use std::future::Future;
 use std::pin::Pin;
 
@@ -40,6 +42,15 @@ pub trait Control: Send + Sync + 'static {
 
     /// Changes settings, durably; returns the status afterwards.
     fn set(&self, name: String, request: SetRequest) -> Reply<'_, Vec<GuestStatus>>;
+
+    /// The pool's members and what lies on them.
+    fn pool(&self) -> Reply<'_, PoolStatus>;
+
+    /// Adds a member to the pool, or changes one; durable when it returns.
+    fn pool_add(&self, request: PoolAddRequest) -> Reply<'_, Added>;
+
+    /// Begins to drain a member, or gives one up that is lost; durable when it returns.
+    fn pool_remove(&self, request: PoolRemoveRequest) -> Reply<'_, ()>;
 
     /// The agent itself.
     fn info(&self) -> Reply<'_, AgentInfo>;

@@ -14,6 +14,9 @@
 //! DELETE /v1/guests/NAME?purge=true      unprotect
 //! POST   /v1/guests/NAME/detach, attach  -> [GuestStatus]
 //! POST   /v1/guests/NAME/mark            MarkRequest    -> MarkReply
+//! GET    /v1/pool                        PoolStatus
+//! POST   /v1/pool/add                    PoolAddRequest -> Added
+//! POST   /v1/pool/remove                 PoolRemoveRequest
 //! ```
 
 pub mod client;
@@ -25,7 +28,8 @@ pub use client::Client;
 pub use control::{BoxFuture, Control};
 pub use types::{
     AgentInfo, ApiError, CopyProgress, DiskStatus, ErrorKind, GapStatus, GuestState, GuestStatus,
-    JournalSize, MarkReply, MarkRequest, ProtectRequest, SetRequest, WindowStatus,
+    JournalSize, MarkReply, MarkRequest, PoolAddRequest, PoolRemoveRequest, ProtectRequest,
+    SetRequest, WindowStatus,
 };
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,9 @@
 //! The API's server: one route a [`Control`] call, errors as JSON.
 
 use super::control::{Control, Reply};
-use super::types::{ApiError, ErrorKind, MarkRequest, ProtectRequest, SetRequest};
+use super::types::{
+    ApiError, ErrorKind, MarkRequest, PoolAddRequest, PoolRemoveRequest, ProtectRequest, SetRequest,
+};
 use super::{BODY_BYTES_MAX, client};
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
@@ -83,6 +85,9 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/guests/{name}/detach", post(detach))
         .route("/v1/guests/{name}/attach", post(attach))
         .route("/v1/guests/{name}/mark", post(mark))
+        .route("/v1/pool", get(pool))
+        .route("/v1/pool/add", post(pool_add))
+        .route("/v1/pool/remove", post(pool_remove))
         .fallback(async || {
             answer_error(&ApiError::usage(
                 "this agent knows no such request: are command and agent of the same version?",
@@ -156,6 +161,24 @@ async fn mark(
 ) -> Response {
     match body {
         Ok(axum::Json(request)) => answer(control.mark(name, request)).await,
+        Err(e) => refuse(&e),
+    }
+}
+
+async fn pool(State(control): Engine) -> Response {
+    answer(control.pool()).await
+}
+
+async fn pool_add(State(control): Engine, body: Body<PoolAddRequest>) -> Response {
+    match body {
+        Ok(axum::Json(request)) => answer(control.pool_add(request)).await,
+        Err(e) => refuse(&e),
+    }
+}
+
+async fn pool_remove(State(control): Engine, body: Body<PoolRemoveRequest>) -> Response {
+    match body {
+        Ok(axum::Json(request)) => answer(control.pool_remove(request)).await,
         Err(e) => refuse(&e),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::control::{Control, Reply};
 use super::*;
+use afterimage_journal::pool::{Added, Limit, PoolStatus};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -64,6 +65,16 @@ impl Control for Fake {
         status.window_s = request.window_s.unwrap_or(status.window_s);
         sure(Ok(vec![status]))
     }
+    fn pool(&self) -> Reply<'_, PoolStatus> {
+        sure(Ok(PoolStatus { epoch: 7, ..PoolStatus::default() }))
+    }
+    fn pool_add(&self, request: PoolAddRequest) -> Reply<'_, Added> {
+        let limited = request.limit == Limit::Bytes(5);
+        sure(if limited { Ok(Added::Limited) } else { Ok(Added::New) })
+    }
+    fn pool_remove(&self, request: PoolRemoveRequest) -> Reply<'_, ()> {
+        sure(Err(ApiError::usage(format!("{} {}", request.dir.display(), request.lost))))
+    }
     fn info(&self) -> Reply<'_, AgentInfo> {
         sure(Err(ApiError::other("no")))
     }
@@ -107,6 +118,11 @@ fn calls_reach_the_engine_and_errors_keep_their_kind() {
         assert_eq!(unknown.kind.exit_code(), 2);
         assert!(unknown.message.contains("vm1, vm2"), "{unknown}");
         assert_eq!(client.info().unwrap_err().kind.exit_code(), 1);
+        assert_eq!(client.pool().unwrap().epoch, 7);
+        let add = |limit| client.pool_add(&PoolAddRequest { dir: "/b".into(), limit }).unwrap();
+        assert_eq!((add(Limit::Keep), add(Limit::Bytes(5))), (Added::New, Added::Limited));
+        let gone = PoolRemoveRequest { dir: "/b".into(), lost: true };
+        assert_eq!(client.pool_remove(&gone).unwrap_err().message, "/b true");
     }));
 }
 

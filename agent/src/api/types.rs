@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use afterimage_journal::Seq;
 use afterimage_journal::history;
 use afterimage_journal::meta::CopyCause;
+use afterimage_journal::pool::Limit;
 
 /// `protect`: a guest that is to be captured from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,26 @@ pub struct MarkReply {
     pub time: Timestamp,
     /// `crash` or `application`.
     pub kind: String,
+}
+
+/// `pool add`: a directory that becomes a member, or a member that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolAddRequest {
+    /// The directory, an absolute path.
+    pub dir: PathBuf,
+    /// What is to be done with its limit.
+    #[serde(default)]
+    pub limit: Limit,
+}
+
+/// `pool remove`: a member that is to be drained, or given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRemoveRequest {
+    /// The directory, an absolute path.
+    pub dir: PathBuf,
+    /// It is gone for good, with all that lay on it.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// Where a guest stands.

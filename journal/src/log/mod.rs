@@ -213,6 +213,21 @@ impl Journal {
         let _ = self.inner.on_sealed.set(Box::new(hear));
     }
 
+    /// Goes on in the next unit, so that the one that is written now is sealed soon; whether it did:
+    /// not when that would have to wait for anything.
+    #[must_use]
+    pub fn turn(&self) -> bool {
+        self.inner.turn_if_ready()
+    }
+
+    /// The lowest number of a unit that may still be written: lower ones never change any more.
+    #[must_use]
+    pub fn open_from(&self) -> u64 {
+        let tail = lock(&self.inner.tail);
+        let full = tail.full.iter().map(|u| u.header.number).min();
+        full.unwrap_or(tail.unit.header.number)
+    }
+
     /// Appends the group's configuration; it is repeated at the start of each unit from now on.
     ///
     /// # Errors

@@ -251,6 +251,22 @@ impl Inner {
         Ok(tail)
     }
 
+    /// Goes on in the next unit, if that takes no waiting; whether it did.
+    pub(super) fn turn_if_ready(&self) -> bool {
+        let mut tail = lock(&self.tail);
+        let config_bytes = align_up(HEADER_BYTES + tail.config.len() as u64);
+        let is_ready = self.check(&tail).is_ok()
+            && tail.count > 0
+            && !tail.next.is_empty()
+            && !tail.slots.is_empty()
+            && tail.written_full() < FULL_UNITS_MAX
+            && self.has_ring_room(&tail, page_up(tail.placed()) + config_bytes);
+        if is_ready {
+            self.turn(&mut tail);
+        }
+        is_ready
+    }
+
     /// Turns to the next unit, which is there, and repeats the configuration in it, for which there
     /// is room: it needs no older one.
     fn turn(&self, tail: &mut Tail) {

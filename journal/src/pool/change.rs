@@ -13,14 +13,17 @@ use super::trust::{Home, judge};
 use crate::error::{Error, Result};
 use crate::format::VERSION;
 use crate::storage::Storage;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use uuid::Uuid;
 
 /// What is to be done with a member's limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Limit {
     /// It stays; a new member has none.
+    #[default]
     Keep,
     /// No limit but the file system's.
     None,
@@ -39,7 +42,8 @@ impl Limit {
 }
 
 /// What [`Pool::add`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Added {
     /// The directory is a member now.
     New,

@@ -43,6 +43,9 @@ pub enum DrainStep {
     Done(PathBuf),
 }
 
+/// Whether a journal's unit of this number may still be written: asked for those without a seal.
+pub type InUse<'a> = &'a dyn Fn(&str, u64) -> bool;
+
 struct Source {
     uuid: Uuid,
     dir: PathBuf,
@@ -57,11 +60,12 @@ struct Left {
 }
 
 impl Pool {
-    /// Moves one file off a member that is being drained, or ends its membership.
+    /// Moves one file off a member that is being drained, or ends its membership. A unit without a
+    /// seal that nobody writes any more (it is damaged, say) moves as it is.
     ///
     /// # Errors
     /// A system call failed in a way that another try won't mend.
-    pub fn drain_step(&self) -> Result<DrainStep> {
+    pub fn drain_step(&self, in_use: InUse) -> Result<DrainStep> {
         let source = {
             let live = lock(&self.live);
             let mut draining = live.members.iter();
@@ -69,7 +73,7 @@ impl Pool {
             found.map(|m| Source { uuid: m.uuid, dir: m.dir.clone() })
         };
         let Some(source) = source else { return Ok(DrainStep::Idle) };
-        let step = self.step_of(&source);
+        let step = self.step_of(&source, in_use);
         let waits = match &step {
             Ok(DrainStep::Waiting(why)) => Some(why.clone()),
             Ok(DrainStep::Open(groups)) => {
@@ -82,7 +86,7 @@ impl Pool {
         step
     }
 
-    fn step_of(&self, source: &Source) -> Result<DrainStep> {
+    fn step_of(&self, source: &Source, in_use: InUse) -> Result<DrainStep> {
         if !self.probe(source.uuid) {
             return Ok(DrainStep::Waiting("the member went away".into()));
         }
@@ -91,7 +95,7 @@ impl Pool {
             .map_err(|e| Error::io("list", &source.dir, e))?;
         for group in &groups {
             self.sweep_held(source, group);
-            if let Some(step) = self.move_one(source, group, &mut left)? {
+            if let Some(step) = self.move_one(source, group, in_use, &mut left)? {
                 return Ok(step);
             }
         }
@@ -110,15 +114,22 @@ impl Pool {
     }
 
     /// Moves the first file of a journal that can be moved.
-    fn move_one(&self, source: &Source, group: &str, left: &mut Left) -> Result<Option<DrainStep>> {
+    fn move_one(
+        &self,
+        source: &Source,
+        group: &str,
+        in_use: InUse,
+        left: &mut Left,
+    ) -> Result<Option<DrainStep>> {
         let dir = source.dir.join(group);
         let mut names =
             survey::names(&self.storage, &dir).map_err(|e| Error::io("list", &dir, e))?;
         names.sort();
         left.files += survey::names(&self.storage, &dir.join(HELD_DIR)).map_or(0, |n| n.len());
-        for name in names.iter().filter(|n| FileName::parse(n).is_some()) {
+        let named = names.iter().filter_map(|n| Some((n, FileName::parse(n)?.numbers().1)));
+        for (name, number) in named {
             let from = dir.join(name);
-            match self.is_sealed(&from) {
+            match self.is_sealed(&from).map(|sealed| sealed || !in_use(group, number)) {
                 Ok(true) => {}
                 Ok(false) => {
                     if !left.open.iter().any(|g| g == group) {

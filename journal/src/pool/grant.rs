@@ -178,7 +178,7 @@ impl Pool {
                 return Err(Error::NoRoom(self.no_room(bytes)));
             };
             // Each round that fails takes a member out, or finds it fuller.
-            if !self.probe(choice.uuid) {
+            if !self.probe(choice.uuid) || !self.takes_writes(choice.uuid) {
                 continue;
             }
             let dir = choice.dir.join(group);

@@ -23,6 +23,8 @@ use uuid::Uuid;
 const BUMP_EVERY: Duration = Duration::from_secs(60);
 /// How often the files are counted.
 const SURVEY_EVERY: Duration = Duration::from_secs(30);
+/// How long a member that took a write counts as one that does.
+const WRITTEN_LIMIT: Duration = Duration::from_secs(5);
 /// A member that doesn't answer for this long is not asked for room.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -66,11 +68,18 @@ pub(super) struct Member {
     place: Option<(u64, u64)>,
     /// Since when it is being looked at.
     probing: Option<Instant>,
+    /// When it took a write last.
+    written: Option<Instant>,
 }
 
 impl Member {
     pub fn serves(&self) -> bool {
         matches!(self.standing, Standing::Trusted(_))
+    }
+
+    /// The pool's epoch that it has, as far as it serves.
+    fn epoch(&self) -> u64 {
+        if let Standing::Trusted(epoch) = self.standing { epoch } else { 0 }
     }
 
     pub fn takes_units(&self) -> bool {
@@ -212,6 +221,7 @@ impl Pool {
             contents: Contents::default(),
             place: None,
             probing: None,
+            written: None,
         };
         if member.serves() {
             let looked = survey::survey(&self.storage, dir)
@@ -270,6 +280,7 @@ impl Pool {
             self.change_member(uuid, |m| {
                 m.place = place;
                 m.standing = Standing::Trusted(epoch);
+                m.written = Some(Instant::now());
             });
         }
         lock(&self.live).bumped = Some(Instant::now());
@@ -335,11 +346,11 @@ impl Pool {
     /// Whether a member still serves: the same file system with the same word on it, or one that
     /// can be trusted all the same.
     pub(super) fn probe(&self, uuid: Uuid) -> bool {
-        let (described, dir, place) = {
+        let (described, dir, place, served) = {
             let live = lock(&self.live);
             let Some(member) = live.members.iter().find(|m| m.uuid == uuid) else { return false };
             let place = if member.serves() { member.place } else { None };
-            (live.described.clone(), member.dir.clone(), place)
+            (live.described.clone(), member.dir.clone(), place, member.serves())
         };
         let entry = described.as_ref().and_then(|d| d.members.iter().find(|e| e.uuid == uuid));
         let found = place_of(&self.storage, &dir).ok().flatten();
@@ -352,10 +363,16 @@ impl Pool {
         let room = self.storage.room(&dir);
         let standing = match (standing, &room) {
             (Standing::Trusted(_), Err(e)) => Standing::Away(format!("can't be read ({e})")),
+            // What can be read from memory may not be there any more.
+            (Standing::Trusted(epoch), _) if !served => match self.try_write(uuid, &dir, epoch) {
+                Ok(()) => Standing::Trusted(epoch),
+                Err(e) => Standing::Away(format!("can't be written ({e})")),
+            },
             (standing, _) => standing,
         };
         let serves = matches!(standing, Standing::Trusted(_));
         self.mark(uuid, standing);
+        let found = if served { found } else { place_of(&self.storage, &dir).ok().flatten() };
         self.change_member(uuid, |m| {
             m.room = room.unwrap_or(NO_ROOM);
             if serves {
@@ -363,6 +380,38 @@ impl Pool {
             }
         });
         serves
+    }
+
+    /// Whether a member that is to get a unit takes writes; one that doesn't is out of service.
+    pub(super) fn takes_writes(&self, uuid: Uuid) -> bool {
+        let found = {
+            let live = lock(&self.live);
+            // A home alone has no word of its own, and nothing else to turn to.
+            let asked = live.members.iter().filter(|_| live.members.len() > 1);
+            let member = asked.clone().find(|m| m.uuid == uuid);
+            let fresh = |at: Instant| at.elapsed() < WRITTEN_LIMIT;
+            member.filter(|m| !m.written.is_some_and(fresh)).map(|m| (m.dir.clone(), m.epoch()))
+        };
+        let Some((dir, epoch)) = found else { return true };
+        let tried = self.try_write(uuid, &dir, epoch);
+        let place = place_of(&self.storage, &dir).ok().flatten();
+        match tried {
+            Ok(()) => self.change_member(uuid, |m| m.place = place),
+            Err(ref e) => self.mark(uuid, Standing::Away(format!("can't be written ({e})"))),
+        }
+        tried.is_ok()
+    }
+
+    /// Writes a member's word again, as it is.
+    fn try_write(&self, uuid: Uuid, dir: &Path, epoch: u64) -> Result<()> {
+        let _one = lock(&self.changing);
+        let described = lock(&self.live).described.clone();
+        let Some(described) = described else { return Ok(()) };
+        let now = lock(&self.live).members.iter().find(|m| m.uuid == uuid).map(Member::epoch);
+        let (pool, epoch) = (described.pool, now.unwrap_or(epoch).max(epoch));
+        MemberFile { format: VERSION, pool, member: uuid, epoch }.write(&self.storage, dir)?;
+        self.change_member(uuid, |m| m.written = Some(Instant::now()));
+        Ok(())
     }
 
     /// Notes what a member is worth now, and says so when that changed.

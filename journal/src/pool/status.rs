@@ -5,6 +5,7 @@ use super::live::{Member, Pool, lock};
 use super::survey::Usage;
 use super::trust::Standing;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -37,7 +38,28 @@ pub struct MemberStatus {
     pub spare_bytes: u64,
 }
 
+/// A pool, for people and programs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Its epoch; 0 for a home alone.
+    pub epoch: u64,
+    /// Its members; the home is the first.
+    pub members: Vec<MemberStatus>,
+    /// What each journal takes, on all members that serve.
+    pub journals: BTreeMap<String, Usage>,
+}
+
 impl Pool {
+    /// All that there is to say of it.
+    #[must_use]
+    pub fn status(&self) -> PoolStatus {
+        let mut journals = BTreeMap::<String, Usage>::new();
+        for (name, usage) in lock(&self.live).members.iter().flat_map(|m| &m.contents.groups) {
+            journals.entry(name.clone()).or_default().add(usage);
+        }
+        PoolStatus { epoch: self.epoch(), members: self.list(), journals }
+    }
+
     /// The pool's members; the home is the first.
     #[must_use]
     pub fn list(&self) -> Vec<MemberStatus> {

@@ -5,7 +5,7 @@ use crate::fixture::{assert_whole, bytes_of, entries, new_journal, options, writ
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::pool::{DrainStep, FileName, Limit, MEMBER_FILE, Places, Pool};
 use afterimage_journal::storage::LockKind;
-use afterimage_journal::{History, Seq};
+use afterimage_journal::{History, Options, Seq};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ fn a_drained_member_ends_empty_and_nothing_is_lost() {
     assert_eq!(drain(&pool), DrainStep::Done(bed.path("b")));
     assert_all_home(&bed, &written);
     assert_gone(&bed, &pool);
-    assert_eq!(pool.drain_step().unwrap(), DrainStep::Idle);
+    assert_eq!(pool.drain_step(&|_, _| true).unwrap(), DrainStep::Idle);
 }
 
 #[test]
@@ -70,14 +70,14 @@ fn draining_goes_on_after_a_restart_and_adding_the_member_again_ends_it() {
     let written = journal_on_two(&bed);
     let before = units(&bed.path("b/web")).len();
     pool.remove(&bed.path("b"), false).unwrap();
-    assert!(matches!(pool.drain_step().unwrap(), DrainStep::Moved(_)));
+    assert!(matches!(pool.drain_step(&|_, _| true).unwrap(), DrainStep::Moved(_)));
     drop(pool);
     let pool = bed.open();
     assert_eq!(state(&pool, &bed.path("b")).0, "draining");
-    assert!(matches!(pool.drain_step().unwrap(), DrainStep::Moved(_)));
+    assert!(matches!(pool.drain_step(&|_, _| true).unwrap(), DrainStep::Moved(_)));
     assert_eq!(units(&bed.path("b/web")).len(), before - 2);
     pool.add(&bed.path("b"), Limit::Keep).unwrap();
-    assert_eq!(pool.drain_step().unwrap(), DrainStep::Idle);
+    assert_eq!(pool.drain_step(&|_, _| true).unwrap(), DrainStep::Idle);
     assert_eq!(state(&pool, &bed.path("b")).0, "active");
     pool.remove(&bed.path("b"), false).unwrap();
     drain(&pool);
@@ -139,6 +139,48 @@ fn an_open_unit_stays_until_it_is_sealed() {
     assert_eq!(drain(&pool), DrainStep::Open(vec!["web".into()]));
     assert!(state(&pool, &bed.path("b")).1.contains("web still writes"));
     assert!(bed.path("b").join(MEMBER_FILE).exists());
+    // One that nobody writes any more moves as it is.
+    assert!(matches!(pool.drain_step(&|_, _| false).unwrap(), DrainStep::Moved(_)));
+    assert!(bed.path("pool/web").join(&open).exists());
+    assert_eq!(drain(&pool), DrainStep::Done(bed.path("b")));
+}
+
+/// The writer appends all the while, and is asked for a new unit when its own is in the way.
+#[test]
+fn a_member_is_drained_under_a_writer() {
+    let bed = Bed::new();
+    let pool = bed.open();
+    pool.add(&bed.path("b"), Limit::Keep).unwrap();
+    pool.add(&bed.home(), Limit::Bytes(0)).unwrap();
+    let allocator: std::sync::Arc<dyn afterimage_journal::pool::Allocate> = pool.clone();
+    let dir = bed.path("pool/web");
+    let journal = new_journal(&dir, Options { allocator, ..options() });
+    let mut written = BTreeMap::new();
+    let mut append = |i: u64| {
+        let payload = bytes_of(i, 50_000);
+        written.insert(write(&journal, 0, &payload), payload);
+    };
+    (0..60).for_each(&mut append);
+    assert!(!units(&bed.path("b/web")).is_empty() && units(&dir).is_empty());
+    pool.add(&bed.home(), Limit::None).unwrap();
+    pool.remove(&bed.path("b"), false).unwrap();
+    let begin = Instant::now();
+    for i in 60.. {
+        append(i);
+        match pool.drain_step(&|_, number| number >= journal.open_from()).unwrap() {
+            DrainStep::Open(groups) => {
+                assert_eq!(groups, ["web"]);
+                let _ = journal.turn();
+            }
+            DrainStep::Done(_) => break,
+            DrainStep::Waiting(why) => panic!("{why}"),
+            DrainStep::Moved(_) | DrainStep::Idle => {}
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", pool.list());
+    }
+    assert_gone(&bed, &pool);
+    journal.close().unwrap();
+    assert_all_home(&bed, &written);
 }
 
 #[test]
@@ -150,7 +192,7 @@ fn a_copy_that_is_not_the_same_is_never_taken_for_the_unit() {
     let name = units(&bed.path("b/web")).remove(0);
     std::fs::write(bed.path("pool/web").join(&name), "something else").unwrap();
     pool.remove(&bed.path("b"), false).unwrap();
-    let error = pool.drain_step().unwrap_err().to_string();
+    let error = pool.drain_step(&|_, _| true).unwrap_err().to_string();
     assert!(error.contains("not the same") && error.contains(&name), "{error}");
     assert!(bed.path("b/web").join(&name).exists());
 }

@@ -64,7 +64,7 @@ pub fn state(pool: &Pool, dir: &Path) -> (String, String) {
 /// Drains until nothing is left to do, or it can't go on.
 pub fn drain(pool: &Pool) -> DrainStep {
     loop {
-        match pool.drain_step().unwrap() {
+        match pool.drain_step(&|_, _| true).unwrap() {
             DrainStep::Moved(_) => {}
             step => return step,
         }

@@ -1,0 +1,100 @@
+//! The pool without an agent: changed on disk, under the lock that an agent would hold.
+
+use crate::failure::{Failure, Outcome};
+use crate::show;
+use afterimage_journal::pool::change;
+use afterimage_journal::pool::{Added, DrainStep, Limit, Pool};
+use afterimage_journal::storage::RealStorage;
+use afterimage_journal::{ErrorKind, Journal, Options, layout};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What is to be asked for in another way is wrong usage, as the agent says it, too.
+pub fn failed(error: afterimage_journal::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::FixInput => Failure::usage(error.to_string()),
+        _ => error.into(),
+    }
+}
+
+/// The home of a state directory's pool; made if it isn't there.
+pub fn home(state: &Path) -> Outcome<PathBuf> {
+    layout::check_state(state, true)?;
+    let home = layout::pool_dir(state);
+    layout::make_dir(&home)?;
+    Ok(home)
+}
+
+/// The state directory's lock: no agent runs, nor starts, while it is held.
+pub fn lock(state: &Path) -> Outcome<File> {
+    Ok(layout::take_lock(state)?)
+}
+
+/// Whether the pool's description is lost.
+pub fn is_lost(home: &Path) -> Outcome<bool> {
+    change::is_lost(&RealStorage::shared(), home).map_err(failed)
+}
+
+/// Makes a lost description anew.
+pub fn rebuild(home: &Path, dirs: &[PathBuf]) -> Outcome {
+    Pool::rebuild(&RealStorage::shared(), home, dirs).map_err(failed)
+}
+
+/// Adds or changes a member.
+pub fn add(state: &Path, dir: &Path, limit: Limit) -> Outcome<Added> {
+    let home = home(state)?;
+    let _lock = lock(state)?;
+    let pool = Pool::open(&RealStorage::shared(), &home).map_err(failed)?;
+    pool.add(dir, limit).map_err(failed)
+}
+
+/// Drains a member to the end, or forgets it.
+pub fn remove(state: &Path, dir: &Path, lost: bool) -> Outcome {
+    let home = home(state)?;
+    let _lock = lock(state)?;
+    let pool = Pool::open(&RealStorage::shared(), &home).map_err(failed)?;
+    pool.remove(dir, lost).map_err(failed)?;
+    if lost {
+        let dir = dir.display();
+        return show::print(&format!("{dir} is no member any more; what lay on it is lost\n"));
+    }
+    let mut moved = 0;
+    let mut sealed = Vec::new();
+    loop {
+        // Nobody writes any more where the seal was tried.
+        let step = pool.drain_step(&|group, _| !sealed.iter().any(|g| g == group))?;
+        match step {
+            DrainStep::Moved(_) => moved += 1,
+            DrainStep::Open(groups) => {
+                for group in groups {
+                    seal(&pool, &group)?;
+                    sealed.push(group);
+                }
+            }
+            DrainStep::Done(_) | DrainStep::Idle => {
+                let dir = dir.display();
+                return show::print(&format!(
+                    "{dir} is no member any more; moved {moved} units from it\n"
+                ));
+            }
+            DrainStep::Waiting(why) => {
+                return Err(Failure::other(format!(
+                    "moved {moved} units; the rest waits: {why}. It goes on when this is run \
+                     again, or an agent runs"
+                )));
+            }
+        }
+    }
+}
+
+/// Opens a journal and closes it, which seals what its last writer left open.
+fn seal(pool: &Arc<Pool>, group: &str) -> Outcome {
+    let dir = pool.home().join(group);
+    if !dir.join("journal.json").exists() {
+        return Ok(());
+    }
+    let options = Options { allocator: pool.clone(), ..Options::default() };
+    let (journal, _) = Journal::open(&dir, options)?;
+    Ok(journal.close()?)
+}
