@@ -1,6 +1,7 @@
 //! Tests of the journal engine over real files.
 
 mod append;
+mod catalogue;
 mod crash;
 mod faults;
 mod fixture;

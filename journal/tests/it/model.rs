@@ -1,12 +1,14 @@
 //! Random histories against a plain array.
 
 use crate::fixture::{VOLUME_BYTES, bytes_of, new_journal, options, session};
+use afterimage_journal::catalogue::{self, Catalogue};
 use afterimage_journal::format::record::{FLAG_COPIED, Kind};
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{
     Checkpoint, CheckpointKind, Copy, CopyCause, CopyEvent, Meta, SessionEvent,
 };
-use afterimage_journal::{History, Journal, Options, Seq, View};
+use afterimage_journal::storage::RealStorage;
+use afterimage_journal::{History, Journal, Options, Seq, View, layout};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +17,7 @@ const SECTOR: usize = 512;
 const SECTORS: usize = 96;
 
 #[derive(Debug, Clone)]
-enum Op {
+pub enum Op {
     Write {
         at: usize,
         sectors: usize,
@@ -36,9 +38,11 @@ enum Op {
     Reopen {
         clean: bool,
     },
+    /// What is known of the sealed units is saved.
+    Save,
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub fn op() -> impl Strategy<Value = Op> {
     let place = (0..SECTORS, 1usize..20);
     prop_oneof![
         6 => place.clone().prop_map(|(at, sectors)| Op::Write { at, sectors }),
@@ -48,13 +52,14 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Close),
         2 => Just(Op::Mark),
         2 => Just(Op::Bulk),
+        1 => Just(Op::Save),
         1 => any::<bool>().prop_map(|clean| Op::Reopen { clean }),
     ]
 }
 
-struct Run {
-    dir: PathBuf,
-    journal: Option<Journal>,
+pub struct Run {
+    pub dir: PathBuf,
+    pub journal: Option<Journal>,
     disk: Vec<u8>,
     level: bool,
     session: u32,
@@ -70,7 +75,7 @@ fn often() -> Options {
 }
 
 impl Run {
-    fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
             journal: Some(new_journal(dir, often())),
@@ -128,7 +133,7 @@ impl Run {
         self.copy_event(CopyEvent::End);
     }
 
-    fn step(&mut self, op: &Op) {
+    pub fn step(&mut self, op: &Op) {
         match *op {
             Op::Write { at, sectors } => {
                 let seq = self.data(at, sectors, Kind::Write, 0);
@@ -164,6 +169,7 @@ impl Run {
                 let seq = self.journal().append_meta(&Meta::Mark(mark)).unwrap();
                 self.marks.push((seq, self.level));
             }
+            Op::Save => save(&self.dir),
             Op::Reopen { clean } => {
                 let journal = self.journal.take().unwrap();
                 if clean {
@@ -178,7 +184,7 @@ impl Run {
         }
     }
 
-    fn check(&self) {
+    pub fn check(&self) {
         let history = History::load(&self.dir).unwrap();
         assert!(history.damage.is_empty(), "{:?}", history.damage);
         let listed: Vec<Seq> = history.checkpoints.iter().map(|c| c.seq).collect();
@@ -195,6 +201,14 @@ impl Run {
             assert!(found == *disk, "position {seq} differs");
         }
     }
+}
+
+/// Brings a journal's catalogue up to date.
+pub fn save(dir: &Path) {
+    let storage = RealStorage::shared();
+    let identity = layout::read_identity(dir).unwrap();
+    let catalogue = Catalogue::open(&storage, dir).unwrap();
+    catalogue::save(&*storage, dir, &identity, &catalogue).unwrap();
 }
 
 proptest! {
