@@ -5,6 +5,7 @@
 //! STATE/pool/             the first member of the pool
 //!   NAME/journal.json     identity of the journal of group NAME
 //!   NAME/unit-0000000001  units, numbered without a hole
+//!   NAME/catalogue        what the sealed units say, reduced; derived
 //!   NAME/distrust         after a failed sync only: the last number that is trusted
 //!   NAME/lock             held by the one writer
 //!   NAME/pin              shared by readers, exclusive for deletion (I-7)

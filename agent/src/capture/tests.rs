@@ -71,7 +71,8 @@ fn a_client_that_stalls_in_a_payload_stops_neither_the_others_nor_the_journal() 
     capture.stop();
     journal.close().unwrap();
     let history = History::load(&dir).unwrap();
-    let writes = history.entries.iter().filter(|e| e.record.kind == Kind::Write);
+    let all: Vec<_> = history.entries().map(|e| e.unwrap()).collect();
+    let writes = all.iter().filter(|e| e.record.kind == Kind::Write);
     let (first, last) = writes.fold((None, None), |(first, _), e| (first.or(Some(e)), Some(e)));
     assert_eq!(first.unwrap().record.addr, 65536, "numbers follow the arrival of whole writes");
     assert_eq!(last.unwrap().record.addr, 0);
