@@ -103,9 +103,14 @@ pub struct Inode {
     pending: Vec<Change>,
     /// Bytes that it takes: everything up to here, but for what was punched.
     pub held_bytes: u64,
+    punched_bytes: u64,
 }
 
 impl Inode {
+    pub fn used_bytes(&self) -> u64 {
+        self.held_bytes.saturating_sub(self.punched_bytes)
+    }
+
     fn cut(&self, keep: Keep, rng: &mut Rng) -> Content {
         let mut content = self.durable.clone();
         // Sizes first: what lies behind the size that survives is no part of the file.
@@ -321,10 +326,11 @@ impl Disk {
             Change::Write { at, sectors } => {
                 inode.held_bytes = inode.held_bytes.max(at + sectors.len() as u64);
             }
-            Change::Bytes(bytes) => inode.held_bytes = inode.held_bytes.min(*bytes),
-            Change::Punch { from, to } => {
-                inode.held_bytes = inode.held_bytes.saturating_sub(to - from);
+            Change::Bytes(bytes) => {
+                inode.held_bytes = inode.held_bytes.min(*bytes);
+                inode.punched_bytes = if *bytes == 0 { 0 } else { inode.punched_bytes };
             }
+            Change::Punch { from, to } => inode.punched_bytes += to - from,
         }
         inode.pending.push(change.clone());
     }
@@ -355,7 +361,7 @@ impl Disk {
         let files = self.names.iter().filter(|(path, _)| path.starts_with(below));
         files
             .map(|(_, node)| match node {
-                Node::File(id) => self.inode(*id).held_bytes,
+                Node::File(id) => self.inode(*id).used_bytes(),
                 Node::Dir => 0,
             })
             .sum()
@@ -382,7 +388,7 @@ impl Disk {
             let content = old.cut(keep, rng);
             let held_bytes = old.held_bytes.min(content.bytes);
             let (live, durable) = (content.clone(), content);
-            inodes.insert(*id, Inode { live, durable, pending: Vec::new(), held_bytes });
+            inodes.insert(*id, Inode { live, durable, pending: Vec::new(), held_bytes, punched_bytes: 0 });
         }
         let durable = names.clone();
         Self { names, durable, pending: Vec::new(), inodes, next_inode: self.next_inode }
@@ -410,7 +416,7 @@ impl Disk {
                     let held_bytes = content.bytes;
                     let id = self.next_inode;
                     self.next_inode += 1;
-                    let inode = Inode { live, durable, pending: Vec::new(), held_bytes };
+                    let inode = Inode { live, durable, pending: Vec::new(), held_bytes, punched_bytes: 0 };
                     self.inodes.insert(id, inode);
                     Node::File(id)
                 }

@@ -3,11 +3,14 @@
 //!
 //! `AFTERIMAGE_SEED=n` replays one seed of whatever failed.
 
-#![allow(dead_code)]
-
+mod clock;
 mod disk;
 mod disk_tests;
 mod file;
+mod images;
+mod model;
 mod rng;
+mod run;
+mod seeds;
 mod storage;
 mod world;

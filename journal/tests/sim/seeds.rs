@@ -1,0 +1,73 @@
+//! Many seeds, each a run of its own; one that fails says how to see it again.
+
+use crate::rng::Digest;
+use crate::run::Run;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+const STEPS: u64 = 90;
+/// Seeds of `make test`.
+const SEEDS: u64 = 240;
+/// Seeds of `make test-long`.
+const SEEDS_LONG: u64 = 10_000;
+
+fn run(seed: u64) -> Digest {
+    let mut run = Run::new(seed);
+    for _ in 0..STEPS {
+        run.step();
+    }
+    run.finish()
+}
+
+/// Runs each seed (or the one that was asked for); names those that fail.
+pub fn each(test: &str, seeds: std::ops::Range<u64>, run: impl Fn(u64) + Sync) {
+    let asked = std::env::var("AFTERIMAGE_SEED").ok().and_then(|s| s.parse().ok());
+    if let Some(seed) = asked {
+        return run(seed);
+    }
+    let next = std::sync::atomic::AtomicU64::new(seeds.start);
+    let failed = std::sync::Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
+                        failed.lock().unwrap().push(seed);
+                        eprintln!(
+                            "seed {seed} failed; again: AFTERIMAGE_SEED={seed} \
+                             cargo test -p afterimage-journal --test sim {test} -- --nocapture"
+                        );
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "{test}: failing seeds: {failed:?}");
+}
+
+#[test]
+fn every_listed_point_equals_the_model_whatever_ends_the_process() {
+    let test = "every_listed_point_equals_the_model_whatever_ends_the_process";
+    each(test, 0..SEEDS, |seed| drop(run(seed)));
+}
+
+#[test]
+#[ignore = "long"]
+fn every_listed_point_equals_the_model_over_ten_thousand_seeds() {
+    let test = "every_listed_point_equals_the_model_over_ten_thousand_seeds";
+    each(test, SEEDS..SEEDS + SEEDS_LONG, |seed| drop(run(seed)));
+}
+
+#[test]
+fn the_same_seed_does_the_same_twice_and_another_one_does_not() {
+    let digests: Vec<_> = (0..12).map(|seed| (run(seed), run(seed))).collect();
+    for (seed, (first, second)) in digests.iter().enumerate() {
+        assert_eq!(first, second, "seed {seed}");
+    }
+    assert!(digests.windows(2).all(|pair| pair[0].0 != pair[1].0), "seeds don't matter");
+}
