@@ -15,10 +15,9 @@
 
 use crate::error::{Error, Result};
 use crate::format::{VERSION, checksum};
-use crate::storage::{Access, RealStorage, Storage};
+use crate::storage::{Access, Lock, LockKind, RealStorage, Storage};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -179,11 +178,11 @@ fn read_small(storage: &dyn Storage, path: &Path) -> std::io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// A write, sync or rename failed; nothing is left.
-pub fn write_identity(journal: &Path, identity: &Identity) -> Result<()> {
+pub fn write_identity(storage: &dyn Storage, journal: &Path, identity: &Identity) -> Result<()> {
     let checked = Checked { identity: identity.clone(), crc32c: identity_crc(identity) };
     let json = serde_json::to_vec_pretty(&checked)
         .map_err(|e| Error::Invalid(format!("encode identity: {e}")))?;
-    replace_file(&journal.join("journal.json"), &json)
+    replace_file_in(storage, &journal.join("journal.json"), &json)
 }
 
 /// `journal.json`: spaces and the order of fields are free, the values are checked.
@@ -229,25 +228,27 @@ pub fn read_distrust_in(storage: &dyn Storage, journal: &Path) -> Result<Option<
 /// # Errors
 /// A write, sync or rename failed; the old content is intact.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
+    replace_file_in(&RealStorage, path, bytes)
+}
+
+/// As [`replace_file`], on any storage.
+///
+/// # Errors
+/// As there.
+pub fn replace_file_in(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> Result<()> {
     let draft = path.with_extension("tmp");
     let replace = || {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&draft)
-            .map_err(|e| Error::io("create", &draft, e))?;
-        file.write_all(bytes).map_err(|e| Error::io("write", &draft, e))?;
-        file.sync_all().map_err(|e| Error::io("sync", &draft, e))?;
-        fs::rename(&draft, path).map_err(|e| Error::io("rename to", path, e))
+        let file =
+            storage.open(&draft, Access::Replace).map_err(|e| Error::io("create", &draft, e))?;
+        file.write_all_at(bytes, 0).map_err(|e| Error::io("write", &draft, e))?;
+        file.sync_data().map_err(|e| Error::io("sync", &draft, e))?;
+        storage.rename(&draft, path).map_err(|e| Error::io("rename to", path, e))
     };
     if let Err(e) = replace() {
-        let _ = fs::remove_file(&draft);
+        let _ = storage.remove(&draft);
         return Err(e);
     }
-    sync_dir(path.parent().unwrap_or(Path::new(".")))
+    sync_dir_in(storage, path.parent().unwrap_or(Path::new(".")))
 }
 
 /// Takes the `lock` of a directory (a journal's, or the state directory's), as its only writer;
@@ -271,6 +272,26 @@ pub fn take_lock(dir: &Path) -> Result<fs::File> {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path }),
         Err(e) => Err(Error::io("lock", &path, e)),
     }
+}
+
+/// As [`take_lock`], on any storage.
+///
+/// # Errors
+/// As there.
+pub fn take_lock_in(storage: &dyn Storage, dir: &Path) -> Result<Lock> {
+    let path = dir.join("lock");
+    storage.lock(&path, LockKind::Exclusive).map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => Error::Locked { path },
+        _ => Error::io("lock", &path, e),
+    })
+}
+
+/// As [`sync_dir`], on any storage.
+///
+/// # Errors
+/// As there.
+pub fn sync_dir_in(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))
 }
 
 /// Makes the names in a directory durable.

@@ -29,7 +29,8 @@ pub(crate) fn epoch_start(header: &UnitHeader) -> Option<EpochStart> {
 pub(crate) fn due(epochs: &[EpochStart], expected: Seq, seq: Seq) -> Seq {
     let start = epochs.iter().rev().find(|e| e.first_seq <= seq);
     match start {
-        Some(s) if seq == s.first_seq && expected == s.prev_last_seq + 1 => seq,
+        // Its first record may be the one that is missing.
+        Some(s) if expected == s.prev_last_seq + 1 => s.first_seq,
         _ => expected,
     }
 }

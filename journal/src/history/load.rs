@@ -275,7 +275,9 @@ impl<'h> Tail<'h> {
             _ => settled.map_or((0, false), |l| (l.seq, l.closes)),
         };
         self.history.head = seq.max(self.history.edge);
-        self.history.closed = closes;
+        // What a newer epoch lost altogether came behind the close.
+        let head = self.history.head;
+        self.history.closed = closes && self.epochs().last().is_none_or(|e| e.first_seq <= head);
     }
 
     /// After power loss a header may be there without its data: such a record above the

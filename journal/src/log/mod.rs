@@ -34,10 +34,9 @@ use crate::error::{Error, Result};
 use crate::layout::Identity;
 use crate::pool::{Allocate, HomeAllocator};
 use crate::ring::Ring;
-use crate::storage::{RealStorage, Storage};
+use crate::storage::{Lock, RealStorage, Storage};
 use crate::{Seq, meta};
 use flush::Flusher;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -116,7 +115,7 @@ struct Inner {
     epoch: u64,
     mount_id: u64,
     options: Options,
-    _lock: File,
+    _lock: Lock,
     ring: Arc<Ring>,
     /// Whether units are written past the page cache.
     is_direct: bool,

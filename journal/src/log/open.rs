@@ -14,9 +14,8 @@ use crate::history::History;
 use crate::layout::{self, Identity};
 use crate::pool::Places;
 use crate::ring::{self, Ring};
-use crate::storage::Access;
+use crate::storage::{Access, Lock, Storage};
 use crate::unit::{self, ScanEnd, record_bytes_max};
-use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -33,25 +32,26 @@ impl Journal {
     pub fn create(dir: &Path, group: Uuid, name: &str, options: Options) -> Result<Self> {
         layout::check_name(name)?;
         check_unit_bytes(options.unit_bytes)?;
-        let is_new = !dir.exists();
-        layout::make_dir(dir)?;
-        let lock = layout::take_lock(dir)?;
+        let storage = Arc::clone(&options.storage);
+        let is_new = !storage.exists(dir);
+        storage.make_dir(dir).map_err(|e| Error::io("create directory", dir, e))?;
+        let lock = layout::take_lock_in(&*storage, dir)?;
         let path = dir.join("journal.json");
-        if path.exists() {
+        if storage.exists(&path) {
             let why = "there is a journal already: open it, or purge it first".into();
             return Err(Error::Unusable { path, why });
         }
-        if !layout::units(dir)?.is_empty() {
+        if !Places::of(&storage, dir)?.units()?.is_empty() {
             let why = "its units are there, but its identity is not: put back journal.json".into();
             return Err(Error::Unusable { path, why });
         }
         let unit_bytes = options.unit_bytes;
         let identity = Identity { format: VERSION, group, name: name.to_owned(), unit_bytes };
-        let opened = layout::write_identity(dir, &identity)
-            .and_then(|()| layout::sync_dir(dir.parent().unwrap_or(Path::new("."))))
+        let opened = layout::write_identity(&*storage, dir, &identity)
+            .and_then(|()| layout::sync_dir_in(&*storage, dir.parent().unwrap_or(Path::new("."))))
             .and_then(|()| Self::open_locked(dir, options, lock));
         if opened.is_err() {
-            remove_unborn(dir, is_new);
+            remove_unborn(&storage, dir, is_new);
         }
         opened.map(|(journal, _)| journal)
     }
@@ -62,12 +62,12 @@ impl Journal {
     /// # Errors
     /// Another process has it open; it can't be read or written; a newer program wrote it.
     pub fn open(dir: &Path, options: Options) -> Result<(Self, History)> {
-        let lock = layout::take_lock(dir)?;
+        let lock = layout::take_lock_in(&*options.storage, dir)?;
         Self::open_locked(dir, options, lock)
     }
 
-    fn open_locked(dir: &Path, options: Options, lock: File) -> Result<(Self, History)> {
-        let group = layout::read_identity(dir)?.group.into_bytes();
+    fn open_locked(dir: &Path, options: Options, lock: Lock) -> Result<(Self, History)> {
+        let group = layout::read_identity_in(&*options.storage, dir)?.group.into_bytes();
         ring::recover(&options.storage, dir, group)?;
         let history = History::load_unpinned(&options.storage, dir)?;
         check_unit_bytes(history.identity.unit_bytes)?;
@@ -81,7 +81,7 @@ impl Journal {
         let first = OpenUnit::new(&*options.storage, header, path, is_direct)?;
         let ring_bytes = ring_bytes(&options, header.unit_bytes);
         let ring = Ring::open(&*options.storage, dir, (group, header.epoch), ring_bytes)?;
-        remove_distrust(dir)?;
+        remove_distrust(&*options.storage, dir)?;
         seal_open_units(&history, &options);
         let (units, bytes) = size(dir, &options)?;
         let tail = Tail::new(Arc::new(first), header.after_seq + 1);
@@ -134,21 +134,21 @@ impl Inner {
     /// Leaves word that records above the durable watermark may be lost, for the next opening:
     /// the page cache may show them though the device never took them.
     pub(super) fn leave_distrust(&self) {
-        leave_distrust(&self.dir, self.durable.load(Ordering::Acquire));
+        leave_distrust(&*self.options.storage, &self.dir, self.durable.load(Ordering::Acquire));
     }
 }
 
-fn leave_distrust(dir: &Path, bound: Seq) {
+fn leave_distrust(storage: &dyn Storage, dir: &Path, bound: Seq) {
     let path = dir.join(layout::DISTRUST);
-    if let Err(e) = layout::replace_file(&path, format!("{bound}\n").as_bytes()) {
+    if let Err(e) = layout::replace_file_in(storage, &path, format!("{bound}\n").as_bytes()) {
         tracing::error!(error = %e, "can't leave word of the failed sync");
     }
 }
 
-fn remove_distrust(dir: &Path) -> Result<()> {
+fn remove_distrust(storage: &dyn Storage, dir: &Path) -> Result<()> {
     let path = dir.join(layout::DISTRUST);
-    match std::fs::remove_file(&path) {
-        Ok(()) => layout::sync_dir(dir),
+    match storage.remove(&path) {
+        Ok(()) => layout::sync_dir_in(storage, dir),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Error::io("remove", &path, e)),
     }
@@ -156,16 +156,17 @@ fn remove_distrust(dir: &Path) -> Result<()> {
 
 /// Takes back what a failed creation left: nothing was ever in it, and a later try must not find
 /// half a journal.
-fn remove_unborn(dir: &Path, is_new: bool) {
+fn remove_unborn(storage: &Arc<dyn Storage>, dir: &Path, is_new: bool) {
     // The identity goes last: without it, what is left would be units of nobody.
-    for number in layout::units(dir).unwrap_or_default() {
-        let _ = std::fs::remove_file(layout::unit_path(dir, number));
+    let units = Places::of(storage, dir).and_then(|places| places.units());
+    for unit in units.unwrap_or_default() {
+        let _ = storage.remove(&unit.path);
     }
     for name in ["journal.json", ring::NAME, "lock"] {
-        let _ = std::fs::remove_file(dir.join(name));
+        let _ = storage.remove(&dir.join(name));
     }
     if is_new {
-        let _ = std::fs::remove_dir(dir);
+        let _ = storage.remove_dir(dir);
     }
 }
 
@@ -174,7 +175,8 @@ fn remove_unborn(dir: &Path, is_new: bool) {
 fn sync_units(history: &History) -> Result<()> {
     for (i, unit) in history.units.iter().enumerate().filter(|(_, u)| u.end != ScanEnd::Sealed) {
         if let Err(e) = history.file(i as u32)?.sync_data() {
-            leave_distrust(&history.dir, history.watermark.min(history.head));
+            let bound = history.watermark.min(history.head);
+            leave_distrust(&**history.storage(), &history.dir, bound);
             return Err(Error::io("sync unit", &unit.path, e));
         }
     }
