@@ -388,7 +388,10 @@ impl Disk {
             let content = old.cut(keep, rng);
             let held_bytes = old.held_bytes.min(content.bytes);
             let (live, durable) = (content.clone(), content);
-            inodes.insert(*id, Inode { live, durable, pending: Vec::new(), held_bytes, punched_bytes: 0 });
+            inodes.insert(
+                *id,
+                Inode { live, durable, pending: Vec::new(), held_bytes, punched_bytes: 0 },
+            );
         }
         let durable = names.clone();
         Self { names, durable, pending: Vec::new(), inodes, next_inode: self.next_inode }
@@ -416,7 +419,8 @@ impl Disk {
                     let held_bytes = content.bytes;
                     let id = self.next_inode;
                     self.next_inode += 1;
-                    let inode = Inode { live, durable, pending: Vec::new(), held_bytes, punched_bytes: 0 };
+                    let inode =
+                        Inode { live, durable, pending: Vec::new(), held_bytes, punched_bytes: 0 };
                     self.inodes.insert(id, inode);
                     Node::File(id)
                 }

@@ -28,7 +28,11 @@ impl SimFile {
             return Err(ErrorKind::Other.into());
         }
         if let Some(class) = class {
-            assert!(self.writable || class == Class::Sync, "{} was opened to read", self.path.display());
+            assert!(
+                self.writable || class == Class::Sync,
+                "{} was opened to read",
+                self.path.display()
+            );
             world.before(self.storage.process, class)?;
         }
         Ok(world)

@@ -210,6 +210,12 @@ impl Run {
         self.say(format_args!("ended: {end:?}, in doubt: {}", doubt.name()));
         drop(self.journal.take());
         self.is_level = false;
+        // Whoever lets go of a journal may do something yet.
+        let end = match self.storage.struck() {
+            None => end,
+            Some(Fault::Kill) if end != End::Hard => End::Kill,
+            Some(_) => End::Hard,
+        };
         let mut floor = match end {
             End::Orderly | End::Kill => self.model.acked,
             End::Hard => self.model.durable,
@@ -343,7 +349,7 @@ impl Run {
         self.meta(&event(CopyEvent::Start), &Doubt::CopyStart(id))?;
         for _ in 0..1 + self.rng.below(4) {
             match self.rng.below(3) {
-                0 => drop(self.write(9, None)?),
+                0 => _ = self.write(9, None)?,
                 _ => {
                     let sectors = self.sizes[&volume] / SECTOR;
                     let at = self.rng.below(sectors);
@@ -374,10 +380,10 @@ impl Run {
         self.say(format_args!("step {what}"));
         self.clock.pass(self.rng.below(2_000_000_000));
         match what {
-            0..30 => drop(self.write(20, None)),
+            0..30 => _ = self.write(20, None),
             30..38 => {
                 let (volume, at, len) = self.place(40);
-                drop(self.append(Put { volume, at, len, data: None, copy: None }));
+                let _ = self.append(Put { volume, at, len, data: None, copy: None });
             }
             38..44 => {
                 for _ in 0..self.rng.below(14) {
@@ -386,7 +392,7 @@ impl Run {
                     }
                 }
             }
-            44..50 if !self.is_level => drop(self.copy()),
+            44..50 if !self.is_level => _ = self.copy(),
             50..58 if !self.is_level => {
                 self.session += 1;
                 self.session(SessionEvent::Open);
@@ -396,7 +402,7 @@ impl Run {
                 self.mark += 1;
                 let (id, kind) = (self.mark, CheckpointKind::Crash);
                 let body = Meta::Mark(Checkpoint { id, kind, tag: None });
-                drop(self.meta(&body, &Doubt::Mark(id)));
+                let _ = self.meta(&body, &Doubt::Mark(id));
             }
             64..67 => {
                 let mut sizes = self.sizes.clone();

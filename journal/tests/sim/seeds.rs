@@ -53,14 +53,14 @@ pub fn each(test: &str, seeds: std::ops::Range<u64>, run: impl Fn(u64) + Sync) {
 #[test]
 fn every_listed_point_equals_the_model_whatever_ends_the_process() {
     let test = "every_listed_point_equals_the_model_whatever_ends_the_process";
-    each(test, 0..SEEDS, |seed| drop(run(seed)));
+    each(test, 0..SEEDS, |seed| _ = run(seed));
 }
 
 #[test]
 #[ignore = "long"]
 fn every_listed_point_equals_the_model_over_ten_thousand_seeds() {
     let test = "every_listed_point_equals_the_model_over_ten_thousand_seeds";
-    each(test, SEEDS..SEEDS + SEEDS_LONG, |seed| drop(run(seed)));
+    each(test, SEEDS..SEEDS + SEEDS_LONG, |seed| _ = run(seed));
 }
 
 #[test]
