@@ -4,7 +4,7 @@
 #   make demo        boot a real guest, protect it, destroy its database, bring it back
 #   make test        all tests but the long ones          make test-long   the long ones too
 #   make check       formatting and lints                 make bench       ours beside the peers
-#   make fuzz        every decoder under mutated input
+#   make fuzz        every decoder under mutated input    make planted     bugs that tests must catch
 #   make install-tools
 
 SHELL := /bin/bash
@@ -18,7 +18,7 @@ TEST := cargo test --workspace
 TEST_LONG := $(TEST) -- --include-ignored
 endif
 
-.PHONY: all demo test test-long bench check fuzz install-tools guest guest-demo
+.PHONY: all demo test test-long bench check fuzz planted install-tools guest guest-demo
 
 all:
 	cargo build
@@ -69,6 +69,10 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 \
 fuzz:
 	RUSTFLAGS="$(FUZZ_FLAGS)" cargo run --quiet -p afterimage-fuzz --target $(FUZZ_HOST) \
 		--target-dir target/fuzz -- $(FUZZ) $(FUZZ_SECONDS) $(FUZZ_SEED)
+
+# Each bug that is planted in the journal must be caught by a test: docs/testing.md.
+planted:
+	@tests/planted.sh $(PLANTED)
 
 # Rounds and sections can be chosen, see docs/benchmarks.md.
 bench: guest

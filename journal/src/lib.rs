@@ -18,6 +18,7 @@ pub mod history;
 pub mod layout;
 pub mod log;
 pub mod map;
+mod planted;
 pub mod pool;
 pub mod ring;
 pub mod storage;

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::format::record::Kind;
 use crate::layout::{self, Identity};
 use crate::meta::{EpochStart, META_BYTES_MAX, Meta};
+use crate::planted;
 use crate::pool::{FileName, Found, Places};
 use crate::ring::Overlay;
 use crate::storage::Storage;
@@ -169,6 +170,9 @@ impl<'h> Tail<'h> {
             }
         }
         self.entries.sort_by_key(|e| (e.record.seq, e.record.addr));
+        if planted::is("order-by-wall-time") {
+            self.entries.sort_by_key(|e| e.record.wall_ns);
+        }
         Ok(())
     }
 
@@ -237,7 +241,8 @@ impl<'h> Tail<'h> {
                 let history = &mut *self.history;
                 let newest = history.units[entry.unit as usize].header.epoch == history.epoch
                     && start.is_none_or(|s| s.epoch == history.epoch && expected >= s.first_seq);
-                if newest && expected > history.watermark {
+                let is_tail = expected > history.watermark || planted::is("rot-taken-for-tail");
+                if newest && is_tail {
                     keep = i;
                     break;
                 }
@@ -277,13 +282,18 @@ impl<'h> Tail<'h> {
         self.history.head = seq.max(self.history.edge);
         // What a newer epoch lost altogether came behind the close.
         let head = self.history.head;
-        self.history.closed = closes && self.epochs().last().is_none_or(|e| e.first_seq <= head);
+        let any = planted::is("close-of-an-older-epoch");
+        self.history.closed =
+            closes && (any || self.epochs().last().is_none_or(|e| e.first_seq <= head));
     }
 
     /// After power loss a header may be there without its data: such a record above the
     /// watermark, and everything behind it, is a torn tail. Sealed units were synced before their
     /// footer.
     fn drop_torn_payloads(&mut self) {
+        if planted::is("keep-torn-payloads") {
+            return;
+        }
         let watermark = self.history.watermark;
         let first = self.entries.partition_point(|e| e.record.seq <= watermark);
         let torn = self.entries[first..].iter().position(|entry| {

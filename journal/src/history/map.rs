@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::record::{FLAG_COPIED, Kind};
 use crate::map::levels::{UnitRow, cover};
 use crate::map::{Layer, MemRun, Piece, Placed, Run, RunName, Stack, record_pieces};
+use crate::planted;
 use crate::{Seq, VolumeId};
 use std::ops::Range;
 use std::sync::Arc;
@@ -73,7 +74,7 @@ impl History {
             .ok_or_else(|| Error::Invalid(format!("there is no volume {volume} at {seq}")))?;
         let mut layers: Vec<Layer> = Vec::new();
         let cuts = self.cuts(volume, seq);
-        if !cuts.is_empty() {
+        if !cuts.is_empty() && !planted::is("resize-drops-tracking") {
             layers.push(Arc::new(MemRun::build(cuts)).into());
         }
         let runs = self.runs();

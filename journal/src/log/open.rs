@@ -12,6 +12,7 @@ use crate::format::unit_header::{FLAG_EPOCH_START, UnitHeader};
 use crate::format::{VERSION, record};
 use crate::history::History;
 use crate::layout::{self, Identity};
+use crate::planted;
 use crate::pool::Places;
 use crate::ring::{self, Ring};
 use crate::storage::{Access, Lock, Storage};
@@ -139,6 +140,9 @@ impl Inner {
 }
 
 fn leave_distrust(storage: &dyn Storage, dir: &Path, bound: Seq) {
+    if planted::is("forget-failed-sync") {
+        return;
+    }
     let path = dir.join(layout::DISTRUST);
     if let Err(e) = layout::replace_file_in(storage, &path, format!("{bound}\n").as_bytes()) {
         tracing::error!(error = %e, "can't leave word of the failed sync");
@@ -173,6 +177,9 @@ fn remove_unborn(storage: &Arc<dyn Storage>, dir: &Path, is_new: bool) {
 /// Makes what was found durable: the next epoch's first header says up to where it counts, and
 /// the next watermark covers it.
 fn sync_units(history: &History) -> Result<()> {
+    if planted::is("open-without-sync") {
+        return Ok(());
+    }
     for (i, unit) in history.units.iter().enumerate().filter(|(_, u)| u.end != ScanEnd::Sealed) {
         if let Err(e) = history.file(i as u32)?.sync_data() {
             let bound = history.watermark.min(history.head);
@@ -208,7 +215,8 @@ fn first_header(history: &History, options: &Options, mount_id: u64) -> UnitHead
     let whole = !history.torn && history.damage.is_empty();
     let seen = history.seen_seq.max(history.head);
     let per_unit = history.identity.unit_bytes / record::HEADER_BYTES;
-    let skipped = match whole && (history.closed || cache_kept) {
+    let whole = whole || planted::is("reuse-numbers");
+    let skipped = match whole && (history.closed || cache_kept || planted::is("reuse-numbers")) {
         true => 0,
         false => per_unit * (1 + UNITS_AHEAD as u64 + 3 * history.units_unreadable),
     };

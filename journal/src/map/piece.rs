@@ -5,6 +5,7 @@
 //! number and address.
 
 use crate::format::record::{FLAG_COPIED, Kind, Record};
+use crate::planted;
 use crate::{Seq, VolumeId};
 
 /// A range of a volume, in bytes, and what counts there.
@@ -58,7 +59,7 @@ pub fn record_pieces<'r>(
             Kind::Zero => true,
             _ => return None,
         };
-        let copied = record.flags & FLAG_COPIED != 0;
+        let copied = record.flags & FLAG_COPIED != 0 && !planted::is("copied-over-newer");
         let rank = if copied { as_of(record.scope)? } else { record.seq };
         let end = record.addr.checked_add(record.len.into())?;
         let piece = Piece { start: record.addr, end, rank, seq: record.seq, zero };

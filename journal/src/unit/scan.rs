@@ -7,6 +7,7 @@ use crate::format::meta::{META_BYTES_MAX, Merged, Meta};
 use crate::format::record::{self, Decoded, HEADER_BYTES, Record};
 use crate::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, HeaderError, UnitHeader};
 use crate::format::{VERSION, align_up, checksum};
+use crate::planted;
 use crate::pool::{FileName, Found};
 use crate::ring::Overlay;
 use crate::storage::{Access, Storage, StoredFile};
@@ -279,7 +280,7 @@ pub fn read_payload(
     buffer: &mut [u8],
 ) -> Result<()> {
     file.read_exact_at(buffer, at + HEADER_BYTES).map_err(|e| Error::io("read unit", path, e))?;
-    if checksum::crc32c(buffer) == record.payload_crc {
+    if checksum::crc32c(buffer) == record.payload_crc || planted::is("read-completes-on-error") {
         return Ok(());
     }
     Err(Error::Damaged {
