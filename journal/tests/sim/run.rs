@@ -2,17 +2,12 @@
 //! each judged by the model.
 
 use crate::clock::SimClock;
-use crate::disk::Keep;
-use crate::model::{Doubt, Model, Put};
+use crate::model::{Doubt, Model};
 use crate::rng::{Digest, Rng};
 use crate::storage::SimStorage;
 use crate::world::Fault;
-use afterimage_journal::format::record::{FLAG_COPIED, Kind};
-use afterimage_journal::log::{Backend, Draft};
-use afterimage_journal::meta::{
-    Checkpoint, CheckpointKind, Config, Copy, CopyCause, CopyEvent, Guest, Meta, Session,
-    SessionEvent, Volume,
-};
+use afterimage_journal::log::Backend;
+use afterimage_journal::meta::{Config, Guest, Volume};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::{History, Journal, Options, Result, Seq, VolumeId};
 use std::collections::BTreeMap;
@@ -22,14 +17,14 @@ use std::time::Duration;
 use uuid::Uuid;
 
 pub const DIR: &str = "/state/pool/g";
-const SECTOR: u64 = 512;
-const VOLUMES: VolumeId = 3;
-const VOLUME_SECTORS: u64 = 160;
+pub const SECTOR: u64 = 512;
+pub const VOLUMES: VolumeId = 3;
+pub const VOLUME_SECTORS: u64 = 160;
 const UNIT_BYTES: u64 = 1 << 20;
 
 /// How a process ended, for what must have survived it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub enum End {
     /// The journal was closed, or ran out of space: everything is there.
     Orderly,
     Kill,
@@ -43,14 +38,14 @@ pub struct Run {
     pub model: Model,
     pub journal: Option<Journal>,
     pub digest: Digest,
-    rng: Rng,
-    sizes: BTreeMap<VolumeId, u64>,
-    session: u32,
-    is_level: bool,
-    copy: u32,
-    mark: u64,
-    filled: u64,
-    is_told: bool,
+    pub rng: Rng,
+    pub sizes: BTreeMap<VolumeId, u64>,
+    pub session: u32,
+    pub is_level: bool,
+    pub copy: u32,
+    pub mark: u64,
+    pub filled: u64,
+    pub is_told: bool,
 }
 
 /// A disk on which there is room for a journal.
@@ -135,7 +130,7 @@ impl Run {
         run
     }
 
-    fn journal(&self) -> &Journal {
+    pub fn journal(&self) -> &Journal {
         self.journal.as_ref().unwrap()
     }
 
@@ -146,7 +141,7 @@ impl Run {
 
     /// Takes what a call came to. The dead have heard of nothing: whatever it returned does not
     /// count when the process ended in it.
-    fn took(&mut self, result: Result<Seq>, doubt: &Doubt) -> Option<Seq> {
+    pub fn took(&mut self, result: Result<Seq>, doubt: &Doubt) -> Option<Seq> {
         let struck = self.storage.struck();
         if let Some(fault) = struck {
             self.digest.number(fault as u64);
@@ -170,7 +165,7 @@ impl Run {
         None
     }
 
-    fn sync(&mut self) {
+    pub fn sync(&mut self) {
         let result = self.journal().sync();
         let durable = result.as_ref().ok().copied();
         let head = self.model.acked;
@@ -183,7 +178,7 @@ impl Run {
     }
 
     /// As [`Run::took`], for a call that gives out no number.
-    fn survived(&mut self, result: Result<()>) -> bool {
+    pub fn survived(&mut self, result: Result<()>) -> bool {
         match (self.storage.struck(), result) {
             (Some(Fault::Kill), _) => self.recover(End::Kill, &Doubt::Nothing),
             (Some(_), _) => self.recover(End::Hard, &Doubt::Nothing),
@@ -198,7 +193,7 @@ impl Run {
     }
 
     /// What happens, for one who replays a seed.
-    fn say(&self, what: std::fmt::Arguments<'_>) {
+    pub fn say(&self, what: std::fmt::Arguments<'_>) {
         if self.is_told {
             let Model { acked, durable, seen, .. } = self.model;
             eprintln!("{what}; acknowledged {acked}, durable {durable}, seen {seen}");
@@ -206,7 +201,7 @@ impl Run {
     }
 
     /// Opens the journal anew, which may be cut off itself, and judges what it finds.
-    fn recover(&mut self, end: End, doubt: &Doubt) {
+    pub fn recover(&mut self, end: End, doubt: &Doubt) {
         self.say(format_args!("ended: {end:?}, in doubt: {}", doubt.name()));
         drop(self.journal.take());
         self.is_level = false;
@@ -259,7 +254,7 @@ impl Run {
     }
 
     /// Judges a history at some positions.
-    fn check(&mut self, history: &History, count: u64) {
+    pub fn check(&mut self, history: &History, count: u64) {
         let head = history.head;
         let mut at: Vec<Seq> = (0..count).map(|_| 1 + self.rng.below(head.max(1))).collect();
         at.push(head);
@@ -273,188 +268,6 @@ impl Run {
         let step = at.len() / 24 + 1;
         let at: Vec<Seq> = at.into_iter().rev().step_by(step).collect();
         self.model.check(&history, &at);
-    }
-
-    fn append(&mut self, put: Put) -> Option<Seq> {
-        let kind = if put.data.is_some() { Kind::Write } else { Kind::Zero };
-        let draft = Draft {
-            kind,
-            flags: if put.copy.is_some() { FLAG_COPIED } else { 0 },
-            volume: put.volume,
-            addr: put.at,
-            len: put.len as u32,
-            scope: put.copy.unwrap_or(0),
-        };
-        let result = self.journal().append(&draft, put.data.as_deref().unwrap_or(&[]));
-        self.took(result, &Doubt::Put(put))
-    }
-
-    fn meta(&mut self, body: &Meta, doubt: &Doubt) -> Option<Seq> {
-        let result = self.journal().append_meta(body);
-        self.took(result, doubt)
-    }
-
-    fn bytes(&mut self, len: u64) -> Vec<u8> {
-        self.filled += 1;
-        // Never zero, so that zeroes are told from data, and no two writes alike.
-        let mut rng = Rng::new(self.filled);
-        (0..len).map(|_| rng.next() as u8 | 1).collect()
-    }
-
-    fn place(&mut self, sectors_max: u64) -> (VolumeId, u64, u64) {
-        let volume = 1 + self.rng.below(u64::from(VOLUMES)) as VolumeId;
-        let sectors = self.sizes[&volume] / SECTOR;
-        let at = self.rng.below(sectors);
-        let count = (1 + self.rng.below(sectors_max)).min(sectors - at);
-        (volume, at * SECTOR, count * SECTOR)
-    }
-
-    fn write(&mut self, sectors_max: u64, copy: Option<u32>) -> Option<Seq> {
-        let (volume, at, len) = self.place(sectors_max);
-        let data = Some(self.bytes(len));
-        self.append(Put { volume, at, len, data, copy })
-    }
-
-    fn set_sizes(&mut self, sizes: BTreeMap<VolumeId, u64>) {
-        let result = self.journal().set_config(&config(&sizes));
-        if self.took(result, &Doubt::Sizes(sizes.clone())).is_some() {
-            self.sizes = sizes;
-        }
-    }
-
-    fn session(&mut self, event: SessionEvent) {
-        let body = Meta::Session(Session {
-            id: self.session,
-            guest: "vm".into(),
-            event,
-            reason: String::new(),
-            upto: None,
-            full: true,
-            images: vec![],
-            maps: vec![],
-        });
-        let opens = event == SessionEvent::Open;
-        let id = self.session;
-        let doubt = if opens { Doubt::Open(id) } else { Doubt::Close(id) };
-        self.is_level = self.meta(&body, &doubt).is_some() && opens;
-    }
-
-    /// A resync: captured writes land between its blocks.
-    fn copy(&mut self) -> Option<()> {
-        self.copy += 1;
-        let id = self.copy;
-        let (volume, ..) = self.place(1);
-        let event =
-            |event| Meta::Copy(Copy { id, volume, event, cause: CopyCause::Compare, upto: 0 });
-        self.meta(&event(CopyEvent::Start), &Doubt::CopyStart(id))?;
-        for _ in 0..1 + self.rng.below(4) {
-            match self.rng.below(3) {
-                0 => _ = self.write(9, None)?,
-                _ => {
-                    let sectors = self.sizes[&volume] / SECTOR;
-                    let at = self.rng.below(sectors);
-                    let len = (1 + self.rng.below(30)).min(sectors - at) * SECTOR;
-                    let data = self.rng.percent(80).then(|| self.bytes(len));
-                    self.append(Put { volume, at: at * SECTOR, len, data, copy: Some(id) })?;
-                }
-            }
-        }
-        self.meta(&event(CopyEvent::End), &Doubt::Nothing)?;
-        Some(())
-    }
-
-    /// One random step.
-    pub fn step(&mut self) {
-        let what = self.rng.below(100);
-        self.step_of(what);
-    }
-
-    /// One random step of a run that nothing befalls.
-    pub fn calm_step(&mut self) {
-        let what = self.rng.below(84);
-        self.step_of(what);
-    }
-
-    fn step_of(&mut self, what: u64) {
-        self.digest.number(what);
-        self.say(format_args!("step {what}"));
-        self.clock.pass(self.rng.below(2_000_000_000));
-        match what {
-            0..30 => _ = self.write(20, None),
-            30..38 => {
-                let (volume, at, len) = self.place(40);
-                let _ = self.append(Put { volume, at, len, data: None, copy: None });
-            }
-            38..44 => {
-                for _ in 0..self.rng.below(14) {
-                    if self.write(VOLUME_SECTORS, None).is_none() {
-                        break;
-                    }
-                }
-            }
-            44..50 if !self.is_level => _ = self.copy(),
-            50..58 if !self.is_level => {
-                self.session += 1;
-                self.session(SessionEvent::Open);
-            }
-            58..60 if self.is_level => self.session(SessionEvent::Close),
-            60..64 => {
-                self.mark += 1;
-                let (id, kind) = (self.mark, CheckpointKind::Crash);
-                let body = Meta::Mark(Checkpoint { id, kind, tag: None });
-                let _ = self.meta(&body, &Doubt::Mark(id));
-            }
-            64..67 => {
-                let mut sizes = self.sizes.clone();
-                let volume = 1 + self.rng.below(u64::from(VOLUMES)) as VolumeId;
-                sizes.insert(volume, (1 + self.rng.below(VOLUME_SECTORS)) * SECTOR);
-                self.set_sizes(sizes);
-            }
-            67..78 => self.sync(),
-            78..82 => {
-                let history = self.history();
-                assert!(history.head >= self.model.acked, "a reader sees what was acknowledged");
-                self.check(&history, 3);
-            }
-            _ => self.end(what),
-        }
-    }
-
-    /// Ends of processes, faults to come, and set clocks.
-    fn end(&mut self, what: u64) {
-        match what {
-            82..84 => {
-                let journal = self.journal.take();
-                let closed = journal.map_or(Ok(()), Journal::close);
-                if self.survived(closed) {
-                    self.recover(End::Orderly, &Doubt::Nothing);
-                }
-            }
-            84 => self.recover(End::Orderly, &Doubt::Nothing),
-            85..87 => {
-                self.storage = self.storage.kill();
-                self.recover(End::Kill, &Doubt::Nothing);
-            }
-            87..90 => {
-                let keep = Keep::any(&mut self.rng);
-                self.storage = self.storage.power(keep);
-                self.recover(End::Hard, &Doubt::Nothing);
-            }
-            90..97 => {
-                let faults =
-                    [Fault::Kill, Fault::Power, Fault::Power, Fault::FailSync, Fault::FailWrite];
-                let fault = self.rng.pick(&faults);
-                let after = 1 + self.rng.below(60);
-                self.say(format_args!("{fault:?} in {after} operations"));
-                self.storage.arm(after, fault);
-            }
-            97 => {
-                let used = self.storage.used_bytes(Path::new(DIR));
-                let more = self.rng.below(4 << 20);
-                self.storage.limit(Path::new(DIR), Some(used + more));
-            }
-            _ => self.clock.jump(self.rng.below(20_000) as i64 - 10_000),
-        }
     }
 
     /// Everything that a run did, in one number.

@@ -1,0 +1,221 @@
+//! The steps of a run: what a guest and its agent do, and what befalls them.
+
+use crate::disk::Keep;
+use crate::model::{Doubt, Put};
+use crate::rng::Rng;
+use crate::run::{DIR, End, Run, SECTOR, VOLUME_SECTORS, VOLUMES, config};
+use crate::world::Fault;
+use afterimage_journal::format::record::{FLAG_COPIED, Kind};
+use afterimage_journal::log::Draft;
+use afterimage_journal::meta::{
+    Checkpoint, CheckpointKind, Copy, CopyCause, CopyEvent, Meta, Session, SessionEvent,
+};
+use afterimage_journal::{Journal, Seq, VolumeId};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+impl Run {
+    fn append(&mut self, put: Put) -> Option<Seq> {
+        let kind = if put.data.is_some() { Kind::Write } else { Kind::Zero };
+        let draft = Draft {
+            kind,
+            flags: if put.copy.is_some() { FLAG_COPIED } else { 0 },
+            volume: put.volume,
+            addr: put.at,
+            len: put.len as u32,
+            scope: put.copy.unwrap_or(0),
+        };
+        let result = self.journal().append(&draft, put.data.as_deref().unwrap_or(&[]));
+        self.took(result, &Doubt::Put(put))
+    }
+
+    fn meta(&mut self, body: &Meta, doubt: &Doubt) -> Option<Seq> {
+        let result = self.journal().append_meta(body);
+        self.took(result, doubt)
+    }
+
+    fn bytes(&mut self, len: u64) -> Vec<u8> {
+        self.filled += 1;
+        // Never zero, so that zeroes are told from data, and no two writes alike.
+        let mut rng = Rng::new(self.filled);
+        (0..len).map(|_| rng.next() as u8 | 1).collect()
+    }
+
+    fn place(&mut self, sectors_max: u64) -> (VolumeId, u64, u64) {
+        let volume = 1 + self.rng.below(u64::from(VOLUMES)) as VolumeId;
+        let sectors = self.sizes[&volume] / SECTOR;
+        let at = self.rng.below(sectors);
+        let count = (1 + self.rng.below(sectors_max)).min(sectors - at);
+        (volume, at * SECTOR, count * SECTOR)
+    }
+
+    fn write(&mut self, sectors_max: u64, copy: Option<u32>) -> Option<Seq> {
+        let (volume, at, len) = self.place(sectors_max);
+        let data = Some(self.bytes(len));
+        self.append(Put { volume, at, len, data, copy })
+    }
+
+    pub fn set_sizes(&mut self, sizes: BTreeMap<VolumeId, u64>) {
+        let result = self.journal().set_config(&config(&sizes));
+        if self.took(result, &Doubt::Sizes(sizes.clone())).is_some() {
+            self.sizes = sizes;
+        }
+    }
+
+    fn session(&mut self, event: SessionEvent) {
+        let body = Meta::Session(Session {
+            id: self.session,
+            guest: "vm".into(),
+            event,
+            reason: String::new(),
+            upto: None,
+            full: true,
+            images: vec![],
+            maps: vec![],
+        });
+        let opens = event == SessionEvent::Open;
+        let id = self.session;
+        let doubt = if opens { Doubt::Open(id) } else { Doubt::Close(id) };
+        self.is_level = self.meta(&body, &doubt).is_some() && opens;
+    }
+
+    /// A resync: captured writes land between its blocks.
+    fn copy(&mut self) -> Option<()> {
+        self.copy += 1;
+        let id = self.copy;
+        let (volume, ..) = self.place(1);
+        let event =
+            |event| Meta::Copy(Copy { id, volume, event, cause: CopyCause::Compare, upto: 0 });
+        self.meta(&event(CopyEvent::Start), &Doubt::CopyStart(id))?;
+        for _ in 0..1 + self.rng.below(4) {
+            match self.rng.below(3) {
+                0 => _ = self.write(9, None)?,
+                _ => {
+                    let sectors = self.sizes[&volume] / SECTOR;
+                    let at = self.rng.below(sectors);
+                    let len = (1 + self.rng.below(30)).min(sectors - at) * SECTOR;
+                    let data = self.rng.percent(80).then(|| self.bytes(len));
+                    self.append(Put { volume, at: at * SECTOR, len, data, copy: Some(id) })?;
+                }
+            }
+        }
+        self.meta(&event(CopyEvent::End), &Doubt::Nothing)?;
+        Some(())
+    }
+
+    /// One random step.
+    pub fn step(&mut self) {
+        let what = self.rng.below(100);
+        self.step_of(what);
+    }
+
+    /// One random step of a run that nothing befalls.
+    pub fn calm_step(&mut self) {
+        let what = self.rng.below(84);
+        self.step_of(what);
+    }
+
+    fn step_of(&mut self, what: u64) {
+        self.digest.number(what);
+        self.say(format_args!("step {what}"));
+        self.clock.pass(self.rng.below(2_000_000_000));
+        match what {
+            0..30 => _ = self.write(20, None),
+            30..38 => {
+                let (volume, at, len) = self.place(40);
+                let _ = self.append(Put { volume, at, len, data: None, copy: None });
+            }
+            38..44 => {
+                for _ in 0..self.rng.below(14) {
+                    if self.write(VOLUME_SECTORS, None).is_none() {
+                        break;
+                    }
+                }
+            }
+            44..50 if !self.is_level => _ = self.copy(),
+            50..58 if !self.is_level => {
+                self.session += 1;
+                self.session(SessionEvent::Open);
+            }
+            58..60 if self.is_level => self.session(SessionEvent::Close),
+            60..64 => {
+                self.mark += 1;
+                let (id, kind) = (self.mark, CheckpointKind::Crash);
+                let body = Meta::Mark(Checkpoint { id, kind, tag: None });
+                let _ = self.meta(&body, &Doubt::Mark(id));
+            }
+            64..67 => {
+                let mut sizes = self.sizes.clone();
+                let volume = 1 + self.rng.below(u64::from(VOLUMES)) as VolumeId;
+                sizes.insert(volume, (1 + self.rng.below(VOLUME_SECTORS)) * SECTOR);
+                self.set_sizes(sizes);
+            }
+            67..78 => self.sync(),
+            78..82 => {
+                let history = self.history();
+                assert!(history.head >= self.model.acked, "a reader sees what was acknowledged");
+                self.check(&history, 3);
+            }
+            _ => self.end(what),
+        }
+    }
+
+    /// Ends of processes, faults to come, and set clocks.
+    fn end(&mut self, what: u64) {
+        match what {
+            82..84 => {
+                let journal = self.journal.take();
+                let closed = journal.map_or(Ok(()), Journal::close);
+                if self.survived(closed) {
+                    self.recover(End::Orderly, &Doubt::Nothing);
+                }
+            }
+            84 => self.recover(End::Orderly, &Doubt::Nothing),
+            85..87 => {
+                self.storage = self.storage.kill();
+                self.recover(End::Kill, &Doubt::Nothing);
+            }
+            87..90 => {
+                let keep = Keep::any(&mut self.rng);
+                self.storage = self.storage.power(keep);
+                self.recover(End::Hard, &Doubt::Nothing);
+            }
+            90..97 => {
+                let faults =
+                    [Fault::Kill, Fault::Power, Fault::Power, Fault::FailSync, Fault::FailWrite];
+                let fault = self.rng.pick(&faults);
+                let after = 1 + self.rng.below(60);
+                self.say(format_args!("{fault:?} in {after} operations"));
+                self.storage.arm(after, fault);
+            }
+            97 => {
+                let used = self.storage.used_bytes(Path::new(DIR));
+                let more = self.rng.below(4 << 20);
+                self.storage.limit(Path::new(DIR), Some(used + more));
+            }
+            _ => self.clock.jump(self.rng.below(20_000) as i64 - 10_000),
+        }
+    }
+
+    /// Some of everything, small, over two epochs and a close.
+    pub fn freeze_steps(&mut self) {
+        self.copy();
+        for round in 0..2 {
+            self.session += 1;
+            self.session(SessionEvent::Open);
+            for step in [0, 31, 1, 61, 2, 65, 3, 32, 98, 4, 62, 70] {
+                // Small ones: the text is carried by the repository.
+                match step {
+                    0..30 => _ = self.write(3, None),
+                    _ => self.step_of(step),
+                }
+            }
+            if round == 0 {
+                self.recover(End::Orderly, &Doubt::Nothing);
+                self.copy();
+            }
+        }
+        self.session(SessionEvent::Close);
+        self.journal.take().map_or(Ok(()), Journal::close).unwrap();
+    }
+}
