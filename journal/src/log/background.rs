@@ -104,6 +104,9 @@ impl Inner {
             let dir = path.parent().unwrap_or(&self.dir);
             storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))?;
         }
+        // Everything is in the units' files: a closed journal needs no ring, nor a copy of it. One
+        // that stays does no harm.
+        let _ = self.options.storage.remove(&self.dir.join(crate::ring::NAME));
         Ok(())
     }
 
