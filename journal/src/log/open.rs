@@ -10,10 +10,11 @@ use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::unit_header::{FLAG_EPOCH_START, UnitHeader};
 use crate::format::{VERSION, record};
-use crate::history::History;
+use crate::history::{Damage, History};
 use crate::layout::{self, Identity};
 use crate::planted;
 use crate::pool::Places;
+use crate::pool::tails::{self, UNKNOWN_UNITS};
 use crate::ring::{self, Ring};
 use crate::storage::{Access, Lock, Storage};
 use crate::unit::{self, ScanEnd, record_bytes_max};
@@ -70,18 +71,26 @@ impl Journal {
     fn open_locked(dir: &Path, options: Options, lock: Lock) -> Result<(Self, History)> {
         let group = layout::read_identity_in(&*options.storage, dir)?.group.into_bytes();
         ring::recover(&options.storage, dir, group)?;
-        let history = History::load_unpinned(&options.storage, dir)?;
+        let mut history = History::load_unpinned(&options.storage, dir)?;
         check_unit_bytes(history.identity.unit_bytes)?;
         sync_units(&history)?;
         let mount_id = options.storage.mount_id(dir);
-        remove_unused(&history, &options)?;
-        let header = first_header(&history, &options, mount_id);
+        // What a member that is away holds behind the newest unit that is there is not known.
+        let unknown = tails::unknown(&options.storage, dir)?;
+        if unknown.is_empty() {
+            remove_unused(&history, &options)?;
+        }
+        let header = first_header(&history, &options, (mount_id, !unknown.is_empty()));
         let slot = options.allocator.allocate(dir, header.unit_bytes)?;
         let path = unit::create(&*options.storage, &slot, &header)?;
         let (device, is_direct) = choose(&options, &path)?;
         let first = OpenUnit::new(&*options.storage, header, path, is_direct)?;
         let ring_bytes = ring_bytes(&options, header.unit_bytes);
         let ring = Ring::open(&*options.storage, dir, (group, header.epoch), ring_bytes)?;
+        tails::passed(&options.storage, &unknown)?;
+        if !unknown.is_empty() {
+            history.damage.push(tail_missing(&history, &options, dir)?);
+        }
         remove_distrust(&*options.storage, dir)?;
         seal_open_units(&history, &options);
         let (units, bytes) = size(dir, &options)?;
@@ -202,30 +211,45 @@ fn check_unit_bytes(unit_bytes: u64) -> Result<()> {
     )))
 }
 
+/// What a reader finds from now on, where the newest units may lie on a member that is away.
+fn tail_missing(history: &History, options: &Options, dir: &Path) -> Result<Damage> {
+    let from = history.seen_seq.max(history.head) + 1;
+    let hint = Places::of(&options.storage, dir)?.missing_text();
+    let what = format!("the newest units may be missing{hint}");
+    Ok(Damage { from, last: from, to: None, what })
+}
+
 /// The header of the epoch's first unit. After anything but a clean close or a mere end of the
 /// process, numbers that a lost record may have had are skipped: at most those of three units (the
 /// last one and those prepared behind it), and three units' worth for each unit that can't be
 /// read, which may have begun an epoch itself.
-fn first_header(history: &History, options: &Options, mount_id: u64) -> UnitHeader {
+fn first_header(
+    history: &History,
+    options: &Options,
+    (mount_id, tail_unknown): (u64, bool),
+) -> UnitHeader {
     let clock = &options.clock;
     let boot_id = clock.boot_id();
     let newest = history.units.last().map(|u| &u.header);
     let cache_kept =
         newest.is_none_or(|h| h.boot_id == boot_id && boot_id != [0; 16] && h.mount_id == mount_id);
-    let whole = !history.torn && history.damage.is_empty();
+    let behind = if tail_unknown { UNKNOWN_UNITS } else { 0 };
+    let unread = history.units_unreadable + behind;
+    let whole = !history.torn && history.damage.is_empty() && !tail_unknown;
+    let replaced = if tail_unknown { None } else { replaced_unit(history) };
     let seen = history.seen_seq.max(history.head);
     let per_unit = history.identity.unit_bytes / record::HEADER_BYTES;
     let whole = whole || planted::is("reuse-numbers");
     let skipped = match whole && (history.closed || cache_kept || planted::is("reuse-numbers")) {
         true => 0,
-        false => per_unit * (1 + UNITS_AHEAD as u64 + 3 * history.units_unreadable),
+        false => per_unit * (1 + UNITS_AHEAD as u64 + 3 * unread),
     };
     UnitHeader {
         group: history.identity.group.into_bytes(),
         salt: Uuid::new_v4().into_bytes(),
-        number: replaced_unit(history).unwrap_or(history.unit_number_max + 1),
+        number: replaced.unwrap_or(history.unit_number_max + 1 + behind),
         unit_bytes: history.identity.unit_bytes,
-        epoch: history.epoch + 1 + history.units_unreadable,
+        epoch: history.epoch + 1 + unread,
         flags: FLAG_EPOCH_START,
         after_seq: seen + skipped,
         prev_last_seq: history.head,

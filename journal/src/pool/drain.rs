@@ -12,6 +12,7 @@ use super::description::{MEMBER_FILE, MemberState};
 use super::live::{Pool, lock};
 use super::places::FileName;
 use super::survey::{self, HELD_DIR, SPARE_DIR};
+use super::tails;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::index::{FOOTER_BYTES, Footer};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
@@ -305,6 +306,9 @@ impl Pool {
             }
             let _ = self.storage.remove_dir(&dir.join(HELD_DIR));
             let _ = self.storage.remove_dir(dir);
+        }
+        for group in survey::groups(&self.storage, &self.home).unwrap_or_default() {
+            tails::forget(&self.storage, &self.home.join(group), source.uuid);
         }
         self.forget(source.uuid)?;
         let path = source.dir.join(MEMBER_FILE);

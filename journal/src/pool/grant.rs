@@ -8,6 +8,7 @@ use super::allocate::{Allocate, Slot};
 use super::live::{Member, Pool, lock};
 use super::placement::{self, Candidate};
 use super::survey::{HELD_DIR, SPARE_DIR, SPARE_PREFIX, Spare, Usage};
+use super::tails;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout;
 use std::io;
@@ -182,6 +183,7 @@ impl Pool {
                 continue;
             }
             let dir = choice.dir.join(group);
+            self.note(&choice, group)?;
             if let Err(e) = self.make_group_dir(&choice, &dir) {
                 if choice.dir == self.home || e.kind() == ErrorKind::FreeSpace {
                     return Err(e);
@@ -194,6 +196,16 @@ impl Pool {
                 return Ok(Slot { dir, spare: spare.and_then(|s| self.settle(s)) });
             }
         }
+    }
+
+    /// Notes in the home that the journal's newest units may be on this member.
+    fn note(&self, choice: &Choice, group: &str) -> Result<()> {
+        let journal = self.home.join(group);
+        // Where there is no journal nobody opens one.
+        if choice.dir == self.home || !self.storage.exists(&journal) {
+            return Ok(());
+        }
+        tails::note(&self.storage, &journal, choice.uuid)
     }
 
     fn make_group_dir(&self, choice: &Choice, dir: &Path) -> Result<()> {

@@ -15,6 +15,7 @@ pub mod placement;
 pub mod places;
 mod status;
 mod survey;
+pub(crate) mod tails;
 pub mod trust;
 
 pub use allocate::{Allocate, HomeAllocator, Slot};
