@@ -14,7 +14,7 @@ use crate::format::record::{Kind, Record};
 use crate::format::unit_header::UnitHeader;
 use crate::pool::{FileName, Found, Places};
 use crate::storage::{Access, StoredFile};
-use crate::unit::{ScanEnd, UnitContents, read_unit};
+use crate::unit::{ScanEnd, UnitContents, read_header, read_unit};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// Name of the directory, beside the units of each member, for files that were released while somebody read.
 pub const HELD: &str = "held";
 /// Most files that are open at a time.
-const OPEN_FILES_MAX: usize = 64;
+const OPEN_FILES_MAX: usize = 256;
 /// Most bytes of indexes in memory; the newest stays, however large.
 const INDEX_BYTES_MAX: usize = 64 << 20;
 
@@ -188,6 +188,9 @@ impl Opened {
     }
 }
 
+/// Why a file isn't read that is not its row's.
+const ANOTHER: &str = "it is another file than the one that the journal knew";
+
 fn damaged(unit: &Unit, why: &'static str) -> Error {
     Error::Damaged { unit: unit.path.clone(), at: 0, seq: unit.first_seq, why }
 }
@@ -211,11 +214,15 @@ impl History {
         if let Some(file) = self.opened.files.get(&unit) {
             return Ok(file);
         }
-        self.records_of(unit, row)?;
-        match self.opened.files.get(&unit) {
-            Some(file) => Ok(file),
-            None => Ok(self.open_unit(row)?.file),
+        if self.opened.indexes.get(&unit).is_none() {
+            self.records_of(unit, row)?;
         }
+        if let Some(file) = self.opened.files.get(&unit) {
+            return Ok(file);
+        }
+        let file = self.open_again(row)?;
+        self.opened.files.put(unit, Arc::clone(&file), 1);
+        Ok(file)
     }
 
     /// The records of a unit that count, sorted by (number, address).
@@ -251,11 +258,9 @@ impl History {
         Ok(records)
     }
 
-    /// Opens a sealed unit, and makes sure that it is the one that the row was made of.
-    fn open_unit(&self, row: &Unit) -> Result<UnitContents> {
-        let group = self.identity.group.into_bytes();
-        let storage = &*self.storage;
-        let read = |path: PathBuf| read_unit(storage, &Found { name: row.name, path }, group, None);
+    /// Reads a unit where it was, or where it went since.
+    fn find<T>(&self, row: &Unit, read: impl Fn(&Found) -> Result<T>) -> Result<T> {
+        let read = |path: PathBuf| read(&Found { name: row.name, path });
         let is_gone = |e: &Error| match e {
             Error::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
             _ => false,
@@ -269,17 +274,30 @@ impl History {
         if unit.as_ref().is_err_and(is_gone) {
             // It moved to another member, and may have been released there.
             let places = Places::of(&self.storage, &self.dir)?;
-            if let Some(path) = find_elsewhere(storage, &places, row.name) {
+            if let Some(path) = find_elsewhere(&*self.storage, &places, row.name) {
                 unit = read(path);
             }
         }
-        let unit = unit?;
+        unit
+    }
+
+    /// Opens a sealed unit, and makes sure that it is the one that the row was made of.
+    fn open_unit(&self, row: &Unit) -> Result<UnitContents> {
+        let group = self.identity.group.into_bytes();
+        let unit = self.find(row, |found| read_unit(&*self.storage, found, group, None))?;
         let sealed = unit.end == ScanEnd::Sealed;
         if !row.is(&unit) || (sealed && row.index_crc != unit.index_crc) {
-            return Err(damaged(row, "it is another file than the one that the journal knew"));
+            return Err(damaged(row, ANOTHER));
         }
         // Without its index, all its records were found by their own headers.
         Ok(unit)
+    }
+
+    /// Opens a sealed unit whose index is known, by a look at its header alone.
+    fn open_again(&self, row: &Unit) -> Result<Arc<dyn StoredFile>> {
+        let group = self.identity.group.into_bytes();
+        let (file, header) = self.find(row, |found| read_header(&*self.storage, found, group))?;
+        if header == row.header { Ok(file) } else { Err(damaged(row, ANOTHER)) }
     }
 
     /// Indexes of the units that may hold a number.
