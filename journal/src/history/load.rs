@@ -10,6 +10,7 @@ use crate::format::record::Kind;
 use crate::layout::{self, Identity};
 use crate::meta::{EpochStart, META_BYTES_MAX, Meta};
 use crate::planted;
+use crate::pool::tails;
 use crate::pool::{FileName, Found, Places};
 use crate::ring::Overlay;
 use crate::storage::Storage;
@@ -168,6 +169,11 @@ impl<'h> Tail<'h> {
                 Err(e @ Error::NewerFormat { .. }) => return Err(e),
                 Err(e) => self.lose_units(count, e.to_string()),
             }
+        }
+        // Where the newest units may be, nothing is missing by number.
+        if !tails::unknown(&storage, &self.history.dir)?.is_empty() {
+            let hint = places.missing_text();
+            self.lose_units(0, format!("the newest units may be missing{hint}"));
         }
         self.entries.sort_by_key(|e| (e.record.seq, e.record.addr));
         if planted::is("order-by-wall-time") {

@@ -10,7 +10,7 @@ use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::unit_header::{FLAG_EPOCH_START, UnitHeader};
 use crate::format::{VERSION, record};
-use crate::history::{Damage, History};
+use crate::history::History;
 use crate::layout::{self, Identity};
 use crate::planted;
 use crate::pool::Places;
@@ -71,7 +71,7 @@ impl Journal {
     fn open_locked(dir: &Path, options: Options, lock: Lock) -> Result<(Self, History)> {
         let group = layout::read_identity_in(&*options.storage, dir)?.group.into_bytes();
         ring::recover(&options.storage, dir, group)?;
-        let mut history = History::load_unpinned(&options.storage, dir)?;
+        let history = History::load_unpinned(&options.storage, dir)?;
         check_unit_bytes(history.identity.unit_bytes)?;
         sync_units(&history)?;
         let mount_id = options.storage.mount_id(dir);
@@ -88,9 +88,6 @@ impl Journal {
         let ring_bytes = ring_bytes(&options, header.unit_bytes);
         let ring = Ring::open(&*options.storage, dir, (group, header.epoch), ring_bytes)?;
         tails::passed(&options.storage, &unknown)?;
-        if !unknown.is_empty() {
-            history.damage.push(tail_missing(&history, &options, dir)?);
-        }
         remove_distrust(&*options.storage, dir)?;
         seal_open_units(&history, &options);
         let (units, bytes) = size(dir, &options)?;
@@ -209,14 +206,6 @@ fn check_unit_bytes(unit_bytes: u64) -> Result<()> {
         unit::UNIT_BYTES_MIN,
         unit::UNIT_BYTES_MAX
     )))
-}
-
-/// What a reader finds from now on, where the newest units may lie on a member that is away.
-fn tail_missing(history: &History, options: &Options, dir: &Path) -> Result<Damage> {
-    let from = history.seen_seq.max(history.head) + 1;
-    let hint = Places::of(&options.storage, dir)?.missing_text();
-    let what = format!("the newest units may be missing{hint}");
-    Ok(Damage { from, last: from, to: None, what })
 }
 
 /// The header of the epoch's first unit. After anything but a clean close or a mere end of the

@@ -5,6 +5,7 @@ mod drain;
 mod dying;
 mod members;
 mod room;
+mod spread;
 
 use afterimage_journal::pool::{DrainStep, FileName, Pool};
 use afterimage_journal::storage::{RealStorage, Storage};

@@ -1,0 +1,59 @@
+//! A journal over several members, and what is left of it without one of them.
+
+use super::{Bed, units};
+use crate::fixture::{assert_whole, bytes_of, content, new_journal, options, write};
+use afterimage_journal::pool::{Allocate, Limit};
+use afterimage_journal::{History, Options, Seq};
+use std::sync::Arc;
+
+/// A journal whose first units lie in the home and the others on `b`; positions of a write on each.
+fn spread(bed: &Bed) -> (Seq, Seq) {
+    let pool = bed.open();
+    pool.add(&bed.path("b"), Limit::Bytes(0)).unwrap();
+    let allocator: Arc<dyn Allocate> = pool.clone();
+    let journal = new_journal(&bed.path("pool/web"), Options { allocator, ..options() });
+    let at_home = write(&journal, 0, &bytes_of(1, 4096));
+    pool.add(&bed.home(), Limit::Bytes(0)).unwrap();
+    pool.add(&bed.path("b"), Limit::None).unwrap();
+    let mut last = 0;
+    for i in 2..60 {
+        last = write(&journal, 0, &bytes_of(i, 100_000));
+    }
+    journal.close().unwrap();
+    let both = (units(&bed.path("pool/web")).len(), units(&bed.path("b/web")).len());
+    assert!(both.0 > 0 && both.1 > 2, "{both:?}");
+    (at_home, last)
+}
+
+#[test]
+fn a_journal_is_read_from_all_its_members() {
+    let bed = Bed::new();
+    let (at_home, last) = spread(&bed);
+    let web = bed.path("pool/web");
+    assert_whole(&History::load(&web).unwrap());
+    assert_eq!(content(&web, at_home, 0, 4096), bytes_of(1, 4096));
+    assert_eq!(content(&web, last, 0, 100_000), bytes_of(59, 100_000));
+}
+
+#[test]
+fn an_old_copy_costs_the_points_that_need_it_by_name_and_no_others() {
+    let bed = Bed::new();
+    bed.open();
+    let (at_home, last) = spread(&bed);
+    bed.copy("b", "old");
+    // Of the same bytes even: whoever is old may lack what was written since.
+    bed.open();
+    bed.swap("b", "old");
+    let web = bed.path("pool/web");
+    let history = History::load(&web).unwrap();
+    let damage = history.damage.first().unwrap();
+    assert!(damage.what.contains("/b is an old copy"), "{damage:?}");
+    assert!(at_home < damage.from && damage.from <= last && history.head < last, "{damage:?}");
+    assert_eq!(content(&web, at_home, 0, 4096), bytes_of(1, 4096));
+    std::fs::rename(bed.path("b"), bed.path("gone")).unwrap();
+    let what = &History::load(&web).unwrap().damage[0].what;
+    assert!(what.contains("/b is not there"), "{what}");
+    std::fs::rename(bed.path("old"), bed.path("b")).unwrap();
+    assert_whole(&History::load(&web).unwrap());
+    assert_eq!(content(&web, last, 0, 100_000), bytes_of(59, 100_000));
+}
