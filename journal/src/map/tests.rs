@@ -159,7 +159,7 @@ proptest! {
         edges in prop::collection::vec(1..40u64, 0..3),
         merged in 0..6u64,
         at in 0..420u64,
-        built in 0..40usize,
+        built in prop_oneof![0..40usize, Just(40)],
     ) {
         // Unit N holds the numbers 10N to 10N+9, and a few of its neighbour's.
         let row = |first: u64, last: u64| UnitRow {
@@ -193,8 +193,8 @@ proptest! {
                 || cover.units.iter().any(|i| rows[*i].first <= n && n <= rows[*i].last);
             prop_assert!(covered, "unit {n} of {cover:?}");
         }
-        let full = cover.units.iter().filter(|i| rows[**i].last_seq <= at).count();
-        prop_assert!(built < 40 || merged > 1 || full <= 31, "{cover:?}");
+        let full = cover.units.iter().filter(|i| rows[**i].sealed && rows[**i].last_seq <= at).count();
+        prop_assert!(built < 40 || merged > 1 || !edges.is_empty() || full <= 7, "{cover:?}");
         for i in levels::plan(&runs, &rows).delete {
             let base = runs.iter().filter(|r| r.is_base()).max_by_key(|r| r.last_seq);
             prop_assert!(runs[i].last_seq <= base.map_or(0, |b| b.last_seq));
@@ -377,22 +377,19 @@ fn levels_are_made_of_the_level_below_and_dropped_behind_the_edge() {
     let rows: Vec<UnitRow> = (1..=300).map(row).collect();
     let mut runs = Vec::new();
     while let Some(build) = levels::plan(&runs, &rows).build {
-        assert_eq!(build.runs.len() + build.units.len(), 16, "{build:?}");
+        assert_eq!(build.runs.len() + build.units.len(), 8, "{build:?}");
         runs.push(build.span);
     }
-    assert_eq!(runs.iter().filter(|r| r.level == 1).count(), 299 / 16);
-    assert_eq!(runs.iter().filter(|r| r.level == 2).count(), 1);
+    assert_eq!(runs.iter().filter(|r| r.level == 1).count(), 299 / 8);
+    assert_eq!(runs.iter().filter(|r| r.level == 2).count(), 299 / 64);
     let cover = levels::cover(2900, &runs, &rows);
-    // 1-256 as one, 257-288 as two, and 289, 290 by their own indexes.
-    assert_eq!((cover.base, cover.runs.len(), cover.units.len()), (None, 3, 2));
+    // 1-256 as four, 257-288 as four, and 289, 290 by their own indexes.
+    assert_eq!((cover.base, cover.runs.len(), cover.units.len()), (None, 8, 2));
     runs.push(Span { level: 0, first_unit: 1, last_unit: 40, first_seq: 10, last_seq: 409 });
     let plan = levels::plan(&runs, &rows);
     let deleted: Vec<_> = plan.delete.iter().map(|i| runs[*i].first_unit).collect();
-    assert_eq!((plan.build, deleted), (None, vec![1, 17]));
+    assert_eq!((plan.build, deleted), (None, vec![1, 9, 17, 25, 33]));
     assert_eq!(levels::cover(2900, &runs, &rows).base, Some(runs.len() - 1));
     assert_eq!(levels::cover(408, &runs, &rows).base, None);
-    assert_eq!(
-        (aligned(1, 16), aligned(1, 17), aligned(3, 4097)),
-        ((1, 16), (17, 32), (4097, 8192))
-    );
+    assert_eq!((aligned(1, 8), aligned(1, 9), aligned(4, 4097)), ((1, 8), (9, 16), (4097, 8192)));
 }

@@ -6,12 +6,12 @@ use crate::error::{Error, Result};
 /// Level of a base run.
 pub const LEVEL_BASE: u8 = 0;
 /// The highest level that there is: 4096 units.
-pub const LEVEL_MAX: u8 = 3;
+pub const LEVEL_MAX: u8 = 4;
 
 /// What a run covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
-    /// 0: a base run; L from 1: 16^L aligned units.
+    /// 0: a base run; L from 1: 8^L aligned units.
     pub level: u8,
     /// Number of the first unit; 1 of a base run.
     pub first_unit: u64,
@@ -88,13 +88,13 @@ mod tests {
 
     #[test]
     fn a_name_has_one_spelling() {
-        for name in ["map-base-0000000012", "map-2-0000000001-0000000256"] {
+        for name in ["map-base-0000000012", "map-2-0000000001-0000000064"] {
             assert_eq!(RunName::parse(name).unwrap().to_string(), name);
         }
         for name in [
             "map-base-12",
             "map-0-0000000001-0000000016",
-            "map-4-0000000001-0000065536",
+            "map-5-0000000001-0000032768",
             "map-1-0000000001-0000000016-7",
             "map-1-0000000001-0000000016.tmp",
             "map-+1-0000000001-0000000016",
