@@ -53,10 +53,10 @@ pub struct Sample {
     pub addr: u64,
 }
 
-/// A journal being written, in a state directory of its own, which goes when the journal is closed.
+/// A journal being written, in a state directory of its own.
 pub struct Writing {
-    journal: Journal,
     state: TempDir,
+    journal: Journal,
     volume_bytes: u64,
     payload: Vec<u8>,
     written: u64,
