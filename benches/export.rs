@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 const VOLUME_BYTES: u64 = 100 << 30;
 const BLOCK_BYTES: usize = 4096;
-/// How often each journal is exported, by default: the caches are cold each time.
-const ROUNDS: u64 = 7;
+/// How often each journal is exported, by default: the caches are cold each time. It depends on the
+/// moment how many units no run covers (15 at most), so it takes many to compare.
+const ROUNDS: u64 = 21;
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// One start.

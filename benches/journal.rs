@@ -2,14 +2,9 @@
 //! what all of these need: cold caches, bytes on disk, a program's time and memory.
 
 use crate::{bench_dir, number};
-use afterimage_journal::clock::SystemClock;
 use afterimage_journal::format::record::Kind;
-use afterimage_journal::keeper::{Home, Keeper, Setup};
 use afterimage_journal::log::Draft;
-use afterimage_journal::merge::Unpaced;
 use afterimage_journal::meta::{Config, Guest, Meta, Session, SessionEvent, Volume};
-use afterimage_journal::storage::RealStorage;
-use afterimage_journal::window::Limits;
 use afterimage_journal::{Journal, Options, Seq, layout};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Advice, fadvise};
@@ -17,7 +12,6 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -26,8 +20,6 @@ use uuid::Uuid;
 pub const NAME: &str = "bench";
 /// How long an append may wait for the disk: nothing here has a guest behind it.
 const UNIT_WAIT: Duration = Duration::from_secs(120);
-/// A window that nothing here grows out of: a day.
-const WINDOW_NS: u64 = 86_400 * 1_000_000_000;
 /// One of so many records is remembered, to be asked for.
 const SAMPLE_EVERY: u64 = 499;
 
@@ -53,10 +45,10 @@ pub struct Sample {
     pub addr: u64,
 }
 
-/// A journal being written, in a state directory of its own.
+/// A journal being written, in a state directory of its own, which goes when the journal is closed.
 pub struct Writing {
-    state: TempDir,
     journal: Journal,
+    state: TempDir,
     volume_bytes: u64,
     payload: Vec<u8>,
     written: u64,
@@ -115,16 +107,6 @@ impl Writing {
         Ok(seq)
     }
 
-    /// The journal itself.
-    pub fn journal(&self) -> &Journal {
-        &self.journal
-    }
-
-    /// The state directory.
-    pub fn state(&self) -> &Path {
-        self.state.path()
-    }
-
     /// Appends `records` writes of `bytes` each, at random places.
     pub fn write_random(&mut self, records: u64, bytes: usize) -> Result<()> {
         let places = self.volume_bytes / bytes as u64;
@@ -137,9 +119,7 @@ impl Writing {
 
     /// Closes it.
     pub fn finish(self, captured_bytes: u64) -> Result<Written> {
-        let dir = self.journal.dir().to_owned();
         self.journal.close()?;
-        keep(&dir).context("keep the journal")?;
         Ok(Written { state: self.state, captured_bytes, samples: self.samples })
     }
 }
@@ -164,23 +144,6 @@ impl Written {
         command.args(words).arg("--state").arg(self.state());
         command
     }
-}
-
-/// Makes what the agent makes in the background: catalogue and runs. Nothing is old enough to be
-/// merged.
-fn keep(dir: &Path) -> Result<()> {
-    let storage = RealStorage::shared();
-    let mut keeper = Keeper::open(Setup {
-        storage: Arc::clone(&storage),
-        dir: dir.to_owned(),
-        clock: Arc::new(SystemClock),
-        ground: Arc::new(Home { storage }),
-        pace: Arc::new(Unpaced),
-        limits: Limits::new(WINDOW_NS, None),
-    })?;
-    keeper.sealed(layout::units(dir)?.last().copied().unwrap_or(0));
-    while keeper.step()? {}
-    Ok(())
 }
 
 /// What a written block begins with.
