@@ -1,5 +1,6 @@
 //! Time spans and sizes as they are typed: `24h`, `7d`, `500ms`; `50M`, `1.5GiB`, `200MB/s`.
 
+use afterimage_journal::window::Keep;
 use bytesize::ByteSize;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use std::time::Duration;
@@ -75,6 +76,32 @@ pub fn size_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// What a journal may take on disk, in bytes; 0 means "no limit".
+///
+/// # Errors
+/// It isn't a size.
+pub fn limit_bytes(text: &str) -> Result<u64, String> {
+    let size: Result<ByteSize, _> = text.trim().parse();
+    size.map(|s| s.as_u64()).map_err(|_| "no size: write it like 200GiB or 2TB".to_owned())
+}
+
+/// How long every write is kept, in seconds. Steps of thinning behind it (`1m:7d`) are understood,
+/// and refused: they are not done yet, and must not be taken for done.
+///
+/// # Errors
+/// It isn't such a list, or it asks for thinning.
+pub fn keep_s(text: &str) -> Result<u64, String> {
+    let keep: Keep = text.trim().parse()?;
+    if keep.thins() {
+        return Err(format!(
+            "keeping single checkpoints behind the window is not possible yet: write \
+             `--keep {}` to keep every write that long",
+            text.split(',').next().unwrap_or_default()
+        ));
+    }
+    window_s(text)
+}
+
 /// Size of a unit: 1 MiB to 1 GiB, whole 4 KiB blocks.
 ///
 /// # Errors
@@ -106,6 +133,19 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(window_s("500ms").is_err() && checkpoint_every_ms("50ms").is_err());
+    }
+
+    #[test]
+    fn thinning_is_refused_rather_than_forgotten() {
+        assert_eq!(keep_s("24h"), Ok(86_400));
+        let refused = keep_s("24h,1m:7d").unwrap_err();
+        assert!(
+            refused.contains("not possible yet") && refused.contains("--keep 24h"),
+            "{refused}"
+        );
+        assert!(keep_s("1m:7d").is_err() && keep_s("soon").is_err());
+        assert_eq!(limit_bytes("200GiB"), Ok(200 << 30));
+        assert!(limit_bytes("much").is_err());
     }
 
     #[test]

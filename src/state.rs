@@ -126,6 +126,7 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
                 copy: None,
                 agent_restarts: 0,
                 offline: true,
+                space: None,
             }
         })
         .collect()

@@ -5,6 +5,7 @@
 
 mod opening;
 mod status;
+mod wanted;
 
 use crate::api::control::Reply;
 use crate::api::{
@@ -24,6 +25,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{Mutex, oneshot};
+use wanted::{checkpoint_every, keep, limit, settings_of};
 
 /// Longest that `protect` waits for the first attach.
 const FIRST_ATTACH_LIMIT: std::time::Duration = crate::guest::COMMAND_LIMIT;
@@ -162,7 +164,9 @@ impl Engine {
         };
         let (guest, first) = Guest::start(context);
         let sampler = Sampler::start(Arc::clone(&group));
+        let name = settings.group.clone();
         guests.insert(settings.name.clone(), Entry { guest, settings, group, sampler });
+        keep(&guests, &name);
         Ok(first)
     }
 
@@ -213,7 +217,7 @@ impl Engine {
     }
 
     async fn protect_guest(&self, request: ProtectRequest) -> Result<Vec<GuestStatus>, ApiError> {
-        let settings = settings_of(request)?;
+        let settings = settings_of(request, self.options.unit_bytes)?;
         layout::check_name(&settings.name).map_err(|e| api(&e))?;
         layout::check_name(&settings.group).map_err(|e| api(&e))?;
         let (name, journal) = (settings.name.clone(), settings.group.clone());
@@ -273,37 +277,6 @@ impl Engine {
         }
         released
     }
-}
-
-/// Shortest time between checkpoints: guests are looked at once a second.
-const CHECKPOINT_EVERY_MS_MIN: u64 = 1000;
-
-fn checkpoint_every(ms: u64) -> Result<u64, ApiError> {
-    if ms >= CHECKPOINT_EVERY_MS_MIN {
-        return Ok(ms);
-    }
-    Err(ApiError::usage(format!(
-        "a checkpoint every {ms} ms: the shortest time is {CHECKPOINT_EVERY_MS_MIN} ms \
-         (every moment between checkpoints is restorable as well)"
-    )))
-}
-
-fn settings_of(request: ProtectRequest) -> Result<GuestSettings, ApiError> {
-    if request.qmp.is_some() == request.libvirt.is_some() {
-        return Err(ApiError::usage("give either a QMP socket or a libvirt domain"));
-    }
-    Ok(GuestSettings {
-        group: request.group.unwrap_or_else(|| request.name.clone()),
-        name: request.name,
-        qmp: request.qmp,
-        libvirt: request.libvirt,
-        disks: request.disks,
-        window_s: request.window_s,
-        checkpoint_every_ms: checkpoint_every(request.checkpoint_every_ms)?,
-        rate_bytes_per_s: request.rate_bytes_per_s,
-        guest_agent: request.guest_agent,
-        detached: false,
-    })
 }
 
 impl Control for Arc<Engine> {
@@ -396,6 +369,9 @@ impl Control for Arc<Engine> {
                 if let Some(window_s) = request.window_s {
                     settings.window_s = window_s;
                 }
+                if let Some(bytes) = request.limit_bytes {
+                    settings.limit_bytes = limit(Some(bytes), self.options.unit_bytes)?;
+                }
                 if let Some(ms) = request.checkpoint_every_ms {
                     settings.checkpoint_every_ms = checkpoint_every(ms)?;
                 }
@@ -406,6 +382,10 @@ impl Control for Arc<Engine> {
                     settings.guest_agent = Some(path.clone());
                 }
                 changed.push((entry.guest.clone(), settings.clone()));
+            }
+            let groups: Vec<_> = changed.iter().map(|(_, s)| s.group.clone()).collect();
+            for group in groups {
+                keep(&guests, &group);
             }
             drop(guests);
             for (guest, settings) in changed {

@@ -6,6 +6,7 @@
 //! opened anew, never resumed.
 
 mod copy;
+mod keeping;
 mod purge;
 mod sessions;
 mod state;
@@ -18,10 +19,10 @@ pub use timeline::Interval;
 use afterimage_journal::meta::{
     Checkpoint, CheckpointKind, Config, CopyCause, Guest, Meta, Volume,
 };
-use afterimage_journal::{Error, Journal, Options, Result, Seq, VolumeId, layout};
+use afterimage_journal::{Error, ErrorKind, Journal, Options, Result, Seq, VolumeId, layout};
 use state::State;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -31,6 +32,7 @@ pub struct Group {
     dir: PathBuf,
     options: Options,
     state: Mutex<State>,
+    keeping: Arc<keeping::Keeping>,
 }
 
 /// What the journal has of a volume.
@@ -120,12 +122,16 @@ impl Group {
     ///
     /// # Errors
     /// The name can't be one.
-    pub fn unopened(state: &Path, name: &str, options: Options) -> Result<Self> {
+    pub fn unopened(state: &Path, name: &str, mut options: Options) -> Result<Self> {
+        let keeping = Arc::new(keeping::Keeping::default());
+        let inner = Arc::clone(&options.allocator);
+        options.allocator = Arc::new(keeping::Limited { inner, keeping: Arc::clone(&keeping) });
         Ok(Self {
             name: name.to_owned(),
             dir: layout::journal_dir(state, name)?,
             options,
             state: Mutex::new(State::empty(name)),
+            keeping,
         })
     }
 
@@ -180,6 +186,17 @@ impl Group {
     /// As [`Journal::open`]; [`Error::Locked`] as long as somebody of us still writes to the old
     /// one.
     pub fn ensure_open(&self) -> Result<()> {
+        let full = {
+            let state = self.lock();
+            if state.journal.as_ref().is_some_and(|j| j.stopped().is_none()) {
+                return Ok(());
+            }
+            state.journal.clone().filter(Journal::is_out_of_space)
+        };
+        if let Some(full) = full {
+            self.check_room(&full)?;
+        }
+        self.stop_keeper();
         let old = {
             let mut state = self.lock();
             if state.journal.as_ref().is_some_and(|j| j.stopped().is_none()) {
@@ -190,11 +207,18 @@ impl Group {
         // Not under the lock, which status and ticks take: this reads the whole journal. Of two
         // guests that come here at once, one finds the journal's own lock taken and tries again.
         drop(old);
-        let (journal, history) = Journal::open(&self.dir, self.options.clone())?;
+        let (journal, history) = match Journal::open(&self.dir, self.options.clone()) {
+            Err(e) if e.kind() == ErrorKind::FreeSpace => {
+                self.make_room()?;
+                Journal::open(&self.dir, self.options.clone())?
+            }
+            opened => opened?,
+        };
         let mut state = self.lock();
         state.take_history(&history);
-        state.journal = Some(journal);
+        state.journal = Some(journal.clone());
         drop(state);
+        self.start_keeper(&journal);
         self.write_unwritten();
         Ok(())
     }
@@ -204,6 +228,7 @@ impl Group {
     /// # Errors
     /// The last records could not be made durable.
     pub fn close(&self) -> Result<()> {
+        self.stop_keeper();
         let journal = self.lock().journal.take();
         journal.map_or(Ok(()), Journal::close)
     }

@@ -25,6 +25,9 @@ pub struct GuestSettings {
     pub disks: Vec<String>,
     /// How far back the journal is to reach at least, in seconds.
     pub window_s: u64,
+    /// What the group's journal may take on disk, in bytes.
+    #[serde(default)]
+    pub limit_bytes: Option<u64>,
     /// Time between checkpoints, in milliseconds.
     pub checkpoint_every_ms: u64,
     /// Limit of initial sync and resync, bytes a second.

@@ -1,11 +1,12 @@
 //! `afterimage doctor`: what on this machine stands in the way, and what to do about it.
 //!
-//! Each check looks and says; none changes anything. What it asks of other processes has a time
+//! Each check looks and says; none changes anything. (`--rebuild` does, and checks nothing.) What it asks of other processes has a time
 //! limit.
 
 mod guests;
 mod host;
 mod kvm;
+mod rebuild;
 mod storage;
 
 use crate::failure::Outcome;
@@ -22,6 +23,10 @@ pub struct DoctorArgs {
     /// Print a list of {check, level, what, todo}
     #[arg(long)]
     json: bool,
+    /// Remove what is derived from the units of this group's journal (catalogue, map runs), and
+    /// make it anew from the units alone. The agent must not run
+    #[arg(long, value_name = "GROUP", conflicts_with = "json")]
+    rebuild: Option<String>,
     #[command(flatten)]
     state: StateArgs,
 }
@@ -69,6 +74,9 @@ impl Finding {
 /// Runs it.
 pub fn run(args: &DoctorArgs) -> Outcome<ExitCode> {
     let state = &args.state.state;
+    if let Some(group) = &args.rebuild {
+        return rebuild::run(state, group);
+    }
     let mut findings = host::check();
     findings.push(kvm::check());
     findings.extend(storage::check(state));

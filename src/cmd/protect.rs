@@ -39,10 +39,19 @@ pub struct ProtectArgs {
     /// Group that it joins: guests of a group are recovered to one moment (a group of its own)
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
-    /// How far back the journal is to reach. Kept and shown; nothing is dropped before it (nor,
-    /// so far, after it: the journal does not merge yet)
+    /// How far back every moment can be restored; older history is merged into the base. Of a
+    /// group, the longest window of its guests counts
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = quantity::window_s)]
     window: u64,
+    /// The same as --window. (Keeping single checkpoints for longer, like 24h,1m:7d, is not
+    /// possible yet, and refused)
+    #[arg(long, value_name = "TIME", value_parser = quantity::keep_s, conflicts_with = "window")]
+    keep: Option<u64>,
+    /// What the group's journal may take on disk, like 200GiB. Near it the oldest history goes
+    /// before its time, down to the last hour; then capture stops, never the guest (no limit but
+    /// the pool's room)
+    #[arg(long, value_name = "SIZE", value_parser = quantity::limit_bytes)]
+    limit: Option<u64>,
     /// Time between crash-consistent checkpoints
     #[arg(long, value_name = "TIME", default_value = "5s",
           value_parser = quantity::checkpoint_every_ms)]
@@ -71,7 +80,8 @@ pub fn run(args: &ProtectArgs) -> Outcome {
         libvirt: args.libvirt.clone(),
         disks: args.disks.clone(),
         group: args.group.clone(),
-        window_s: args.window,
+        window_s: args.keep.unwrap_or(args.window),
+        limit_bytes: args.limit.filter(|l| *l > 0),
         checkpoint_every_ms: args.checkpoint_every,
         rate_bytes_per_s: args.rate.filter(|r| *r > 0),
         guest_agent: args.guest_agent.as_deref().map(absolute).transpose()?,

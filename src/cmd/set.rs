@@ -8,14 +8,21 @@ use afterimage_agent::api::SetRequest;
 /// Change settings of a guest or group; no resync follows
 #[derive(Debug, clap::Args)]
 #[group(id = "setting", required = true, multiple = true,
-        args = ["window", "checkpoint_every", "rate", "guest_agent"])]
+        args = ["window", "keep", "limit", "checkpoint_every", "rate", "guest_agent"])]
 pub struct SetArgs {
     /// Guest or group
     name: String,
-    /// How far back the journal is to reach. Kept and shown; nothing is dropped before it (nor,
-    /// so far, after it: the journal does not merge yet)
+    /// How far back every moment can be restored; older history is merged into the base. A longer
+    /// one grows from now on: what was merged does not come back
     #[arg(long, value_name = "TIME", value_parser = quantity::window_s)]
     window: Option<u64>,
+    /// The same as --window. (Keeping single checkpoints for longer, like 24h,1m:7d, is not
+    /// possible yet, and refused)
+    #[arg(long, value_name = "TIME", value_parser = quantity::keep_s, conflicts_with = "window")]
+    keep: Option<u64>,
+    /// What the group's journal may take on disk, like 200GiB; 0: what the pool has room for
+    #[arg(long, value_name = "SIZE", value_parser = quantity::limit_bytes)]
+    limit: Option<u64>,
     /// Time between crash-consistent checkpoints
     #[arg(long, value_name = "TIME", value_parser = quantity::checkpoint_every_ms)]
     checkpoint_every: Option<u64>,
@@ -32,7 +39,8 @@ pub struct SetArgs {
 /// Runs it.
 pub fn run(args: &SetArgs) -> Outcome {
     let request = SetRequest {
-        window_s: args.window,
+        window_s: args.window.or(args.keep),
+        limit_bytes: args.limit,
         checkpoint_every_ms: args.checkpoint_every,
         rate_bytes_per_s: args.rate,
         guest_agent: args.guest_agent.as_deref().map(super::protect::absolute).transpose()?,

@@ -6,6 +6,7 @@ use crate::failure::{Failure, Outcome};
 use crate::show;
 use crate::state::{NOT_PROTECTED, StateArgs, offline_status};
 use afterimage_agent::api::{ErrorKind, GapStatus, GuestState, GuestStatus};
+use afterimage_journal::keeper::Occupancy;
 use afterimage_journal::meta::CopyCause;
 
 /// How many gaps are shown to people; JSON has all.
@@ -102,6 +103,9 @@ fn text(guests: &[GuestStatus], details: bool) -> String {
         if let Some(reason) = &guest.reason {
             text += &format!("{}: {reason}\n", guest.guest);
         }
+        if let Some(alarm) = guest.space.as_ref().and_then(|s| s.alarm_text.as_ref()) {
+            text += &format!("{}: {alarm}\n", guest.guest);
+        }
     }
     if details {
         for guest in guests {
@@ -171,6 +175,9 @@ fn detail(guest: &GuestStatus) -> String {
         guest.durable_seq,
         guest.epoch
     );
+    if let Some(space) = &guest.space {
+        text += &self::space(space);
+    }
     for disk in &guest.disks {
         let synced = disk.synced_bytes.saturating_mul(100) / disk.bytes.max(1);
         let size = show::bytes(disk.bytes);
@@ -181,6 +188,32 @@ fn detail(guest: &GuestStatus) -> String {
         text += &format!("  {hidden} older gaps (all: --json)\n");
     }
     text + &guest.gaps.iter().skip(hidden).map(gap).collect::<String>()
+}
+
+fn space(space: &Occupancy) -> String {
+    let bytes = show::bytes;
+    let held = show::span_ms(space.window_s.saturating_mul(1000));
+    let mut text = format!(
+        "  space: {} of {}, {} to be freed, {} held for readers; window held {held}\n",
+        bytes(space.used_bytes),
+        bytes(space.hard_bytes),
+        bytes(space.reclaimable_bytes),
+        bytes(space.pinned_bytes)
+    );
+    let scrub = space.scrub;
+    text += &format!(
+        "  scrub: {} of {} units, pass {}\n",
+        scrub.units_done,
+        scrub.units,
+        scrub.passes + 1
+    );
+    for damage in &space.damage {
+        text += &format!("  DAMAGED: {damage}\n");
+    }
+    if let Some(error) = &space.error {
+        text += &format!("  the window is not kept: {error}\n");
+    }
+    text
 }
 
 fn cause(cause: CopyCause) -> &'static str {

@@ -37,6 +37,7 @@ fn guest(name: &str) -> GuestStatus {
         copy: None,
         agent_restarts: 0,
         offline: false,
+        space: None,
     }
 }
 

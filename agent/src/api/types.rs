@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use afterimage_journal::Seq;
 use afterimage_journal::history;
+use afterimage_journal::keeper::Occupancy;
 use afterimage_journal::meta::CopyCause;
 use afterimage_journal::pool::Limit;
 
@@ -29,6 +30,9 @@ pub struct ProtectRequest {
     pub group: Option<String>,
     /// How far back the journal is to reach at least, in seconds.
     pub window_s: u64,
+    /// What the group's journal may take on disk, in bytes; `None`: what the pool has room for.
+    #[serde(default)]
+    pub limit_bytes: Option<u64>,
     /// Time between crash-consistent checkpoints, in milliseconds.
     pub checkpoint_every_ms: u64,
     /// Limit of initial sync and resync, in bytes a second; `None`: no limit.
@@ -45,6 +49,9 @@ pub struct SetRequest {
     /// As in [`ProtectRequest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_s: Option<u64>,
+    /// As in [`ProtectRequest`]; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
     /// As in [`ProtectRequest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_every_ms: Option<u64>,
@@ -181,6 +188,9 @@ pub struct GuestStatus {
     /// Whether this was read from disk because no agent runs.
     #[serde(default)]
     pub offline: bool,
+    /// What the group's journal uses, what its limits lead to, how far merging and scrubbing are.
+    #[serde(default)]
+    pub space: Option<Occupancy>,
 }
 
 /// The journal window: from the oldest to the newest recovery point.

@@ -86,7 +86,10 @@ pub(super) fn of(
     let shown = face.shown();
     let standing = group.standing(&settings.name);
     let (state, reason) = seen(&shown, &standing);
-    let intervals = &standing.intervals;
+    let space = group.occupancy();
+    // What lies before the edge is in the base.
+    let edge_ns = space.as_ref().map_or(0, |o| o.edge_wall_ns);
+    let intervals = &behind(&standing.intervals, edge_ns);
     let copy = shown.copy.as_ref().map(|p| CopyProgress {
         cause: p.cause,
         done_bytes: p.done_bytes.load(Ordering::Relaxed),
@@ -117,6 +120,7 @@ pub(super) fn of(
         copy,
         agent_restarts: counters.map_or(0, |c| c.restarts),
         offline: false,
+        space,
     }
 }
 
@@ -183,6 +187,12 @@ fn rpo_ms(state: GuestState, standing: &Standing, now_ns: u64, exposed_ms: u64) 
     Some(now_ns.saturating_sub(level_ns) / 1_000_000)
 }
 
+/// What of the intervals lies behind an instant.
+fn behind(intervals: &[Interval], from_ns: u64) -> Vec<Interval> {
+    let left = intervals.iter().filter(|i| i.to_ns.is_none_or(|to| to > from_ns));
+    left.map(|i| Interval { from_ns: i.from_ns.max(from_ns), ..i.clone() }).collect()
+}
+
 fn window(intervals: &[Interval], now_ns: u64) -> Option<WindowStatus> {
     let (first, last) = (intervals.first()?, intervals.last()?);
     Some(WindowStatus { from: time(first.from_ns), to: time(last.to_ns.unwrap_or(now_ns)) })
@@ -218,6 +228,16 @@ mod tests {
         assert_eq!(closed.len(), 2);
         assert_eq!((closed[0].to, closed[1].to), (Some(time(8_000_000_000)), None));
         assert_eq!(gaps(&[interval(1, Some(5)), interval(8, None)]).len(), 1);
+    }
+
+    #[test]
+    fn the_window_shown_begins_at_the_edge() {
+        let ns = |s: u64| s * 1_000_000_000;
+        let all = [interval(1, Some(5)), interval(8, Some(20)), interval(30, None)];
+        let left = behind(&all, ns(10));
+        assert_eq!(left, [interval(10, Some(20)), interval(30, None)]);
+        assert_eq!(window(&left, ns(40)).unwrap().from, time(ns(10)));
+        assert_eq!(behind(&all, 0), all);
     }
 
     fn standing(intervals: &[Interval], proved: Option<Duration>) -> Standing {

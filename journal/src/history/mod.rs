@@ -20,7 +20,7 @@ pub use entries::{Entries, Entry};
 pub use map::{Map, rank};
 pub use resolve::{NotRestorable, Point, When};
 pub use units::{HELD, Records, Unit};
-pub(crate) use units::{is_void, open_file};
+pub(crate) use units::{is_void, open_file, void_above};
 
 use crate::error::Result;
 use crate::layout::{self, Identity};

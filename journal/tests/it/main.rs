@@ -1,11 +1,14 @@
 //! Tests of the journal engine over real files.
 
 mod append;
+mod beside;
 mod catalogue;
 mod crash;
 mod faults;
 mod fixture;
+mod keeping;
 mod model;
+mod mortal;
 mod pool;
 mod power;
 mod ring;

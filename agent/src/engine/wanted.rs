@@ -1,0 +1,67 @@
+//! What people want of a guest and its group, checked, and handed to the group's journal.
+
+use super::Entry;
+use crate::api::{ApiError, ProtectRequest};
+use crate::settings::GuestSettings;
+use afterimage_journal::window::Limits;
+use afterimage_journal::window::limits::LIMIT_UNITS_MIN;
+use std::collections::BTreeMap;
+
+/// Shortest time between checkpoints: guests are looked at once a second.
+const CHECKPOINT_EVERY_MS_MIN: u64 = 1000;
+
+/// The time between checkpoints, checked.
+pub(super) fn checkpoint_every(ms: u64) -> Result<u64, ApiError> {
+    if ms >= CHECKPOINT_EVERY_MS_MIN {
+        return Ok(ms);
+    }
+    Err(ApiError::usage(format!(
+        "a checkpoint every {ms} ms: the shortest time is {CHECKPOINT_EVERY_MS_MIN} ms \
+         (every moment between checkpoints is restorable as well)"
+    )))
+}
+
+/// What a journal may take; 0 and nothing at all mean that there is no limit.
+pub(super) fn limit(bytes: Option<u64>, unit_bytes: u64) -> Result<Option<u64>, ApiError> {
+    let least = LIMIT_UNITS_MIN.saturating_mul(unit_bytes);
+    match bytes.filter(|b| *b > 0) {
+        Some(bytes) if bytes < least => Err(ApiError::usage(format!(
+            "a limit of {bytes} bytes is too low: the units in use and some history need room for \
+             {LIMIT_UNITS_MIN} units, {least} bytes"
+        ))),
+        limit => Ok(limit),
+    }
+}
+
+/// Has a group's journal kept as its guests want it: the longest window, the lowest limit.
+pub(super) fn keep(guests: &BTreeMap<String, Entry>, group: &str) {
+    let of_group = || guests.values().filter(|e| e.settings.group == group);
+    let window_s = of_group().map(|e| e.settings.window_s).max();
+    let limit_bytes = of_group().filter_map(|e| e.settings.limit_bytes).min();
+    if let (Some(entry), Some(window_s)) = (of_group().next(), window_s) {
+        entry.group.keep(Limits::new(window_s.saturating_mul(1_000_000_000), limit_bytes));
+    }
+}
+
+/// The settings of a guest that is to be protected.
+pub(super) fn settings_of(
+    request: ProtectRequest,
+    unit_bytes: u64,
+) -> Result<GuestSettings, ApiError> {
+    if request.qmp.is_some() == request.libvirt.is_some() {
+        return Err(ApiError::usage("give either a QMP socket or a libvirt domain"));
+    }
+    Ok(GuestSettings {
+        group: request.group.unwrap_or_else(|| request.name.clone()),
+        name: request.name,
+        qmp: request.qmp,
+        libvirt: request.libvirt,
+        disks: request.disks,
+        window_s: request.window_s,
+        limit_bytes: limit(request.limit_bytes, unit_bytes)?,
+        checkpoint_every_ms: checkpoint_every(request.checkpoint_every_ms)?,
+        rate_bytes_per_s: request.rate_bytes_per_s,
+        guest_agent: request.guest_agent,
+        detached: false,
+    })
+}

@@ -1,0 +1,161 @@
+//! The journal's keeper: window and limits of a group, and whether a full journal has room again.
+//!
+//! What always holds: the keeper's thread runs only while this process holds the journal's lock: it is
+//! started behind the journal's opening and stopped before the journal is let go of.
+
+use super::Group;
+use afterimage_journal::keeper::{Ground, Home, Keeper, KeeperThread, Occupancy, Setup};
+use afterimage_journal::merge::Unpaced;
+use afterimage_journal::pool::{Allocate, Slot};
+use afterimage_journal::window::Limits;
+use afterimage_journal::{Error, Journal, Result, layout};
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Most steps of making room before the journal is opened.
+const STEPS_MAX: usize = 100_000;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Keeping(Mutex<State>);
+
+/// Gives out no room for a unit when the keeper sees none.
+pub(super) struct Limited {
+    pub(super) inner: Arc<dyn Allocate>,
+    pub(super) keeping: Arc<Keeping>,
+}
+
+impl fmt::Debug for Limited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limited").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl Allocate for Limited {
+    fn allocate(&self, journal: &Path, unit_bytes: u64) -> Result<Slot> {
+        // Not held over what the pool does.
+        let occupancy = self.keeping.lock().thread.as_ref().map(|t| t.shared().occupancy());
+        match occupancy {
+            Some(full) if !full.has_room => {
+                let why = full.alarm_text.unwrap_or_else(|| NO_ROOM.to_owned());
+                Err(Error::NoRoom(why))
+            }
+            _ => self.inner.allocate(journal, unit_bytes),
+        }
+    }
+}
+
+const NO_ROOM: &str = "there is no room for its next unit";
+
+#[derive(Default)]
+struct State {
+    /// `None`: not known yet, so nothing may be given up.
+    limits: Option<Limits>,
+    ground: Option<Arc<dyn Ground>>,
+    thread: Option<KeeperThread>,
+}
+
+impl Keeping {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Plain values, whole at every step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Group {
+    /// Where merged units of this group go from the next opening on, and files that are given up.
+    pub fn set_ground(&self, ground: Arc<dyn Ground>) {
+        self.keeping.lock().ground = Some(ground);
+    }
+
+    /// Keeps the journal within these limits from now on; without a first call nothing is ever given
+    /// up.
+    pub fn keep(&self, limits: Limits) {
+        let mut state = self.keeping.lock();
+        state.limits = Some(limits);
+        if let Some(thread) = &state.thread {
+            thread.shared().set(limits);
+        }
+        drop(state);
+        let journal = self.lock().journal.clone();
+        if let Some(journal) = journal {
+            self.start_keeper(&journal);
+        }
+    }
+
+    /// What the journal uses and holds; `None`: nothing is known yet.
+    #[must_use]
+    pub fn occupancy(&self) -> Option<Occupancy> {
+        self.keeping.lock().thread.as_ref().map(|t| t.shared().occupancy())
+    }
+
+    fn keeper_setup(&self, state: &State) -> Option<Setup> {
+        let storage = Arc::clone(&self.options.storage);
+        let home = || -> Arc<dyn Ground> { Arc::new(Home { storage: Arc::clone(&storage) }) };
+        let ground = state.ground.clone().unwrap_or_else(home);
+        Some(Setup {
+            storage,
+            dir: self.dir.clone(),
+            clock: Arc::clone(&self.options.clock),
+            ground,
+            pace: Arc::new(Unpaced),
+            limits: state.limits?,
+        })
+    }
+
+    /// Begins to keep a journal that was just opened, once limits are known.
+    pub(super) fn start_keeper(&self, journal: &Journal) {
+        let mut state = self.keeping.lock();
+        if state.thread.is_some() || journal.stopped().is_some() {
+            return;
+        }
+        let Some(setup) = self.keeper_setup(&state) else { return };
+        match KeeperThread::start(setup) {
+            Ok(thread) => {
+                let shared = thread.shared();
+                journal.on_sealed(move |number| shared.sealed(number));
+                state.thread = Some(thread);
+            }
+            Err(error) => tracing::error!(group = self.name, %error, "the window can't be kept"),
+        }
+    }
+
+    /// Stops keeping; to be called before the journal is let go of.
+    pub(super) fn stop_keeper(&self) {
+        let thread = self.keeping.lock().thread.take();
+        drop(thread);
+    }
+
+    /// Whether a journal that stopped for space has room again; its keeper goes on making some
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// It has none: what is, and what can be done.
+    pub(super) fn check_room(&self, journal: &Journal) -> Result<()> {
+        let state = self.keeping.lock();
+        let Some(thread) = &state.thread else { return Ok(()) };
+        let shared = thread.shared();
+        shared.set_stopped(true);
+        let occupancy = shared.occupancy();
+        if occupancy.stopped && occupancy.has_room {
+            return Ok(());
+        }
+        let why = occupancy.alarm_text.unwrap_or_else(|| NO_ROOM.to_owned());
+        Err(Error::Stopped { last_seq: journal.head(), why, space: true })
+    }
+
+    /// Makes room in a journal that can't be opened for want of it.
+    pub(super) fn make_room(&self) -> Result<()> {
+        let Some(setup) = self.keeper_setup(&self.keeping.lock()) else { return Ok(()) };
+        let _lock = layout::take_lock(&self.dir)?;
+        let mut keeper = Keeper::open(setup)?;
+        keeper.set_stopped(true);
+        for _ in 0..STEPS_MAX {
+            if !keeper.step()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

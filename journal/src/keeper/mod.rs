@@ -1,0 +1,372 @@
+//! Keeps a journal within its window and its limits: one bounded step at a time, beside capture.
+//!
+//! ```text
+//!  unit sealed ─► catalogue ─► level runs ─► decide ─► base run at the new edge ─► edge durable
+//!                                              ▲                                        │
+//!                              held files ◄── give up what was replaced ◄── merge a group
+//! ```
+//!
+//! What always holds:
+//! * the caller has the journal open for writing, and is the only one who keeps it;
+//! * the edge is durable before anything at or below it is merged, a merged unit and the catalogue
+//!   that names it before what it replaces is given up (I-8): killed between any two calls, the
+//!   next keeper goes on;
+//! * only units that are sealed, settled and sound are touched; what is damaged stays, and is named.
+
+mod advance;
+mod ground;
+mod merging;
+mod occupancy;
+mod rebuild;
+mod runs;
+mod thread;
+
+pub use ground::{Ground, Home};
+pub use occupancy::{Occupancy, ScrubProgress};
+pub use rebuild::{Rebuilt, rebuild};
+pub use thread::{KeeperThread, Shared};
+
+use crate::catalogue::{self, Catalogue, Extended, epoch_start, units_of};
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::format::meta::EpochStart;
+use crate::format::unit_header::UnitHeader;
+use crate::layout::{self, Identity};
+use crate::merge::{Pace, release};
+use crate::pool::{FileName, Found, Places};
+use crate::scrub::Scrub;
+use crate::storage::Storage;
+use crate::unit::read_header;
+use crate::window::{Actions, Capture, Edge, Limits, Row, Stamp, Usage, decide, victims};
+use runs::Runs;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Most findings of damage that are kept to be shown.
+const DAMAGE_SHOWN_MAX: usize = 32;
+
+/// What a keeper works with.
+#[derive(Clone)]
+pub struct Setup {
+    /// Where everything lies.
+    pub storage: Arc<dyn Storage>,
+    /// The journal's directory.
+    pub dir: PathBuf,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Where merged units go, and files that are given up.
+    pub ground: Arc<dyn Ground>,
+    /// How fast merging may go.
+    pub pace: Arc<dyn Pace>,
+    /// What the group may use, and keeps.
+    pub limits: Limits,
+}
+
+/// See the module.
+pub struct Keeper {
+    setup: Setup,
+    identity: Identity,
+    places: Places,
+    catalogue: Catalogue,
+    /// The catalogue has more than its file.
+    unsaved: bool,
+    /// Highest number of a unit that was said to be sealed, and the one that was tried last.
+    sealed: u64,
+    refused_at: u64,
+    /// Headers of units behind the catalogue, by number.
+    behind: BTreeMap<u64, UnitHeader>,
+    runs: Runs,
+    /// Groups that are left alone, by first and last number, and why.
+    left_alone: BTreeMap<(u64, u64), String>,
+    /// Whether capture is stopped for space.
+    stopped: bool,
+    actions: Actions,
+    scrub: Scrub,
+    occupancy: Occupancy,
+}
+
+impl Keeper {
+    /// Begins to keep a journal that the caller has open for writing; clears away what somebody left
+    /// who was killed.
+    ///
+    /// # Errors
+    /// The journal can't be read, or what is left over can't be removed.
+    pub fn open(setup: Setup) -> Result<Self> {
+        let identity = layout::read_identity(&setup.dir)?;
+        let places = Places::of(&setup.storage, &setup.dir)?;
+        release::remove_drafts(&setup.storage, places.dirs())?;
+        let catalogue = catalogue_of(&setup, &identity, &places)?;
+        // Readers that began before know the units that a merged one replaced: under the pin.
+        catalogue::save(setup.storage.as_ref(), &setup.dir, &identity, &catalogue)?;
+        let left = release::leftovers(&places.units()?);
+        release::release(&setup.storage, &setup.dir, setup.ground.as_ref(), &left)?;
+        let runs = Runs::open(&setup.storage, &setup.dir, identity.group)?;
+        let actions = Actions { edge: None, dead_permille: 500, alarm: None, capture: Capture::Go };
+        let mut keeper = Self {
+            sealed: catalogue.last_unit(),
+            setup,
+            identity,
+            places,
+            catalogue,
+            unsaved: false,
+            refused_at: 0,
+            behind: BTreeMap::new(),
+            runs,
+            left_alone: BTreeMap::new(),
+            stopped: false,
+            actions,
+            scrub: Scrub::default(),
+            occupancy: Occupancy::default(),
+        };
+        keeper.evaluate()?;
+        Ok(keeper)
+    }
+
+    /// What the group may use and keeps from now on; nothing is copied anew for it.
+    pub fn set(&mut self, limits: Limits) {
+        self.setup.limits = limits;
+    }
+
+    /// A unit was sealed.
+    pub fn sealed(&mut self, number: u64) {
+        self.sealed = self.sealed.max(number);
+    }
+
+    /// Whether capture is stopped for space.
+    pub fn set_stopped(&mut self, stopped: bool) {
+        self.stopped = stopped;
+    }
+
+    /// What is used and held, as of the last step.
+    #[must_use]
+    pub fn occupancy(&self) -> &Occupancy {
+        &self.occupancy
+    }
+
+    /// What was decided last.
+    #[must_use]
+    pub fn actions(&self) -> &Actions {
+        &self.actions
+    }
+
+    /// Does one bounded thing of all that is to be done; `false`: there was nothing, until time goes
+    /// on, a unit is sealed, or the limits change.
+    ///
+    /// # Errors
+    /// Something could not be read or written; what was done so far stands, and the next step may
+    /// try again.
+    pub fn step(&mut self) -> Result<bool> {
+        if self.take_sealed()? || self.runs.build_one(&self.catalogue, &self.epochs())? {
+            return Ok(true);
+        }
+        self.evaluate()?;
+        let done = self.advance_edge()? || self.give_up_runs()? || self.merge_one()?;
+        if done {
+            self.evaluate()?;
+            return Ok(true);
+        }
+        let ground = self.setup.ground.as_ref();
+        let (storage, dir) = (&self.setup.storage, &self.setup.dir);
+        self.occupancy.pinned_bytes =
+            release::retry_held(storage, dir, self.places.dirs(), ground)?;
+        Ok(false)
+    }
+
+    /// Makes one run that is missing, the base run at the present edge too; `false`: none is.
+    fn build_runs(&mut self) -> Result<bool> {
+        Ok(self.runs.build_one(&self.catalogue, &self.epochs())? || self.advance_edge()?)
+    }
+
+    /// Reads on through sealed units to find rot, at most so many bytes.
+    pub fn scrub(&mut self, budget_bytes: u64) {
+        let found =
+            self.scrub.step(&self.setup.storage, &self.identity, &self.catalogue, budget_bytes);
+        if let Some(what) = found {
+            tracing::error!(journal = %self.setup.dir.display(), what, "scrubbing found damage");
+            self.note_damage(what);
+        }
+        self.occupancy.scrub = self.scrub.progress(&self.catalogue);
+    }
+
+    fn note_damage(&mut self, what: String) {
+        let damage = &mut self.occupancy.damage;
+        if damage.len() < DAMAGE_SHOWN_MAX && !damage.contains(&what) {
+            damage.push(what);
+        }
+    }
+
+    /// Adds sealed units to the catalogue, and saves it when there is none left.
+    fn take_sealed(&mut self) -> Result<bool> {
+        let storage = self.setup.storage.as_ref();
+        let next = self.catalogue.last_unit() + 1;
+        if next <= self.sealed && self.refused_at != self.sealed {
+            let found = self.places.find(FileName::Unit(next));
+            let found = found.map(|path| Found { name: FileName::Unit(next), path });
+            let extended = match &found {
+                Some(found) => self.catalogue.extend(storage, &self.identity, found)?,
+                None => Extended::NotYet("it is not there".into()),
+            };
+            match extended {
+                Extended::Added => self.unsaved = true,
+                // Its numbers may go on in the next unit; then that one's seal asks again.
+                Extended::NotYet(why) => {
+                    tracing::debug!(unit = next, why, "not in the catalogue yet");
+                    self.refused_at = self.sealed;
+                }
+            }
+            return Ok(true);
+        }
+        if self.unsaved {
+            self.save()?;
+            self.behind.retain(|number, _| *number > self.catalogue.last_unit());
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let storage = self.setup.storage.as_ref();
+        catalogue::save(storage, &self.setup.dir, &self.identity, &self.catalogue)?;
+        self.unsaved = false;
+        Ok(())
+    }
+
+    /// All epochs that began, those of units behind the catalogue too.
+    fn epochs(&self) -> Vec<EpochStart> {
+        let mut epochs = self.catalogue.epochs.clone();
+        for start in self.behind.values().filter_map(epoch_start) {
+            if epochs.iter().all(|e| e.epoch != start.epoch) {
+                epochs.push(start);
+            }
+        }
+        epochs
+    }
+
+    /// The present edge. With a base run, its units are the base; without one, all units with nothing
+    /// above the edge.
+    fn edge(&self) -> Option<Edge> {
+        let seq = self.catalogue.edge();
+        if seq == 0 {
+            return None;
+        }
+        if let Some(base) = self.runs.base().filter(|b| b.span().last_seq == seq) {
+            return Some(Edge { unit: base.span().last_unit, seq });
+        }
+        let below = self.catalogue.units().iter().take_while(|u| u.last_seq <= seq);
+        below.last().map(|u| Edge { unit: u.name.numbers().1, seq })
+    }
+
+    /// The units' rows: what the catalogue has, then what is behind it, which only tells the time.
+    fn rows(&mut self) -> Result<Vec<Row>> {
+        let last = self.catalogue.last_unit();
+        for found in self.places.units()?.iter().filter(|f| f.name.numbers().0 > last) {
+            let number = found.name.numbers().0;
+            if !self.behind.contains_key(&number) {
+                let group = self.identity.group.into_bytes();
+                let header = read_header(self.setup.storage.as_ref(), found, group);
+                // Damaged ones are the history's to judge.
+                let Ok((_, header)) = header else { continue };
+                self.behind.insert(number, header);
+            }
+        }
+        // The newest is prepared, the one before is written to: what lies before those is full. Whoever
+        // is told of seals is not late for it.
+        let newest = self.behind.keys().next_back().copied().unwrap_or(0);
+        self.sealed = self.sealed.max(newest.saturating_sub(2));
+        let settled = self.catalogue.settled_below();
+        let border = self.catalogue.border.iter().map(|b| b.unit).min().unwrap_or(u64::MAX);
+        let catalogued = self.catalogue.units().iter().map(|u| Row {
+            first: u.name.numbers().0,
+            last: u.name.numbers().1,
+            merged: matches!(u.name, FileName::Merged(..)),
+            sound: u.last_seq < settled && u.name.numbers().1 < border,
+            last_seq: u.last_seq,
+            made: stamp_of(&u.header),
+            after_seq: u.header.after_seq,
+            file_bytes: u.header.unit_bytes,
+            live_bytes: u.live_bytes,
+        });
+        let behind = self.behind.iter().filter(|(number, _)| **number > last);
+        let behind = behind.map(|(number, header)| Row {
+            first: *number,
+            last: *number,
+            merged: false,
+            sound: false,
+            last_seq: u64::MAX,
+            made: stamp_of(header),
+            after_seq: header.after_seq,
+            file_bytes: header.unit_bytes,
+            live_bytes: None,
+        });
+        Ok(catalogued.chain(behind).collect())
+    }
+
+    /// Looks at window and limits, and decides.
+    fn evaluate(&mut self) -> Result<()> {
+        let rows = self.rows()?;
+        let now = Stamp::now(self.setup.clock.as_ref());
+        let edge = self.edge();
+        let unit_bytes = self.identity.unit_bytes;
+        let groups = match edge {
+            Some(edge) => victims(&rows, edge, self.actions.dead_permille, unit_bytes),
+            None => Vec::new(),
+        };
+        let worth = groups.iter().filter(|g| !self.left_alone.contains_key(&(g.first, g.last)));
+        let units: u64 = rows.iter().map(|r| r.file_bytes).sum();
+        let usage = Usage {
+            used_bytes: units + self.runs.bytes(),
+            free_bytes: self.setup.ground.free_bytes(&self.setup.dir),
+            unit_bytes,
+            reclaimable_bytes: worth.map(crate::window::Group::freed_bytes).sum(),
+            stopped: self.stopped,
+            edge,
+        };
+        let before = self.actions.alarm.as_ref().map(|a| a.level);
+        self.actions = decide(&usage, &rows, &self.setup.limits, &now);
+        if let Some(alarm) = self.actions.alarm.as_ref().filter(|a| Some(a.level) != before) {
+            tracing::warn!(journal = %self.setup.dir.display(), text = alarm.text, "space");
+        }
+        self.occupancy.take(&usage, &self.setup.limits, &self.actions, &rows, &now);
+        let at_edge = self.catalogue.units().iter().rev();
+        let at_edge = at_edge
+            .filter(|u| u.last_seq > 0)
+            .find(|u| edge.is_some_and(|edge| u.name.numbers().1 <= edge.unit));
+        self.occupancy.edge_wall_ns = at_edge.map_or(0, |u| u.last_wall_ns);
+        Ok(())
+    }
+
+    /// Where a unit lies now: it may have moved to another member.
+    fn found(&self, name: FileName) -> Result<Found> {
+        let path = self.places.find(name);
+        path.map(|path| Found { name, path }).ok_or_else(|| {
+            let why = format!("{name} is not there{}", self.places.missing_text());
+            Error::Unusable { path: self.setup.dir.clone(), why }
+        })
+    }
+}
+
+/// The catalogue with every merged unit that is there: who wrote one may have been killed before the
+/// catalogue followed.
+fn catalogue_of(setup: &Setup, identity: &Identity, places: &Places) -> Result<Catalogue> {
+    let storage = &setup.storage;
+    let mut catalogue = Catalogue::open(storage, &setup.dir)?;
+    let found = units_of(places)?;
+    let knows = |c: &Catalogue, name| c.units().iter().any(|u| u.name == name);
+    let wider = found.iter().filter(|f| matches!(f.name, FileName::Merged(..)));
+    for found in wider {
+        let covers = found.name.numbers().1 <= catalogue.last_unit();
+        if covers && !knows(&catalogue, found.name) {
+            catalogue.replace(storage.as_ref(), identity, found)?;
+        }
+    }
+    let there = |name| found.iter().any(|f| f.name == name);
+    match catalogue.units().iter().all(|u| there(u.name)) {
+        true => Ok(catalogue),
+        false => Catalogue::rebuild(storage, &setup.dir),
+    }
+}
+
+fn stamp_of(header: &UnitHeader) -> Stamp {
+    Stamp { wall_ns: header.wall_ns, mono_ns: header.mono_ns, boot_id: header.boot_id }
+}

@@ -1,0 +1,257 @@
+//! What is left of units at the edge: pieces of data that count there, and what is kept of the rest.
+//!
+//! Data that counts is what the base run names; only metadata payloads are read here.
+
+use super::Job;
+use crate::catalogue::epoch_start;
+use crate::error::{Error, Result};
+use crate::format::meta::{META_BYTES_MAX, Merged, Meta};
+use crate::format::record::{Kind, Record};
+use crate::format::unit_header::FLAG_MERGED;
+use crate::history::void_above;
+use crate::pool::Found;
+use crate::storage::StoredFile;
+use crate::unit::{ScanEnd, UnitContents, read_merged, read_payload, read_unit};
+use crate::{Seq, unit};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A unit that is read from.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub path: PathBuf,
+    pub file: Arc<dyn StoredFile>,
+}
+
+/// A record, or a part of one, that goes into the merged unit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept {
+    /// Index of the source.
+    pub source: usize,
+    /// Byte offset of the original record in it.
+    pub at: u64,
+    /// The original.
+    pub record: Record,
+    /// Where the part starts in the original, in bytes; it is `len` bytes long.
+    pub skip: u64,
+    pub len: u32,
+}
+
+impl Kept {
+    fn whole(source: usize, at: u64, record: Record) -> Self {
+        Self { source, at, record, skip: 0, len: record.len }
+    }
+
+    /// Payload that it takes in the merged unit, in bytes.
+    pub fn payload_bytes(&self) -> u32 {
+        match self.record.kind {
+            Kind::Write => self.len,
+            _ => self.record.payload_bytes,
+        }
+    }
+
+    fn key(&self) -> (Seq, u64) {
+        (self.record.seq, self.record.addr + self.skip)
+    }
+}
+
+/// What is left of a group.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub sources: Vec<Source>,
+    /// By (number, address).
+    pub kept: Vec<Kept>,
+    pub merged: Merged,
+    /// Epoch of the last unit, its `prev_last_seq`, and the newest number given out when any of
+    /// them was made.
+    pub epoch: u64,
+    pub prev_last_seq: Seq,
+    pub after_seq: Seq,
+}
+
+/// Reads the indexes of a group's units and finds what counts, one unit at a time.
+pub(super) fn gather(job: &Job, found: &[Found]) -> Result<Content> {
+    let mut content = Content {
+        sources: Vec::new(),
+        kept: Vec::new(),
+        merged: Merged {
+            first: 0,
+            last: 0,
+            edge: job.edge.seq,
+            epochs: Vec::new(),
+            kept: Vec::new(),
+            first_seq: 0,
+            last_seq: 0,
+            first_wall_ns: 0,
+            last_wall_ns: 0,
+        },
+        epoch: 0,
+        prev_last_seq: 0,
+        after_seq: 0,
+    };
+    for found in found {
+        add_unit(job, found, &mut content)?;
+    }
+    content.kept.sort_by_key(Kept::key);
+    drop_repeated_meta(&mut content)?;
+    Ok(content)
+}
+
+fn add_unit(job: &Job, found: &Found, content: &mut Content) -> Result<()> {
+    let contents = read_unit(job.storage.as_ref(), found, job.group.into_bytes(), None)?;
+    if contents.end != ScanEnd::Sealed {
+        let why = "it is not sealed, or its index is damaged: it can't be merged".into();
+        return Err(Error::Unusable { path: found.path.clone(), why });
+    }
+    let of = note_replaced(found, &contents, content)?;
+    let source = content.sources.len();
+    let header = &contents.header;
+    let valid_to = void_above(job.epochs, header.epoch);
+    let mut data = Vec::new();
+    for &(at, record) in &contents.records {
+        match record.kind {
+            _ if record.kind == Kind::Merged || record.seq > valid_to => {}
+            Kind::Write | Kind::Zero => data.push((at, record)),
+            // Ticks, watermarks, flushes and closes say nothing that the edge doesn't.
+            Kind::Tick | Kind::Watermark | Kind::Flush | Kind::Close => {}
+            _ => content.kept.push(Kept::whole(source, at, record)),
+        }
+    }
+    // In the order of the run: each of its blocks is read once.
+    data.sort_unstable_by_key(|(_, r)| (r.volume, r.addr));
+    for (at, record) in data {
+        keep_data(job, source, at, &record, &mut content.kept)?;
+    }
+    let merged = &mut content.merged;
+    merged.first = if source == 0 { of.first } else { merged.first };
+    merged.last = of.last;
+    content.epoch = header.epoch;
+    content.prev_last_seq = header.prev_last_seq;
+    content.after_seq = content.after_seq.max(header.after_seq);
+    content.sources.push(Source { path: contents.path, file: contents.file });
+    Ok(())
+}
+
+/// Takes over what a unit says of itself: the numbers it had, and the epochs that began in it.
+fn note_replaced(found: &Found, unit: &UnitContents, content: &mut Content) -> Result<Merged> {
+    let header = &unit.header;
+    let (first, last) = found.name.numbers();
+    let of = if header.flags & FLAG_MERGED != 0 {
+        read_merged(unit.file.as_ref(), &unit.path, header)?
+    } else {
+        let seqs = || unit.records.iter().map(|(_, r)| r.seq);
+        let walls = || unit.records.iter().map(|(_, r)| r.wall_ns);
+        Merged {
+            first,
+            last,
+            edge: 0,
+            epochs: epoch_start(header).into_iter().collect(),
+            kept: Vec::new(),
+            first_seq: seqs().min().unwrap_or(0),
+            last_seq: seqs().max().unwrap_or(0),
+            first_wall_ns: walls().min().unwrap_or(0),
+            last_wall_ns: walls().max().unwrap_or(0),
+        }
+    };
+    if (of.first, of.last) != (first, last) {
+        let why = "its name and what it says to replace differ".into();
+        return Err(Error::Unusable { path: found.path.clone(), why });
+    }
+    let all = &mut content.merged;
+    all.epochs.extend(of.epochs.iter().copied());
+    if of.last_seq > 0 {
+        let lowest = if all.last_seq == 0 { of.first_seq } else { all.first_seq };
+        let earliest = if all.last_seq == 0 { of.first_wall_ns } else { all.first_wall_ns };
+        all.first_seq = lowest.min(of.first_seq);
+        all.first_wall_ns = earliest.min(of.first_wall_ns);
+    }
+    all.last_seq = all.last_seq.max(of.last_seq);
+    all.last_wall_ns = all.last_wall_ns.max(of.last_wall_ns);
+    Ok(of)
+}
+
+/// Adds the parts of a data record that the base run names.
+fn keep_data(
+    job: &Job,
+    source: usize,
+    at: u64,
+    record: &Record,
+    kept: &mut Vec<Kept>,
+) -> Result<()> {
+    let end = record.addr.saturating_add(u64::from(record.len));
+    let mut part: Option<(u64, u64)> = None;
+    let mut keep = |(from, to): (u64, u64)| -> Result<()> {
+        let len = u32::try_from(to - from)
+            .map_err(|_| Error::Invalid(format!("record {} is too long", record.seq)))?;
+        kept.push(Kept { source, at, record: *record, skip: from - record.addr, len });
+        Ok(())
+    };
+    for piece in job.base.iter(record.volume, record.addr..end) {
+        let piece = piece?;
+        if piece.seq != record.seq {
+            continue;
+        }
+        part = match part {
+            Some((from, to)) if to == piece.start => Some((from, piece.end)),
+            Some(done) => {
+                keep(done)?;
+                Some((piece.start, piece.end))
+            }
+            None => Some((piece.start, piece.end)),
+        };
+    }
+    part.map_or(Ok(()), keep)
+}
+
+/// Of configurations that say the same one after another, the first is enough; of checkpoints without
+/// a tag, which can't be restored any more, only the last stays: no number is given twice.
+fn drop_repeated_meta(content: &mut Content) -> Result<()> {
+    let mut drop = vec![false; content.kept.len()];
+    let mut config: Option<Vec<u8>> = None;
+    let mut mark = None;
+    for (i, item) in content.kept.iter().enumerate() {
+        if !matches!(item.record.kind, Kind::Config | Kind::Mark) {
+            continue;
+        }
+        let payload = read_meta(&content.sources, item)?;
+        if item.record.kind == Kind::Config {
+            drop[i] = config.as_ref() == Some(&payload);
+            config = Some(payload);
+            continue;
+        }
+        let tagged = match Meta::decode(Kind::Mark, &payload) {
+            Some(Ok(Meta::Mark(mark))) => mark.tag.is_some(),
+            // Not understood, hence not for us to drop.
+            _ => true,
+        };
+        if !tagged && let Some(before) = mark.replace(i) {
+            drop[before] = true;
+        }
+    }
+    let mut dropped = drop.into_iter();
+    content.kept.retain(|_| !dropped.next().unwrap_or(false));
+    Ok(())
+}
+
+fn read_meta(sources: &[Source], item: &Kept) -> Result<Vec<u8>> {
+    let mut payload = Vec::new();
+    if item.record.payload_bytes as usize > META_BYTES_MAX {
+        let what = format!("record {} is too large for what it is", item.record.seq);
+        return Err(Error::Invalid(what));
+    }
+    read_kept(sources, item, &mut payload)?;
+    Ok(payload)
+}
+
+/// Reads and checks the whole original payload.
+pub(super) fn read_kept(sources: &[Source], item: &Kept, payload: &mut Vec<u8>) -> Result<()> {
+    let source = sources
+        .get(item.source)
+        .ok_or_else(|| Error::Invalid(format!("record {} lies in no unit", item.record.seq)))?;
+    let bytes = item.record.payload_bytes;
+    if u64::from(bytes) > unit::UNIT_BYTES_MAX / 8 {
+        return Err(Error::TooLarge { bytes: bytes.into(), limit_bytes: unit::UNIT_BYTES_MAX / 8 });
+    }
+    payload.resize(bytes as usize, 0);
+    read_payload(source.file.as_ref(), &source.path, item.at, &item.record, payload)
+}

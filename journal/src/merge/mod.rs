@@ -1,0 +1,110 @@
+//! Writing what is left of old units into merged ones, and giving up what those replace (I-8).
+//!
+//! ```text
+//!  unit 7   unit 8   unit 9          merged-7-9
+//!  ##..#.   ......   .#...#    ──►   "replaces 7 to 9, as of edge E" | ##|#|#|# | index
+//!  (. is superseded at or below the edge)
+//! ```
+//!
+//! What always holds:
+//! * a merged unit has its name only when all of it is durable, and a name is never used twice: what
+//!   a reader opened under it stays what it was (I-7);
+//! * what is copied was checked against its checksum; a group with a record that fails stays as it
+//!   is, as evidence, and is named (I-12);
+//! * a unit is given up only after the merged one and the catalogue that names it are durable; who
+//!   is killed in between leaves files that [`release::leftovers`] finds;
+//! * copied records keep flag and copy, and the starts of copies are kept, so that they rank where
+//!   they did (I-5).
+
+mod content;
+mod pace;
+pub mod release;
+mod writer;
+
+pub use pace::{Pace, Throttle, Unpaced};
+pub use release::{Give, Remove};
+
+use crate::error::{Error, Result};
+use crate::format::meta::{EpochStart, Merged};
+use crate::format::record::Record;
+use crate::format::unit_header::UnitHeader;
+use crate::map::Run;
+use crate::pool::{FileName, Found};
+use crate::storage::Storage;
+use crate::window::Edge;
+use crate::window::Stamp;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What a merge works with.
+pub struct Job<'a> {
+    /// Where everything lies.
+    pub storage: &'a Arc<dyn Storage>,
+    /// The journal's group.
+    pub group: Uuid,
+    /// The directory that the merged unit is written to.
+    pub into: &'a Path,
+    /// The base run: what counts at the edge.
+    pub base: &'a Arc<Run>,
+    /// The edge that it was made for.
+    pub edge: Edge,
+    /// Where epochs began: older units' numbers above an epoch's `prev_last_seq` are void.
+    pub epochs: &'a [EpochStart],
+    /// The largest file that may come out.
+    pub unit_bytes_max: u64,
+    /// Now.
+    pub now: Stamp,
+    /// The mount that `into` is on.
+    pub mount_id: u64,
+    /// How fast it may go.
+    pub pace: &'a dyn Pace,
+}
+
+/// A merged unit that was written.
+#[derive(Debug)]
+pub struct Written {
+    /// Its file.
+    pub found: Found,
+    /// Its header.
+    pub header: UnitHeader,
+    /// What it replaces.
+    pub merged: Merged,
+    /// Its records, with their byte offsets.
+    pub records: Vec<(u64, Record)>,
+}
+
+/// What became of a group.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is durable under its name.
+    Written(Box<Written>),
+    /// What is left doesn't fit one unit: try fewer.
+    TooLarge,
+    /// It was told to stop; nothing is left of it.
+    Stopped,
+}
+
+/// Merges units, which are contiguous in number and lie at or below the edge, into one.
+///
+/// # Errors
+/// A unit is damaged, or can't be read whole: it is named, nothing was changed. Or the merged unit
+/// can't be written.
+pub fn merge(job: &Job, sources: &[Found]) -> Result<Outcome> {
+    let (Some(first), Some(last)) = (sources.first(), sources.last()) else {
+        return Err(Error::Invalid("there is nothing to merge".into()));
+    };
+    let (first, last) = (first.name.numbers().0, last.name.numbers().1);
+    let name = FileName::Merged(first, last);
+    if last > job.edge.unit || sources.iter().any(|s| s.name == name) {
+        return Err(Error::Invalid(format!("{name} can't be made of what it is to replace")));
+    }
+    let content = content::gather(job, sources)?;
+    let Some(plan) = writer::plan(job, name, content)? else { return Ok(Outcome::TooLarge) };
+    writer::write(job, name, plan)
+}
+
+/// The path of a draft for `name` in `dir`.
+fn draft_path(dir: &Path, name: FileName) -> PathBuf {
+    dir.join(format!("{name}.tmp"))
+}

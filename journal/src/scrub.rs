@@ -1,0 +1,121 @@
+//! Reading sealed units again in the background, to find rot before somebody needs what it hit.
+//!
+//! What always holds: it changes nothing; a finding names unit, byte and record. A budget of bytes
+//! bounds each step, but that one record is read whole.
+
+use crate::catalogue::Catalogue;
+use crate::error::{Error, Result};
+use crate::format::record::Record;
+use crate::keeper::ScrubProgress;
+use crate::layout::Identity;
+use crate::pool::FileName;
+use crate::storage::{Storage, StoredFile};
+use crate::unit::{ScanEnd, read_payload, read_unit};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How far it is.
+#[derive(Default)]
+pub struct Scrub {
+    /// The last unit number that was read whole in this pass.
+    done: u64,
+    units_done: u64,
+    passes: u64,
+    reading: Option<Reading>,
+    payload: Vec<u8>,
+}
+
+/// A unit in the middle of being read.
+struct Reading {
+    name: FileName,
+    path: PathBuf,
+    file: Arc<dyn StoredFile>,
+    records: std::vec::IntoIter<(u64, Record)>,
+}
+
+impl Scrub {
+    /// Reads on; what it found damaged, if anything. Each damaged record is one finding.
+    pub fn step(
+        &mut self,
+        storage: &Arc<dyn Storage>,
+        identity: &Identity,
+        catalogue: &Catalogue,
+        budget_bytes: u64,
+    ) -> Option<String> {
+        let mut left = budget_bytes;
+        while left > 0 {
+            let Some(reading) = &mut self.reading else {
+                match self.begin(storage, identity, catalogue) {
+                    Ok(true) => continue,
+                    Ok(false) => return None,
+                    Err(e) => return Some(e.to_string()),
+                }
+            };
+            let Some((at, record)) = reading.records.next() else {
+                self.end();
+                continue;
+            };
+            self.payload.resize(record.payload_bytes as usize, 0);
+            let (file, path) = (reading.file.as_ref(), &reading.path);
+            let read = read_payload(file, path, at, &record, &mut self.payload);
+            left = left.saturating_sub(u64::from(record.payload_bytes).max(1));
+            match read {
+                Ok(()) => {}
+                // Merged and given up meanwhile: there is nothing to find.
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    self.end();
+                }
+                Err(e) => return Some(e.to_string()),
+            }
+        }
+        None
+    }
+
+    /// How far it is, for status.
+    #[must_use]
+    pub fn progress(&self, catalogue: &Catalogue) -> ScrubProgress {
+        let units = catalogue.units().len() as u64;
+        ScrubProgress { units_done: self.units_done.min(units), units, passes: self.passes }
+    }
+
+    /// Opens the next unit; `false`: a pass is over, or there is none.
+    fn begin(
+        &mut self,
+        storage: &Arc<dyn Storage>,
+        identity: &Identity,
+        catalogue: &Catalogue,
+    ) -> Result<bool> {
+        let next = catalogue.units().iter().find(|u| u.name.numbers().1 > self.done);
+        let Some(unit) = next else {
+            self.passes += u64::from(self.units_done > 0);
+            (self.done, self.units_done) = (0, 0);
+            return Ok(false);
+        };
+        self.done = unit.name.numbers().1;
+        self.units_done += 1;
+        let contents =
+            match read_unit(storage.as_ref(), &unit.found(), identity.group.into_bytes(), None) {
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    return Ok(true);
+                }
+                read => read?,
+            };
+        if contents.end != ScanEnd::Sealed {
+            let why = "its index is damaged".to_owned();
+            return Err(Error::Unusable { path: contents.path, why });
+        }
+        let records = contents.records.into_iter();
+        let (name, path) = (unit.name, contents.path);
+        self.reading = Some(Reading { name, path, file: contents.file, records });
+        Ok(true)
+    }
+
+    fn end(&mut self) {
+        let Some(reading) = self.reading.take() else { return };
+        tracing::trace!(unit = %reading.name, "scrubbed");
+        if let Some(file) = reading.file.as_file() {
+            // Read once, of no use in the page cache; advice only.
+            let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+        }
+    }
+}
