@@ -12,7 +12,7 @@ use crate::api::{
     AgentInfo, ApiError, Control, GuestState, GuestStatus, MarkReply, MarkRequest, PoolAddRequest,
     PoolRemoveRequest, ProtectRequest, SetRequest,
 };
-use crate::group::Group;
+use crate::group::{Group, PoolGround};
 use crate::guest::{Context, DETACHED, Face, Guest};
 use crate::pool::PoolKeeper;
 use crate::settings::GuestSettings;
@@ -147,6 +147,8 @@ impl Engine {
                     tokio::task::spawn_blocking(move || opening.open(&state, &name, options)).await;
                 let opened = opened.map_err(|e| ApiError::other(e.to_string()))?;
                 let group = Arc::new(opened.map_err(|e| api(&e))?);
+                let unit_bytes = self.options.unit_bytes;
+                group.set_ground(PoolGround::shared(self.pool.pool(), &settings.group, unit_bytes));
                 self.pool.watch(&group);
                 group
             }
@@ -166,7 +168,7 @@ impl Engine {
         let sampler = Sampler::start(Arc::clone(&group));
         let name = settings.group.clone();
         guests.insert(settings.name.clone(), Entry { guest, settings, group, sampler });
-        keep(&guests, &name);
+        keep(self.pool.pool(), &guests, &name);
         Ok(first)
     }
 
@@ -385,7 +387,7 @@ impl Control for Arc<Engine> {
             }
             let groups: Vec<_> = changed.iter().map(|(_, s)| s.group.clone()).collect();
             for group in groups {
-                keep(&guests, &group);
+                keep(self.pool.pool(), &guests, &group);
             }
             drop(guests);
             for (guest, settings) in changed {

@@ -6,6 +6,7 @@
 //! opened anew, never resumed.
 
 mod copy;
+mod ground;
 mod keeping;
 mod purge;
 mod sessions;
@@ -13,6 +14,7 @@ mod state;
 mod timeline;
 
 pub use copy::CopyWriter;
+pub use ground::PoolGround;
 pub use purge::purge;
 pub use timeline::Interval;
 

@@ -3,6 +3,7 @@
 use super::Entry;
 use crate::api::{ApiError, ProtectRequest};
 use crate::settings::GuestSettings;
+use afterimage_journal::pool::Pool;
 use afterimage_journal::window::Limits;
 use afterimage_journal::window::limits::LIMIT_UNITS_MIN;
 use std::collections::BTreeMap;
@@ -34,11 +35,12 @@ pub(super) fn limit(bytes: Option<u64>, unit_bytes: u64) -> Result<Option<u64>, 
 }
 
 /// Has a group's journal kept as its guests want it: the longest window, the lowest limit.
-pub(super) fn keep(guests: &BTreeMap<String, Entry>, group: &str) {
+pub(super) fn keep(pool: &Pool, guests: &BTreeMap<String, Entry>, group: &str) {
     let of_group = || guests.values().filter(|e| e.settings.group == group);
     let window_s = of_group().map(|e| e.settings.window_s).max();
     let limit_bytes = of_group().filter_map(|e| e.settings.limit_bytes).min();
     if let (Some(entry), Some(window_s)) = (of_group().next(), window_s) {
+        pool.set_limit(group, limit_bytes);
         entry.group.keep(Limits::new(window_s.saturating_mul(1_000_000_000), limit_bytes));
     }
 }

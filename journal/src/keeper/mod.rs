@@ -304,6 +304,8 @@ impl Keeper {
 
     /// Looks at window and limits, and decides.
     fn evaluate(&mut self) -> Result<()> {
+        // Members come and go.
+        self.places = Places::of(&self.setup.storage, &self.setup.dir)?;
         let rows = self.rows()?;
         let now = Stamp::now(self.setup.clock.as_ref());
         let edge = self.edge();
