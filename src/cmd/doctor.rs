@@ -1,7 +1,7 @@
 //! `afterimage doctor`: what on this machine stands in the way, and what to do about it.
 //!
-//! Each check looks and says; none changes anything. (`--rebuild` does, and checks nothing.) What it asks of other processes has a time
-//! limit.
+//! Each check looks and says; none changes anything. (`--rebuild` does, and checks nothing.) What it
+//! asks of other processes has a time limit.
 
 mod guests;
 mod host;
