@@ -2,9 +2,14 @@
 //! what all of these need: cold caches, bytes on disk, a program's time and memory.
 
 use crate::{bench_dir, number};
+use afterimage_journal::clock::SystemClock;
 use afterimage_journal::format::record::Kind;
+use afterimage_journal::keeper::{Home, Keeper, Setup};
 use afterimage_journal::log::Draft;
+use afterimage_journal::merge::Unpaced;
 use afterimage_journal::meta::{Config, Guest, Meta, Session, SessionEvent, Volume};
+use afterimage_journal::storage::RealStorage;
+use afterimage_journal::window::Limits;
 use afterimage_journal::{Journal, Options, Seq, layout};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Advice, fadvise};
@@ -12,6 +17,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -20,6 +26,8 @@ use uuid::Uuid;
 pub const NAME: &str = "bench";
 /// How long an append may wait for the disk: nothing here has a guest behind it.
 const UNIT_WAIT: Duration = Duration::from_secs(120);
+/// A window that nothing here grows out of: a day.
+const WINDOW_NS: u64 = 86_400 * 1_000_000_000;
 /// One of so many records is remembered, to be asked for.
 const SAMPLE_EVERY: u64 = 499;
 
@@ -107,6 +115,16 @@ impl Writing {
         Ok(seq)
     }
 
+    /// The journal itself.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> &Path {
+        self.state.path()
+    }
+
     /// Appends `records` writes of `bytes` each, at random places.
     pub fn write_random(&mut self, records: u64, bytes: usize) -> Result<()> {
         let places = self.volume_bytes / bytes as u64;
@@ -119,7 +137,9 @@ impl Writing {
 
     /// Closes it.
     pub fn finish(self, captured_bytes: u64) -> Result<Written> {
+        let dir = self.journal.dir().to_owned();
         self.journal.close()?;
+        keep(&dir).context("keep the journal")?;
         Ok(Written { state: self.state, captured_bytes, samples: self.samples })
     }
 }
@@ -144,6 +164,23 @@ impl Written {
         command.args(words).arg("--state").arg(self.state());
         command
     }
+}
+
+/// Makes what the agent makes in the background: catalogue and runs. Nothing is old enough to be
+/// merged.
+fn keep(dir: &Path) -> Result<()> {
+    let storage = RealStorage::shared();
+    let mut keeper = Keeper::open(Setup {
+        storage: Arc::clone(&storage),
+        dir: dir.to_owned(),
+        clock: Arc::new(SystemClock),
+        ground: Arc::new(Home { storage }),
+        pace: Arc::new(Unpaced),
+        limits: Limits::new(WINDOW_NS, None),
+    })?;
+    keeper.sealed(layout::units(dir)?.last().copied().unwrap_or(0));
+    while keeper.step()? {}
+    Ok(())
 }
 
 /// What a written block begins with.

@@ -8,6 +8,7 @@
 //! export   the first block of a random moment: a long journal, a short one   A B B A ..
 //! restore  afterimage restore, cp of what it restored
 //! space    bytes kept for bytes captured
+//! sliding  capture at a steady rate, with merging behind it and without
 //! ```
 //!
 //! What always holds: both sides of a figure are measured in the same run, in short rounds that
@@ -27,6 +28,7 @@ mod mirror;
 mod peers;
 mod report;
 mod restore;
+mod sliding;
 mod space;
 
 use anyhow::{Context, Result, bail};
@@ -87,7 +89,8 @@ fn main() -> ExitCode {
 fn run(words: &[String]) -> Result<()> {
     // Cargo adds `--bench`.
     let wanted: Vec<&str> = words.iter().map(String::as_str).filter(|w| *w != "--bench").collect();
-    const SECTIONS: [&str; 6] = ["mirror", "direct", "guest", "export", "restore", "space"];
+    const SECTIONS: [&str; 7] =
+        ["mirror", "direct", "guest", "export", "restore", "space", "sliding"];
     if let Some(unknown) = wanted.iter().find(|word| !SECTIONS.contains(word)) {
         bail!("there is no section {unknown:?}: choose of {SECTIONS:?}, or give none for all");
     }
@@ -114,6 +117,9 @@ fn run(words: &[String]) -> Result<()> {
     }
     if is_wanted("space") {
         space::measure(&mut report).context("bytes kept for bytes captured")?;
+    }
+    if is_wanted("sliding") {
+        sliding::measure(&mut report).context("capture beside merging")?;
     }
     report.print();
     let path = report.save(&bench_dir())?;
