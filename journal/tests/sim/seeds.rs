@@ -5,6 +5,8 @@ use crate::run::Run;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const STEPS: u64 = 90;
+/// Failing seeds after which no more are tried.
+const FAILURES_MAX: usize = 4;
 /// Seeds of `make test`.
 const SEEDS: u64 = 240;
 /// Seeds of `make test-long`.
@@ -32,7 +34,8 @@ pub fn each(test: &str, seeds: std::ops::Range<u64>, run: impl Fn(u64) + Sync) {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if seed >= seeds.end {
+                    // A few tell as much as all of them.
+                    if seed >= seeds.end || failed.lock().unwrap().len() >= FAILURES_MAX {
                         return;
                     }
                     if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
