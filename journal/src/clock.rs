@@ -13,6 +13,11 @@ pub trait Clock: Send + Sync {
     fn mono_ns(&self) -> u64;
     /// Identity of this boot: monotonic times compare only within one.
     fn boot_id(&self) -> [u8; 16];
+    /// Sixteen bytes that nobody can guess, for a new unit's checksums. They come from here so that
+    /// a simulation can repeat itself to the byte; everybody else leaves this as it is.
+    fn salt(&self) -> [u8; 16] {
+        uuid::Uuid::new_v4().into_bytes()
+    }
 }
 
 /// The machine's clocks (`CLOCK_REALTIME`, `CLOCK_MONOTONIC`, `/proc/sys/kernel/random/boot_id`).

@@ -275,7 +275,11 @@ impl Catalogue {
 /// The units that count: of those that lie within a merged one, the merged one alone.
 pub(crate) fn units_of(places: &Places) -> Result<Vec<Found>> {
     let mut all = places.units()?;
-    all.sort_by_key(|f| (f.name.numbers().0, std::cmp::Reverse(f.name.numbers().1)));
+    // A merged unit may stand for one alone: it comes before what it replaces, too.
+    all.sort_by_key(|f| {
+        let (first, last) = f.name.numbers();
+        (first, std::cmp::Reverse(last), matches!(f.name, FileName::Unit(_)))
+    });
     let mut covered = 0;
     all.retain(|f| {
         let (_, last) = f.name.numbers();

@@ -32,6 +32,7 @@ impl Keeper {
             edge,
             epochs: &epochs,
             unit_bytes_max: self.identity.unit_bytes,
+            salt: self.setup.clock.salt(),
             now: Stamp::now(self.setup.clock.as_ref()),
             mount_id: self.setup.storage.mount_id(&into),
             pace: self.setup.pace.as_ref(),

@@ -93,7 +93,7 @@ impl Keeper {
     /// # Errors
     /// The journal can't be read, or what is left over can't be removed.
     pub fn open(setup: Setup) -> Result<Self> {
-        let identity = layout::read_identity(&setup.dir)?;
+        let identity = layout::read_identity_in(setup.storage.as_ref(), &setup.dir)?;
         let places = Places::of(&setup.storage, &setup.dir)?;
         release::remove_drafts(&setup.storage, places.dirs())?;
         let catalogue = catalogue_of(&setup, &identity, &places)?;

@@ -235,7 +235,7 @@ fn first_header(
     };
     UnitHeader {
         group: history.identity.group.into_bytes(),
-        salt: Uuid::new_v4().into_bytes(),
+        salt: clock.salt(),
         number: replaced.unwrap_or(history.unit_number_max + 1 + behind),
         unit_bytes: history.identity.unit_bytes,
         epoch: history.epoch + 1 + unread,

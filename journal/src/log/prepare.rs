@@ -60,7 +60,7 @@ impl Inner {
     fn header_after(&self, newest: &UnitHeader, after: Seq) -> UnitHeader {
         UnitHeader {
             group: self.identity.group.into_bytes(),
-            salt: uuid::Uuid::new_v4().into_bytes(),
+            salt: self.options.clock.salt(),
             number: newest.number + 1,
             unit_bytes: self.identity.unit_bytes,
             epoch: self.epoch,

@@ -53,6 +53,8 @@ pub struct Job<'a> {
     pub epochs: &'a [EpochStart],
     /// The largest file that may come out.
     pub unit_bytes_max: u64,
+    /// Of the merged unit's checksums.
+    pub salt: [u8; 16],
     /// Now.
     pub now: Stamp,
     /// The mount that `into` is on.

@@ -12,7 +12,6 @@ use crate::storage::{Access, StoredFile};
 use crate::unit::fits;
 use std::path::Path;
 use std::sync::Arc;
-use uuid::Uuid;
 
 /// What is gathered before it is written, bytes.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -45,7 +44,7 @@ pub(super) fn plan(job: &Job, name: FileName, content: Content) -> Result<Option
     }
     let header = UnitHeader {
         group: job.group.into_bytes(),
-        salt: Uuid::new_v4().into_bytes(),
+        salt: job.salt,
         number: name.numbers().0,
         unit_bytes,
         epoch: content.epoch,

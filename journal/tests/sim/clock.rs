@@ -8,6 +8,7 @@ struct Now {
     wall_ns: u64,
     mono_ns: u64,
     boot: u64,
+    salts: u64,
 }
 
 #[derive(Debug)]
@@ -15,7 +16,7 @@ pub struct SimClock(Mutex<Now>);
 
 impl SimClock {
     pub fn new() -> Self {
-        Self(Mutex::new(Now { wall_ns: 1_700_000_000_000_000_000, mono_ns: 1, boot: 1 }))
+        Self(Mutex::new(Now { wall_ns: 1_700_000_000_000_000_000, mono_ns: 1, boot: 1, salts: 0 }))
     }
 
     pub fn pass(&self, ns: u64) {
@@ -33,7 +34,7 @@ impl SimClock {
     pub fn boot(&self, boot: u64) {
         let mut now = self.0.lock().unwrap();
         if now.boot != boot {
-            *now = Now { wall_ns: now.wall_ns + 60_000_000_000, mono_ns: 1, boot };
+            *now = Now { wall_ns: now.wall_ns + 60_000_000_000, mono_ns: 1, boot, ..*now };
         }
     }
 }
@@ -51,5 +52,14 @@ impl Clock for SimClock {
         let mut id = [1; 16];
         id[..8].copy_from_slice(&self.0.lock().unwrap().boot.to_le_bytes());
         id
+    }
+
+    fn salt(&self) -> [u8; 16] {
+        let mut now = self.0.lock().unwrap();
+        now.salts += 1;
+        let mut salt = [0; 16];
+        salt[..8].copy_from_slice(&now.salts.to_le_bytes());
+        salt[8..].copy_from_slice(&now.boot.to_be_bytes());
+        salt
     }
 }

@@ -59,8 +59,6 @@ pub struct Model {
     pub durable: Seq,
     /// Newest number ever seen: none up to it may be given out again.
     pub seen: Seq,
-    /// Points before it need not be there any more.
-    pub edge: Seq,
 }
 
 impl Model {
@@ -128,9 +126,9 @@ impl Model {
         disk
     }
 
-    pub fn is_restorable(&self, seq: Seq, head: Seq) -> bool {
+    fn is_restorable(&self, seq: Seq, edge: Seq, head: Seq) -> bool {
         let within = |s: &Session| s.from <= seq && seq <= s.to.unwrap_or(head);
-        seq >= self.edge && self.sessions.iter().any(within)
+        seq >= edge && self.sessions.iter().any(within)
     }
 
     /// The process ended and `head` is what is left; sessions end there.
@@ -194,15 +192,17 @@ impl Model {
     pub fn check(&self, history: &History, at: &[Seq]) {
         assert!(history.damage.is_empty(), "damage: {:?}", history.damage);
         let head = history.head;
+        let edge = history.edge;
+        assert!(edge <= head && (edge <= self.durable || self.durable == 0), "the edge is {edge}");
         for seq in 1..=head.min(self.seen) {
-            let expected = self.is_restorable(seq, head);
+            let expected = self.is_restorable(seq, edge, head);
             assert_eq!(history.is_restorable(seq), expected, "position {seq} of {head}");
         }
-        let marks = self.marks.iter().filter(|(seq, _)| self.is_restorable(*seq, head));
+        let marks = self.marks.iter().filter(|(seq, _)| self.is_restorable(*seq, edge, head));
         let expected: Vec<_> = marks.copied().collect();
         let listed: Vec<_> = history.checkpoints.iter().map(|c| (c.seq, c.checkpoint.id)).collect();
         assert_eq!(listed, expected, "checkpoints");
-        for seq in at.iter().filter(|seq| self.is_restorable(**seq, head)) {
+        for seq in at.iter().filter(|seq| self.is_restorable(**seq, edge, head)) {
             for (volume, bytes) in self.sizes(*seq) {
                 let expected = self.contents(volume, *seq);
                 assert_eq!(expected.len() as u64, bytes);

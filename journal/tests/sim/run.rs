@@ -196,7 +196,11 @@ impl Run {
     pub fn say(&self, what: std::fmt::Arguments<'_>) {
         if self.is_told {
             let Model { acked, durable, seen, .. } = self.model;
-            eprintln!("{what}; acknowledged {acked}, durable {durable}, seen {seen}");
+            let (ops, trace) = (self.storage.ops(), self.storage.trace().0);
+            eprintln!(
+                "{what}; acknowledged {acked}, durable {durable}, seen {seen}; {ops} operations, \
+                 trace {trace:016x}"
+            );
         }
     }
 

@@ -6,13 +6,22 @@ use crate::rng::Rng;
 use crate::run::{DIR, End, Run, SECTOR, VOLUME_SECTORS, VOLUMES, config};
 use crate::world::Fault;
 use afterimage_journal::format::record::{FLAG_COPIED, Kind};
+use afterimage_journal::keeper::{Home, Keeper, Setup};
 use afterimage_journal::log::Draft;
+use afterimage_journal::merge::Unpaced;
 use afterimage_journal::meta::{
     Checkpoint, CheckpointKind, Copy, CopyCause, CopyEvent, Meta, Session, SessionEvent,
 };
-use afterimage_journal::{Journal, Seq, VolumeId};
+use afterimage_journal::window::Limits;
+use afterimage_journal::{ErrorKind, Journal, Seq, VolumeId};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+
+/// How far back these journals are to reach: some dozens of steps.
+const WINDOW_NS: u64 = 30_000_000_000;
+/// Bounded things that a keeper does before it is asked again.
+const KEEPER_STEPS_MAX: u64 = 40;
 
 impl Run {
     fn append(&mut self, put: Put) -> Option<Seq> {
@@ -150,13 +159,40 @@ impl Run {
                 sizes.insert(volume, (1 + self.rng.below(VOLUME_SECTORS)) * SECTOR);
                 self.set_sizes(sizes);
             }
-            67..78 => self.sync(),
+            67..75 => self.sync(),
+            75..78 => self.keep(),
             78..82 => {
                 let history = self.history();
                 assert!(history.head >= self.model.acked, "a reader sees what was acknowledged");
                 self.check(&history, 3);
             }
             _ => self.end(what),
+        }
+    }
+
+    /// Keeps the window for a while: the catalogue, runs, the edge, merging, releasing.
+    pub fn keep(&mut self) {
+        let setup = Setup {
+            storage: self.storage.shared(),
+            dir: Path::new(DIR).to_owned(),
+            clock: Arc::clone(&self.clock) as _,
+            ground: Arc::new(Home { storage: self.storage.shared() }),
+            pace: Arc::new(Unpaced),
+            limits: Limits::new(WINDOW_NS, None),
+        };
+        let steps = self.rng.below(KEEPER_STEPS_MAX);
+        let kept = Keeper::open(setup).and_then(|mut keeper| {
+            for _ in 0..steps {
+                if !keeper.step()? {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        match kept {
+            // A full disk stops neither the journal nor the next try.
+            Err(e) if e.kind() == ErrorKind::FreeSpace && !self.storage.has_struck() => {}
+            kept => _ = self.survived(kept),
         }
     }
 

@@ -74,6 +74,11 @@ impl SimStorage {
         self.world().struck.take()
     }
 
+    /// Whether one struck that nobody asked about yet.
+    pub fn has_struck(&self) -> bool {
+        self.world().struck.is_some()
+    }
+
     /// Bounds what the files below a directory may take.
     pub fn limit(&self, dir: &Path, bytes: Option<u64>) {
         let mut world = self.world();
