@@ -149,7 +149,7 @@ fn many(test: &str, first_seed: u64, wanted: u64) {
 
 #[test]
 fn every_image_of_a_power_cut_is_a_prefix_at_or_past_what_was_durable() {
-    many("every_image_of_a_power_cut_is_a_prefix_at_or_past_what_was_durable", 0, 2_400);
+    many("every_image_of_a_power_cut_is_a_prefix_at_or_past_what_was_durable", 0, 1_600);
 }
 
 #[test]

@@ -8,7 +8,7 @@ const STEPS: u64 = 90;
 /// Failing seeds after which no more are tried.
 const FAILURES_MAX: usize = 4;
 /// Seeds of `make test`.
-const SEEDS: u64 = 240;
+const SEEDS: u64 = 200;
 /// Seeds of `make test-long`.
 const SEEDS_LONG: u64 = 10_000;
 
