@@ -11,6 +11,7 @@ mod quiesce;
 mod resync;
 mod rounds;
 mod styles;
+mod window;
 
 use crate::kit::{Agent, Disk, Vm, VmBuilder, image};
 use std::path::{Path, PathBuf};

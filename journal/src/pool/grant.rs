@@ -171,8 +171,18 @@ impl Pool {
     /// Finds room, notes it as taken, and makes the directory.
     pub(super) fn grant(&self, group: &str, bytes: u64, unit: bool) -> Result<Slot> {
         layout::check_name(group)?;
+        let mut counted = false;
         loop {
             let Some(choice) = self.choose(bytes) else {
+                // What was counted a while ago is no reason to refuse.
+                if !std::mem::replace(&mut counted, true) {
+                    for (uuid, dir) in self.serving() {
+                        if self.probe(uuid) {
+                            self.recount(uuid, &dir);
+                        }
+                    }
+                    continue;
+                }
                 if self.drop_spares() {
                     continue;
                 }
