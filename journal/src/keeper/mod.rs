@@ -40,7 +40,7 @@ use crate::unit::read_header;
 use crate::window::{Actions, Capture, Edge, Limits, Row, Stamp, Usage, decide, victims};
 use runs::Runs;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Most findings of damage that are kept to be shown.
@@ -95,6 +95,7 @@ impl Keeper {
     pub fn open(setup: Setup) -> Result<Self> {
         let identity = layout::read_identity_in(setup.storage.as_ref(), &setup.dir)?;
         let places = Places::of(&setup.storage, &setup.dir)?;
+        check_members(&places, &setup.dir)?;
         release::remove_drafts(&setup.storage, places.dirs())?;
         let catalogue = catalogue_of(&setup, &identity, &places)?;
         // Readers that began before know the units that a merged one replaced: under the pin.
@@ -270,10 +271,10 @@ impl Keeper {
                 self.behind.insert(number, header);
             }
         }
-        // The newest is prepared, the one before is written to: what lies before those is full. Whoever
-        // is told of seals is not late for it.
+        // Two may be prepared, the one before is written to: what lies before those is full. So whoever
+        // wasn't told of a seal finds it a little later.
         let newest = self.behind.keys().next_back().copied().unwrap_or(0);
-        self.sealed = self.sealed.max(newest.saturating_sub(2));
+        self.sealed = self.sealed.max(newest.saturating_sub(3));
         let settled = self.catalogue.settled_below();
         let border = self.catalogue.border.iter().map(|b| b.unit).min().unwrap_or(u64::MAX);
         let catalogued = self.catalogue.units().iter().map(|u| Row {
@@ -306,6 +307,7 @@ impl Keeper {
     fn evaluate(&mut self) -> Result<()> {
         // Members come and go.
         self.places = Places::of(&self.setup.storage, &self.setup.dir)?;
+        check_members(&self.places, &self.setup.dir)?;
         let rows = self.rows()?;
         let now = Stamp::now(self.setup.clock.as_ref());
         let edge = self.edge();
@@ -367,6 +369,17 @@ fn catalogue_of(setup: &Setup, identity: &Identity, places: &Places) -> Result<C
         true => Ok(catalogue),
         false => Catalogue::rebuild(storage, &setup.dir),
     }
+}
+
+/// What a missing unit says of others (that their numbers are void, for one) is not known: while a member
+/// is away nothing is merged or given up.
+fn check_members(places: &Places, dir: &Path) -> Result<()> {
+    if places.missing().is_empty() {
+        return Ok(());
+    }
+    let why =
+        format!("nothing is merged while members of the pool are away{}", places.missing_text());
+    Err(Error::Unusable { path: dir.to_owned(), why })
 }
 
 fn stamp_of(header: &UnitHeader) -> Stamp {

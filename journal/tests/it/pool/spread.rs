@@ -2,8 +2,12 @@
 
 use super::{Bed, units};
 use crate::fixture::{assert_whole, bytes_of, content, new_journal, options, write};
+use afterimage_journal::clock::SystemClock;
+use afterimage_journal::keeper::{Home, Keeper, Setup};
+use afterimage_journal::merge::Unpaced;
 use afterimage_journal::pool::{Allocate, Limit};
-use afterimage_journal::{History, Options, Seq};
+use afterimage_journal::window::Limits;
+use afterimage_journal::{History, Journal, Options, Seq};
 use std::sync::Arc;
 
 /// A journal whose first units lie in the home and the others on `b`; positions of a write on each.
@@ -55,5 +59,40 @@ fn an_old_copy_costs_the_points_that_need_it_by_name_and_no_others() {
     assert!(what.contains("/b is not there"), "{what}");
     std::fs::rename(bed.path("old"), bed.path("b")).unwrap();
     assert_whole(&History::load(&web).unwrap());
+    assert_eq!(content(&web, last, 0, 100_000), bytes_of(59, 100_000));
+}
+
+#[test]
+fn nothing_is_merged_while_a_member_is_away() {
+    let bed = Bed::new();
+    spread(&bed);
+    let web = bed.path("pool/web");
+    let allocator: Arc<dyn Allocate> = bed.open();
+    let (journal, _) = Journal::open(&web, Options { allocator, ..options() }).unwrap();
+    let writes = (2..60).map(|i| write(&journal, 0, &bytes_of(i, 100_000)));
+    let last = writes.last().unwrap();
+    journal.close().unwrap();
+    let keep = || {
+        let mut keeper = Keeper::open(Setup {
+            storage: Arc::clone(&bed.storage),
+            dir: web.clone(),
+            clock: Arc::new(SystemClock),
+            ground: Arc::new(Home { storage: Arc::clone(&bed.storage) }),
+            pace: Arc::new(Unpaced),
+            limits: Limits { window_ns: 0, guaranteed_ns: 0, limit_bytes: None },
+        })?;
+        while keeper.step()? {}
+        afterimage_journal::Result::Ok(keeper.occupancy().clone())
+    };
+    let (before, on_b) = (units(&web), units(&bed.path("b/web")).len());
+    std::fs::rename(bed.path("b"), bed.path("gone")).unwrap();
+    let refused = keep().unwrap_err().to_string();
+    assert!(refused.contains("/b is not there"), "{refused}");
+    assert_eq!(units(&web), before);
+    std::fs::rename(bed.path("gone"), bed.path("b")).unwrap();
+    let kept = keep().unwrap();
+    assert!(kept.edge > 0 && kept.merged_bytes > 0, "{kept:?}");
+    let left = units(&bed.path("b/web")).len();
+    assert!(left < on_b, "{left} of {on_b}: what was merged is given up on every member");
     assert_eq!(content(&web, last, 0, 100_000), bytes_of(59, 100_000));
 }
