@@ -69,8 +69,8 @@ fn nothing_is_merged_while_a_member_is_away() {
     let web = bed.path("pool/web");
     let allocator: Arc<dyn Allocate> = bed.open();
     let (journal, _) = Journal::open(&web, Options { allocator, ..options() }).unwrap();
-    let writes = (2..60).map(|i| write(&journal, 0, &bytes_of(i, 100_000)));
-    let last = writes.last().unwrap();
+    let writes: Vec<Seq> = (2..60).map(|i| write(&journal, 0, &bytes_of(i, 100_000))).collect();
+    let last = writes[writes.len() - 1];
     journal.close().unwrap();
     let keep = || {
         let mut keeper = Keeper::open(Setup {
