@@ -9,10 +9,13 @@
 pub mod corpus;
 pub mod cover;
 pub mod mutate;
-pub mod run;
 pub mod targets;
+pub mod tries;
 
 // The journal's simulated disk: what is read from files is read from there.
+#[allow(dead_code)]
+#[path = "../../journal/tests/sim/clock.rs"]
+mod clock;
 #[allow(dead_code)]
 #[path = "../../journal/tests/sim/disk.rs"]
 mod disk;
@@ -20,8 +23,17 @@ mod disk;
 #[path = "../../journal/tests/sim/file.rs"]
 mod file;
 #[allow(dead_code)]
+#[path = "../../journal/tests/sim/model.rs"]
+mod model;
+#[allow(dead_code)]
 #[path = "../../journal/tests/sim/rng.rs"]
 mod rng;
+#[allow(dead_code)]
+#[path = "../../journal/tests/sim/run.rs"]
+mod run;
+#[allow(dead_code)]
+#[path = "../../journal/tests/sim/steps.rs"]
+mod steps;
 #[allow(dead_code)]
 #[path = "../../journal/tests/sim/storage.rs"]
 mod storage;

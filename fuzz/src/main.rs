@@ -1,6 +1,6 @@
 //! `afterimage-fuzz TARGET|all SECONDS [SEED]`: see the crate.
 
-use afterimage_fuzz::{corpus, run, targets};
+use afterimage_fuzz::{corpus, targets, tries};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let mut failed = false;
     for target in chosen {
-        match run::fuzz(&target, Duration::from_secs(seconds), seed) {
+        match tries::fuzz(&target, Duration::from_secs(seconds), seed) {
             Ok(outcome) => {
                 println!(
                     "{:<16} {:>9} inputs tried, {:>4} kept, {:>6} edges",

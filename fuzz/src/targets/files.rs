@@ -3,6 +3,7 @@
 
 use super::Target;
 use crate::storage::SimStorage;
+use afterimage_journal::layout;
 use afterimage_journal::pool::{Description, MemberFile};
 use afterimage_journal::storage::{Access, Storage};
 use std::path::Path;
@@ -11,11 +12,18 @@ use uuid::Uuid;
 
 const HOME: &str = "/s/pool";
 
-pub(super) fn targets() -> [Target; 2] {
+pub(super) fn targets() -> [Target; 4] {
     let words: &[&[u8]] = &[b"\"members\":", b"\"state\":\"draining\"", b"..", b"-1", b"[]"];
     [
         Target { name: "pool_json", examples: pools, words, run: pool_json },
         Target { name: "member_json", examples: members, words, run: member_json },
+        Target {
+            name: "journal_json",
+            examples: identities,
+            words: &[b"\"format\":2"],
+            run: identity,
+        },
+        Target { name: "distrust", examples: distrusts, words: &[b"-", b"\n"], run: distrust },
     ]
 }
 
@@ -83,4 +91,44 @@ fn member_json(input: &[u8]) {
         let again = MemberFile::read(&storage, Path::new(HOME));
         assert_eq!(again.ok().flatten(), Some(found), "not what was read");
     }
+}
+
+fn identities() -> Vec<Vec<u8>> {
+    let identity = layout::Identity {
+        format: 1,
+        group: Uuid::from_u128(1),
+        name: "g".into(),
+        unit_bytes: 1 << 20,
+    };
+    let write = |storage: &Arc<dyn Storage>| {
+        let _ = layout::write_identity(storage.as_ref(), Path::new(HOME), &identity);
+    };
+    written("journal.json", write)
+}
+
+fn identity(input: &[u8]) {
+    let storage = disk("unused", &[]);
+    let (storage, home) = (storage.as_ref(), Path::new(HOME));
+    // With its checksum made right: as if somebody had written it so.
+    if let Ok(made) = serde_json::from_slice::<layout::Identity>(input)
+        && layout::write_identity(storage, home, &made).is_ok()
+        && let Ok(found) = layout::read_identity_in(storage, home)
+    {
+        assert_eq!(found, made, "not what was written");
+    }
+    let storage = disk("journal.json", input);
+    if let Ok(found) = layout::read_identity_in(storage.as_ref(), home) {
+        assert_eq!(found.format, 1, "a format that is not known");
+    }
+}
+
+fn distrusts() -> Vec<Vec<u8>> {
+    vec![b"17\n".to_vec(), Vec::new()]
+}
+
+/// A word that can't be read is a word all the same.
+fn distrust(input: &[u8]) {
+    let storage = disk(layout::DISTRUST, input);
+    let found = layout::read_distrust_in(storage.as_ref(), Path::new(HOME));
+    assert!(matches!(found, Ok(Some(_))), "a failed sync is forgotten");
 }

@@ -4,6 +4,7 @@ mod files;
 mod format;
 mod nbd;
 mod qmp;
+mod stored;
 mod text;
 
 /// One decoder, and what is claimed of it.
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Target> {
     let mut all = Vec::new();
     all.extend(format::targets());
     all.extend(files::targets());
+    all.extend(stored::targets());
     all.extend(nbd::targets());
     all.extend(qmp::targets());
     all.extend(text::targets());

@@ -1,16 +1,16 @@
 //! The kept inputs, again; and that the fuzzer finds what it looks for.
 
 use afterimage_fuzz::targets::{self, Target};
-use afterimage_fuzz::{corpus, run};
+use afterimage_fuzz::{corpus, tries};
 use std::time::Duration;
 
 #[test]
 fn no_kept_input_breaks_a_claim() {
     for target in targets::all() {
-        let inputs = run::inputs(&target).unwrap();
+        let inputs = tries::inputs(&target).unwrap();
         assert!(!inputs.is_empty(), "{} has no example", target.name);
         for input in inputs {
-            if let Err(why) = run::try_one(&target, &input) {
+            if let Err(why) = tries::try_one(&target, &input) {
                 panic!("{}: {why}: {}", target.name, corpus::to_hex(&input));
             }
         }
@@ -24,7 +24,7 @@ fn a_decoder_that_breaks_is_found_and_its_input_given() {
     }
     let target =
         Target { name: "planted", examples: || vec![b"ab".to_vec()], words: &[], run: broken };
-    let outcome = run::fuzz(&target, Duration::from_secs(20), 1).unwrap();
+    let outcome = tries::fuzz(&target, Duration::from_secs(20), 1).unwrap();
     let (input, why) = outcome.failure.expect("it was not found");
     assert!(why.contains("broken") && input.starts_with(b"ab"));
     let text = corpus::to_hex(&input);
