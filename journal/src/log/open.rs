@@ -271,7 +271,14 @@ fn replaced_unit(history: &History) -> Option<u64> {
 /// missing below another.
 fn remove_unused(history: &History, options: &Options) -> Result<()> {
     let Some(lowest) = replaced_unit(history) else { return Ok(()) };
-    for unit in history.units.iter().rev().filter(|u| u.number() > lowest) {
+    let unused = || history.units.iter().rev().filter(|u| u.number() > lowest);
+    if unused().any(|u| u.header.flags & FLAG_EPOCH_START != 0) {
+        // It alone says which numbers were void, until the next epoch's first unit does.
+        let path = history.dir.join(layout::DISTRUST);
+        let word = format!("{}\n", history.head);
+        layout::replace_file_in(&*options.storage, &path, word.as_bytes())?;
+    }
+    for unit in unused() {
         let (storage, dir) = (&options.storage, unit.path.parent().unwrap_or(&history.dir));
         storage.remove(&unit.path).map_err(|e| Error::io("remove unused unit", &unit.path, e))?;
         storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))?;

@@ -13,7 +13,7 @@ use afterimage_journal::meta::{
     Checkpoint, CheckpointKind, Copy, CopyCause, CopyEvent, Meta, Session, SessionEvent,
 };
 use afterimage_journal::window::Limits;
-use afterimage_journal::{ErrorKind, Journal, Seq, VolumeId};
+use afterimage_journal::{Error, ErrorKind, Journal, Seq, VolumeId};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -190,8 +190,9 @@ impl Run {
             Ok(())
         });
         match kept {
-            // A full disk stops neither the journal nor the next try.
-            Err(e) if e.kind() == ErrorKind::FreeSpace && !self.storage.has_struck() => {}
+            // A full disk stops neither the journal nor the next try; nor does a unit whose seal failed
+            // when the journal was opened: the next opening seals it.
+            Err(e) if may_fail(&e) && !self.storage.has_struck() => {}
             kept => _ = self.survived(kept),
         }
     }
@@ -254,4 +255,8 @@ impl Run {
         self.session(SessionEvent::Close);
         self.journal.take().map_or(Ok(()), Journal::close).unwrap();
     }
+}
+
+fn may_fail(error: &Error) -> bool {
+    error.kind() == ErrorKind::FreeSpace || error.to_string().contains("its index is damaged")
 }
