@@ -12,10 +12,11 @@ GUEST_MANIFEST := tests/guest/program/Cargo.toml
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ifdef NEXTEST
 TEST := cargo nextest run --workspace
-TEST_LONG := $(TEST) --run-ignored all
+# All but the one that writes the frozen journal anew.
+TEST_LONG := $(TEST) --run-ignored all -E 'not test(freeze_a_journal_of_format_1)'
 else
 TEST := cargo test --workspace
-TEST_LONG := $(TEST) -- --include-ignored
+TEST_LONG := $(TEST) -- --include-ignored --skip freeze_a_journal_of_format_1
 endif
 
 .PHONY: all demo test test-long bench check fuzz planted install-tools guest guest-demo

@@ -204,7 +204,7 @@ impl State<'_> {
             size(used),
             size(self.hard)
         );
-        let help = "raise the limit, add a member to the pool, or shorten the window";
+        let help = "free space, raise the limit, add a member to the pool, or shorten the window";
         let guaranteed = span(self.limits.guaranteed_ns.min(self.limits.window_ns));
         let (level, next) = if self.usage.stopped && self.capture == Capture::Stop {
             let text = "capture has stopped: writes are noted as changed blocks, and copied when there \
