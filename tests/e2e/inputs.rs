@@ -81,7 +81,7 @@ fn on_small(fs: &SmallFs) -> (TempDir, Vm, Agent, PathBuf) {
 
 #[test]
 fn a_full_state_directory_ends_capture_in_a_gap_and_never_hurts_the_guest() {
-    let Some(fs) = SmallFs::new(64 << 20) else { return };
+    let Some(fs) = SmallFs::new(192 << 20) else { return };
     let (dir, mut vm, agent, image) = on_small(&fs);
     let qmp = vm.agent_qmp().display().to_string();
 
@@ -138,7 +138,7 @@ fn a_full_state_directory_ends_capture_in_a_gap_and_never_hurts_the_guest() {
 
 #[test]
 fn a_read_only_state_directory_can_be_restored_from_and_not_captured_to() {
-    let Some(fs) = SmallFs::new(64 << 20) else { return };
+    let Some(fs) = SmallFs::new(192 << 20) else { return };
     let (dir, mut vm, agent, image) = on_small(&fs);
     let qmp = vm.agent_qmp().display().to_string();
     vm.ask("writer start", "writer started");

@@ -115,15 +115,18 @@ impl Tap {
         self.journal.append(&draft, &data).map(drop).map_err(|e| self.refuse(&e))
     }
 
-    /// A write that can't be journaled: the gate is shut before the answer says so.
+    /// A write or flush that can't be journaled: the gate is shut before the answer says so.
     fn refuse(&self, error: &Error) -> Errno {
+        // Those that were under way meet the same: once is enough.
+        if !self.gate.is_shut() {
+            tracing::error!(%error, "not journaled: what the guest writes now becomes a gap");
+        }
         self.gate.trip();
         errno(error)
     }
 }
 
 fn errno(error: &Error) -> Errno {
-    tracing::error!(%error, "not journaled: what the guest writes now becomes a gap");
     match error.kind() {
         ErrorKind::FreeSpace => Errno::NoSpc,
         _ => Errno::Io,
@@ -194,8 +197,8 @@ impl Export for Tap {
     fn flush(&self) -> Result<(), Errno> {
         let mut draft = Draft::of(Kind::Flush);
         draft.volume = self.volume;
-        self.journal.append(&draft, &[]).map_err(|e| errno(&e))?;
-        self.journal.sync().map(drop).map_err(|e| errno(&e))
+        self.journal.append(&draft, &[]).map_err(|e| self.refuse(&e))?;
+        self.journal.sync().map(drop).map_err(|e| self.refuse(&e))
     }
 
     fn read(&self, at: u64, buf: &mut [u8]) -> Result<(), Errno> {
