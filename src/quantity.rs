@@ -37,6 +37,14 @@ pub fn window_s(text: &str) -> Result<u64, String> {
     Ok(length.as_secs())
 }
 
+/// How far back a journal reaches whatever happens: whole seconds, up to ten years.
+///
+/// # Errors
+/// It isn't such a span.
+pub fn guarantee_s(text: &str) -> Result<u64, String> {
+    if text.trim() == "0" { Ok(0) } else { window_s(text) }
+}
+
 /// Time between checkpoints, in milliseconds: 100 ms to a day.
 ///
 /// # Errors

@@ -32,6 +32,14 @@ pub fn print_on(text: &str) -> Outcome<bool> {
     }
 }
 
+/// Prints a line of a story that goes on whether anybody listens or not.
+macro_rules! tell {
+    ($($what:tt)*) => {
+        drop($crate::show::print(&(format!($($what)*) + "\n")))
+    };
+}
+pub(crate) use tell;
+
 /// Says something on standard error; where that can't be written, the exit code has to do.
 pub fn complain(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "afterimage: {text}");

@@ -374,6 +374,9 @@ impl Control for Arc<Engine> {
                 if let Some(bytes) = request.limit_bytes {
                     settings.limit_bytes = limit(Some(bytes), self.options.unit_bytes)?;
                 }
+                if let Some(guarantee_s) = request.guarantee_s {
+                    settings.guarantee_s = Some(guarantee_s);
+                }
                 if let Some(ms) = request.checkpoint_every_ms {
                     settings.checkpoint_every_ms = checkpoint_every(ms)?;
                 }

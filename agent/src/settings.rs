@@ -28,6 +28,9 @@ pub struct GuestSettings {
     /// What the group's journal may take on disk, in bytes.
     #[serde(default)]
     pub limit_bytes: Option<u64>,
+    /// How far back the journal reaches even when space is short, in seconds; `None`: an hour.
+    #[serde(default)]
+    pub guarantee_s: Option<u64>,
     /// Time between checkpoints, in milliseconds.
     pub checkpoint_every_ms: u64,
     /// Limit of initial sync and resync, bytes a second.

@@ -13,10 +13,10 @@ mod commands;
 mod guest;
 mod rows;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::show::tell;
 use anyhow::{Context, Result, bail, ensure};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -235,43 +235,44 @@ impl Story {
     fn sum_up(&self, told: &Destroyed, checked: &Checked, status: &Value, restored: &Restored) {
         let moment = &told.moment;
         let number = |key: &str| status[key].as_f64().map_or("?".into(), |n| format!("{n:.0}"));
-        println!("\nWhat happened");
-        println!(
+        tell!("\nWhat happened");
+        tell!(
             "  The guest committed {} rows ({} a second) and destroyed its database.",
-            told.last_acked, told.rows_per_second
+            told.last_acked,
+            told.rows_per_second
         );
-        println!(
+        tell!(
             "  Its disk was brought back as it was at {}. Every row that had been acknowledged",
             moment.time
         );
-        println!(
+        tell!(
             "  before that moment, 1 to {}, is there. {}",
             moment.acked,
             in_flight(checked, moment)
         );
-        println!(
+        tell!(
             "  None of the rows {} to {}, committed after the moment, is there.",
             moment.granted + 1,
             told.last_acked
         );
-        println!(
+        tell!(
             "  RPO: {} ms when last asked; the point that was restored is the last write before the",
             number("rpo_ms")
         );
-        println!("  moment, {} earlier.", restored.before_ms.as_deref().unwrap_or("? ms"));
-        println!(
+        tell!("  moment, {} earlier.", restored.before_ms.as_deref().unwrap_or("? ms"));
+        tell!(
             "  Worst guest stall: {} for one commit while protected ({} before); {} ms in the",
             ms(told.protected_worst_us),
             ms(told.bare_worst_us),
             number("stall_ms_max")
         );
-        println!("  agent's own measure of its slowest answer.");
-        println!(
+        tell!("  agent's own measure of its slowest answer.");
+        tell!(
             "  Restore: {:.1} s. The whole demo: {:.0} s.",
             restored.seconds,
             self.begin.elapsed().as_secs_f64()
         );
-        println!("\nThe journal is kept in {}. No agent runs; try on it:", self.dir.display());
+        tell!("\nThe journal is kept in {}. No agent runs; try on it:", self.dir.display());
         let to = self.dir.join("again").display().to_string();
         for next in [
             vec!["checkpoints", NAME],
@@ -279,18 +280,16 @@ impl Story {
             vec!["verify", NAME, "--at", &moment.time],
             vec!["restore", NAME, "--at", &earlier(&moment.time), "--to", &to],
         ] {
-            println!("  {}", self.commands.line(&next));
+            tell!("  {}", self.commands.line(&next));
         }
     }
 
     fn step(&self, what: &str) {
-        println!("\n[{:5.1} s] {what}", self.begin.elapsed().as_secs_f64());
-        let _ = std::io::stdout().flush();
+        tell!("\n[{:5.1} s] {what}", self.begin.elapsed().as_secs_f64());
     }
 
     fn say(&self, what: &str) {
-        println!("    {what}");
-        let _ = std::io::stdout().flush();
+        tell!("    {what}");
     }
 }
 

@@ -48,10 +48,14 @@ pub struct ProtectArgs {
     #[arg(long, value_name = "TIME", value_parser = quantity::keep_s, conflicts_with = "window")]
     keep: Option<u64>,
     /// What the group's journal may take on disk, like 200GiB. Near it the oldest history goes
-    /// before its time, down to the last hour; then capture stops, never the guest (no limit but
-    /// the pool's room)
+    /// before its time, down to what --guarantee says; then capture stops, never the guest (no
+    /// limit but the pool's room)
     #[arg(long, value_name = "SIZE", value_parser = quantity::limit_bytes)]
     limit: Option<u64>,
+    /// How far back every moment stays restorable even when space is short: capture stops before
+    /// that goes. Of a group, the longest counts (1h, or the window if that is shorter)
+    #[arg(long, value_name = "TIME", value_parser = quantity::guarantee_s)]
+    guarantee: Option<u64>,
     /// Time between crash-consistent checkpoints
     #[arg(long, value_name = "TIME", default_value = "5s",
           value_parser = quantity::checkpoint_every_ms)]
@@ -82,6 +86,7 @@ pub fn run(args: &ProtectArgs) -> Outcome {
         group: args.group.clone(),
         window_s: args.keep.unwrap_or(args.window),
         limit_bytes: args.limit.filter(|l| *l > 0),
+        guarantee_s: args.guarantee,
         checkpoint_every_ms: args.checkpoint_every,
         rate_bytes_per_s: args.rate.filter(|r| *r > 0),
         guest_agent: args.guest_agent.as_deref().map(absolute).transpose()?,

@@ -8,7 +8,7 @@ use afterimage_agent::api::SetRequest;
 /// Change settings of a guest or group; no resync follows
 #[derive(Debug, clap::Args)]
 #[group(id = "setting", required = true, multiple = true,
-        args = ["window", "keep", "limit", "checkpoint_every", "rate", "guest_agent"])]
+        args = ["window", "keep", "limit", "guarantee", "checkpoint_every", "rate", "guest_agent"])]
 pub struct SetArgs {
     /// Guest or group
     name: String,
@@ -23,6 +23,10 @@ pub struct SetArgs {
     /// What the group's journal may take on disk, like 200GiB; 0: what the pool has room for
     #[arg(long, value_name = "SIZE", value_parser = quantity::limit_bytes)]
     limit: Option<u64>,
+    /// How far back every moment stays restorable even when space is short; 0: all history may go
+    /// before capture stops
+    #[arg(long, value_name = "TIME", value_parser = quantity::guarantee_s)]
+    guarantee: Option<u64>,
     /// Time between crash-consistent checkpoints
     #[arg(long, value_name = "TIME", value_parser = quantity::checkpoint_every_ms)]
     checkpoint_every: Option<u64>,
@@ -41,6 +45,7 @@ pub fn run(args: &SetArgs) -> Outcome {
     let request = SetRequest {
         window_s: args.window.or(args.keep),
         limit_bytes: args.limit,
+        guarantee_s: args.guarantee,
         checkpoint_every_ms: args.checkpoint_every,
         rate_bytes_per_s: args.rate,
         guest_agent: args.guest_agent.as_deref().map(super::protect::absolute).transpose()?,

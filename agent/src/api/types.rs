@@ -33,6 +33,9 @@ pub struct ProtectRequest {
     /// What the group's journal may take on disk, in bytes; `None`: what the pool has room for.
     #[serde(default)]
     pub limit_bytes: Option<u64>,
+    /// How far back the journal reaches even when space is short, in seconds; `None`: an hour.
+    #[serde(default)]
+    pub guarantee_s: Option<u64>,
     /// Time between crash-consistent checkpoints, in milliseconds.
     pub checkpoint_every_ms: u64,
     /// Limit of initial sync and resync, in bytes a second; `None`: no limit.
@@ -52,6 +55,9 @@ pub struct SetRequest {
     /// As in [`ProtectRequest`]; 0: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_bytes: Option<u64>,
+    /// As in [`ProtectRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guarantee_s: Option<u64>,
     /// As in [`ProtectRequest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_every_ms: Option<u64>,

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 /// Shortest time between checkpoints: guests are looked at once a second.
 const CHECKPOINT_EVERY_MS_MIN: u64 = 1000;
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// The time between checkpoints, checked.
 pub(super) fn checkpoint_every(ms: u64) -> Result<u64, ApiError> {
@@ -34,14 +35,18 @@ pub(super) fn limit(bytes: Option<u64>, unit_bytes: u64) -> Result<Option<u64>, 
     }
 }
 
-/// Has a group's journal kept as its guests want it: the longest window, the lowest limit.
+/// Has a group's journal kept as its guests want it: the longest window and guarantee, the lowest
+/// limit.
 pub(super) fn keep(pool: &Pool, guests: &BTreeMap<String, Entry>, group: &str) {
     let of_group = || guests.values().filter(|e| e.settings.group == group);
     let window_s = of_group().map(|e| e.settings.window_s).max();
+    let guarantee_s = of_group().filter_map(|e| e.settings.guarantee_s).max();
     let limit_bytes = of_group().filter_map(|e| e.settings.limit_bytes).min();
     if let (Some(entry), Some(window_s)) = (of_group().next(), window_s) {
         pool.set_limit(group, limit_bytes);
-        entry.group.keep(Limits::new(window_s.saturating_mul(1_000_000_000), limit_bytes));
+        let limits = Limits::new(window_s.saturating_mul(SECOND_NS), limit_bytes);
+        let guaranteed_ns = guarantee_s.map(|s| s.saturating_mul(SECOND_NS));
+        entry.group.keep(guaranteed_ns.map_or(limits, |ns| limits.with_guarantee(ns)));
     }
 }
 
@@ -61,6 +66,7 @@ pub(super) fn settings_of(
         disks: request.disks,
         window_s: request.window_s,
         limit_bytes: limit(request.limit_bytes, unit_bytes)?,
+        guarantee_s: request.guarantee_s,
         checkpoint_every_ms: checkpoint_every(request.checkpoint_every_ms)?,
         rate_bytes_per_s: request.rate_bytes_per_s,
         guest_agent: request.guest_agent,

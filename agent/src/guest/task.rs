@@ -68,6 +68,8 @@ pub(super) struct Task {
     /// Who waits for the outcome of an attach.
     pub(super) waiting: Vec<Waiting>,
     pub(super) retry: Duration,
+    /// How the guest ended, until something is there again: that its monitor is gone says less.
+    pub(super) ended: Option<String>,
 }
 
 /// Runs a guest's task until it is told to end or nobody holds its handle.
@@ -76,7 +78,7 @@ pub(super) async fn run(
     inbox: mpsc::Receiver<Command>,
     first: oneshot::Sender<Result<(), ApiError>>,
 ) {
-    let mut task = Task { context, inbox, waiting: vec![first], retry: RETRY_MIN };
+    let mut task = Task { context, inbox, waiting: vec![first], retry: RETRY_MIN, ended: None };
     supervise(&mut task, |task, again| Box::pin(live(task, again))).await;
 }
 
@@ -125,10 +127,16 @@ async fn live(task: &mut Task, mut again: bool) {
             Ok(Let::End) => return,
             Ok(Let::Detached) => continue,
             Ok(Let::Again(reason)) => task.context.face.show(GuestState::Gap, Some(reason)),
-            Ok(Let::Ended(reason)) => task.context.face.show(GuestState::Detached, Some(reason)),
+            Ok(Let::Ended(reason)) => {
+                task.ended = Some(reason.clone());
+                task.context.face.show(GuestState::Detached, Some(reason));
+            }
             Err(error) => {
                 let reason = format!("{error:#}");
-                task.context.face.show(absent_state(&error), Some(reason.clone()));
+                let state = absent_state(&error);
+                let ended = task.ended.take().filter(|_| state == GuestState::Detached);
+                task.context.face.show(state, ended.clone().or_else(|| Some(reason.clone())));
+                task.ended = ended;
                 task.answer(Err(api_error(&error, reason)));
             }
         }
@@ -302,7 +310,7 @@ impl Task {
         let events = qemu.events();
         let (sender, captures) = mpsc::unbounded_channel();
         let attached = attach::attach(&self.context, qemu, xml, &sender).await?;
-        self.retry = RETRY_MIN;
+        (self.retry, self.ended) = (RETRY_MIN, None);
         let mut life = Life::begin(self, attached, events, captures);
         let outcome = life.watch(self).await;
         Ok(life.end(self, outcome).await)
@@ -328,7 +336,7 @@ mod tests {
         };
         let (_commands, inbox) = mpsc::channel(1);
         let (first, outcome) = oneshot::channel();
-        let mut task = Task { context, inbox, waiting: vec![first], retry: RETRY_MIN };
+        let mut task = Task { context, inbox, waiting: vec![first], retry: RETRY_MIN, ended: None };
         supervise(&mut task, |task, again| Box::pin(broken(task, again))).await;
         assert!(outcome.await.unwrap().unwrap_err().message.contains("broken"));
         let standing = group.standing("vm");

@@ -44,6 +44,13 @@ impl Limits {
     pub fn new(window_ns: u64, limit_bytes: Option<u64>) -> Self {
         Self { window_ns, guaranteed_ns: window_ns.min(GUARANTEED_NS), limit_bytes }
     }
+
+    /// The same with another guaranteed window, nanoseconds; 0: all history may go before capture
+    /// stops. More than the window is the window.
+    #[must_use]
+    pub fn with_guarantee(self, guaranteed_ns: u64) -> Self {
+        Self { guaranteed_ns: guaranteed_ns.min(self.window_ns), ..self }
+    }
 }
 
 /// What is used now.

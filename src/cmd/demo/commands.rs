@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use crate::show::tell;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -50,7 +51,8 @@ impl Commands {
 
     /// Shows a command before it is run.
     pub fn show(&self, arguments: &[&str]) {
-        println!("    $ {}", self.line(arguments));
+        // A reader that went away is no reason to leave a guest half shown.
+        tell!("    $ {}", self.line(arguments));
     }
 
     /// Shows a command, runs it, shows what it printed and gives that.
@@ -59,7 +61,7 @@ impl Commands {
         let output = self.output(arguments)?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         for line in printed.lines() {
-            println!("      {line}");
+            tell!("      {line}");
         }
         Ok(printed)
     }
