@@ -128,6 +128,17 @@ fn change_members(agent: &Agent, members: &[PathBuf], is_member: &mut [bool; 2],
 
 /// The window was held and no longer than it must; what is listed restores; what is missing is said.
 fn judge(scene: &Scene, trial: &Trial, kills: usize, acknowledged: u64) {
+    // What is listed now must still be there when its turn comes, on however slow a machine: the window
+    // slides no further. (A step of the keeper may be under way.)
+    let first = || history(&scene.agent).window().expect("a window").0.seq;
+    scene.agent.ok(&["set", "vm", "--window", "1h"]);
+    let mut before = first();
+    let still = poll(STATE_LIMIT, || {
+        std::thread::sleep(Duration::from_secs(2));
+        let now = first();
+        (std::mem::replace(&mut before, now) == now).then_some(())
+    });
+    still.expect("the window stands still");
     let journal = history(&scene.agent);
     assert!(journal.damage.is_empty(), "{:?}", journal.damage);
     assert!(journal.gaps.len() <= kills, "{kills} kills, {:?}", journal.gaps);
