@@ -4,6 +4,7 @@ use super::Catalogue;
 use crate::error::{Error, Result};
 use crate::format::checksum::crc32c;
 use crate::layout::Identity;
+use crate::planted;
 use crate::storage::{Access, Storage};
 use std::path::Path;
 use zerocopy::little_endian::{U32, U64};
@@ -41,7 +42,9 @@ fn header_crc(header: &Header) -> u32 {
     crc32c(clean.as_bytes())
 }
 
-/// Writes a journal's catalogue, durably: after a crash the old or the new one is there.
+/// Writes a journal's catalogue, durably: after a crash the old or the new one is there. What it says
+/// of units is made durable first: a writer that was killed may have left a seal that a power cut
+/// still takes back.
 ///
 /// # Errors
 /// A write, sync or rename failed; the old one is intact.
@@ -49,8 +52,14 @@ pub fn save(
     storage: &dyn Storage,
     dir: &Path,
     identity: &Identity,
-    catalogue: &Catalogue,
+    catalogue: &mut Catalogue,
 ) -> Result<()> {
+    let saved_last = catalogue.saved_last;
+    if !planted::is("catalogue-before-seal") {
+        for unit in catalogue.units.iter().rev().take_while(|u| u.name.numbers().1 > saved_last) {
+            sync_unit(storage, &unit.path)?;
+        }
+    }
     let body = serde_json::to_vec(catalogue)
         .map_err(|e| Error::Invalid(format!("encode catalogue: {e}")))?;
     let mut header = Header {
@@ -77,7 +86,17 @@ pub fn save(
         let _ = storage.remove(&draft);
         return Err(e);
     }
-    storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))
+    storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))?;
+    catalogue.saved_last = catalogue.last_unit();
+    Ok(())
+}
+
+fn sync_unit(storage: &dyn Storage, path: &Path) -> Result<()> {
+    match storage.open(path, Access::Read).and_then(|file| file.sync_data()) {
+        // It moved to another member, which took it durably.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        synced => synced.map_err(|e| Error::io("sync unit", path, e)),
+    }
 }
 
 /// Reads a journal's catalogue; `None`: there is none that can be used.
@@ -115,5 +134,7 @@ fn read(
     if crc32c(&body) != header.body_crc.get() {
         return Err("its checksum doesn't match".into());
     }
-    serde_json::from_slice(&body).map_err(|e| e.to_string())
+    let mut catalogue: Catalogue = serde_json::from_slice(&body).map_err(|e| e.to_string())?;
+    catalogue.saved_last = catalogue.last_unit();
+    Ok(catalogue)
 }

@@ -75,8 +75,12 @@ impl Catalogue {
             Some(s) if s.prev_last_seq > edge && s.prev_last_seq + 1 < self.next => {
                 return refuse("its epoch takes back what is settled");
             }
-            None if merged.is_none() && next <= unit.header.after_seq => {
-                // What was given out before the unit was made lies in the units before.
+            None if merged.is_none()
+                && !unit.records.is_empty()
+                && next <= unit.header.after_seq =>
+            {
+                // What was given out before the unit was made lies in the units before. (One that was
+                // prepared and never used says nothing: a power cut may have taken those numbers.)
                 return refuse("numbers before it are missing");
             }
             _ => {}

@@ -43,6 +43,10 @@ pub struct Catalogue {
     pub(crate) border: Vec<Border>,
     /// What the records below `next` say.
     pub(crate) facts: Facts,
+    /// The last unit that the file had when it was read or written: those behind it may be sealed in
+    /// the page cache alone.
+    #[serde(skip)]
+    pub(crate) saved_last: u64,
 }
 
 /// A record that is not settled yet.

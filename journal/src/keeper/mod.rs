@@ -97,9 +97,9 @@ impl Keeper {
         let places = Places::of(&setup.storage, &setup.dir)?;
         check_members(&places, &setup.dir)?;
         release::remove_drafts(&setup.storage, places.dirs())?;
-        let catalogue = catalogue_of(&setup, &identity, &places)?;
+        let mut catalogue = catalogue_of(&setup, &identity, &places)?;
         // Readers that began before know the units that a merged one replaced: under the pin.
-        catalogue::save(setup.storage.as_ref(), &setup.dir, &identity, &catalogue)?;
+        catalogue::save(setup.storage.as_ref(), &setup.dir, &identity, &mut catalogue)?;
         let left = release::leftovers(&places.units()?);
         release::release(&setup.storage, &setup.dir, setup.ground.as_ref(), &left)?;
         let runs = Runs::open(&setup.storage, &setup.dir, identity.group)?;
@@ -228,7 +228,7 @@ impl Keeper {
 
     fn save(&mut self) -> Result<()> {
         let storage = self.setup.storage.as_ref();
-        catalogue::save(storage, &self.setup.dir, &self.identity, &self.catalogue)?;
+        catalogue::save(storage, &self.setup.dir, &self.identity, &mut self.catalogue)?;
         self.unsaved = false;
         Ok(())
     }

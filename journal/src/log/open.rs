@@ -250,6 +250,8 @@ fn first_header(
 }
 
 /// The lowest of the newest units, when no record was ever in any of them: those that were prepared.
+/// One that began an epoch is the lowest: its header alone says which numbers may have been seen, and
+/// stays until the next epoch's has its name.
 fn replaced_unit(history: &History) -> Option<u64> {
     if history.torn || !history.damage.is_empty() {
         return None;
@@ -262,6 +264,9 @@ fn replaced_unit(history: &History) -> Option<u64> {
             break;
         }
         lowest = Some(unit.number());
+        if unit.header.flags & FLAG_EPOCH_START != 0 && !planted::is("forget-what-was-seen") {
+            break;
+        }
         expected -= 1;
     }
     lowest
@@ -271,14 +276,7 @@ fn replaced_unit(history: &History) -> Option<u64> {
 /// missing below another.
 fn remove_unused(history: &History, options: &Options) -> Result<()> {
     let Some(lowest) = replaced_unit(history) else { return Ok(()) };
-    let unused = || history.units.iter().rev().filter(|u| u.number() > lowest);
-    if unused().any(|u| u.header.flags & FLAG_EPOCH_START != 0) {
-        // It alone says which numbers were void, until the next epoch's first unit does.
-        let path = history.dir.join(layout::DISTRUST);
-        let word = format!("{}\n", history.head);
-        layout::replace_file_in(&*options.storage, &path, word.as_bytes())?;
-    }
-    for unit in unused() {
+    for unit in history.units.iter().rev().filter(|u| u.number() > lowest) {
         let (storage, dir) = (&options.storage, unit.path.parent().unwrap_or(&history.dir));
         storage.remove(&unit.path).map_err(|e| Error::io("remove unused unit", &unit.path, e))?;
         storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))?;
@@ -292,13 +290,15 @@ fn ring_bytes(options: &Options, unit_bytes: u64) -> u64 {
     options.ring_bytes.max(RECORDS_IN_RING_MIN * record_bytes).next_multiple_of(PAGE_BYTES)
 }
 
-/// Seals what the last writer left open, so that it is never scanned again. Where something is
-/// damaged, a unit with anything unreadable in it stays as it is: it is evidence. Where nothing is,
+/// Seals what the last writer left open, so that it is never scanned again, and units that it had
+/// prepared and that are not replaced, so that the catalogue passes them. Where something is damaged, a unit with anything unreadable in it stays as it is: it is evidence. Where nothing is,
 /// what can't be read is what a power cut tore off, or an index that can be made again.
 fn seal_open_units(history: &History, options: &Options) {
     let torn_only = history.damage.is_empty();
+    let replaced = replaced_unit(history).unwrap_or(u64::MAX);
     for (i, unit) in history.units.iter().enumerate() {
-        if unit.end == ScanEnd::Sealed || (unit.end != ScanEnd::Open && !torn_only) {
+        let is_gone = unit.number() >= replaced;
+        if unit.end == ScanEnd::Sealed || is_gone || (unit.end != ScanEnd::Open && !torn_only) {
             continue;
         }
         let records = match history.records(i as u32) {
@@ -308,9 +308,6 @@ fn seal_open_units(history: &History, options: &Options) {
                 continue;
             }
         };
-        if records.is_empty() && unit.end == ScanEnd::Open {
-            continue;
-        }
         if let Err(e) = unit::seal_file(&*options.storage, &unit.path, &unit.header, records) {
             // Its records are durable, and it can be scanned again.
             tracing::warn!(unit = %unit.path.display(), error = %e, "left unsealed");

@@ -207,8 +207,8 @@ impl Run {
 pub fn save(dir: &Path) {
     let storage = RealStorage::shared();
     let identity = layout::read_identity(dir).unwrap();
-    let catalogue = Catalogue::open(&storage, dir).unwrap();
-    catalogue::save(&*storage, dir, &identity, &catalogue).unwrap();
+    let mut catalogue = Catalogue::open(&storage, dir).unwrap();
+    catalogue::save(&*storage, dir, &identity, &mut catalogue).unwrap();
 }
 
 proptest! {

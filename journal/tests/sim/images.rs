@@ -36,6 +36,8 @@ struct Recorded {
     ops: Vec<Op>,
     said: Vec<Said>,
     model: Model,
+    /// The boot that it ended in.
+    boot: u64,
 }
 
 fn record(seed: u64) -> Recorded {
@@ -49,7 +51,9 @@ fn record(seed: u64) -> Recorded {
         run.calm_step();
     }
     run.journal.take();
-    Recorded { start, ops: storage.take_record(), said, model: run.model }
+    // The machine may have been off and on in between.
+    let boot = run.storage.boot();
+    Recorded { start, ops: storage.take_record(), said, model: run.model, boot }
 }
 
 /// Before and behind each sync, and here and there between; as many as an even spread allows.
@@ -90,7 +94,7 @@ fn images(seed: u64) -> u64 {
             let what =
                 || format!("seed {seed}, {at} of {} operations, {keep:?}", recorded.ops.len());
             let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                check(image, &recorded.model, said, &mut rng.clone());
+                check(image, &recorded, said, &mut rng.clone());
             }));
             assert!(checked.is_ok(), "the image of {} is wrong", what());
             count += 1;
@@ -104,14 +108,14 @@ fn load(storage: &SimStorage) -> History {
     History::load_in(&storage, Path::new(DIR)).unwrap_or_else(|e| panic!("it can't be read: {e}"))
 }
 
-fn check(image: Disk, model: &Model, said: &Said, rng: &mut Rng) {
-    let storage = SimStorage::over(image, rng.next()).after_boots(1);
+fn check(image: Disk, recorded: &Recorded, said: &Said, rng: &mut Rng) {
+    let storage = SimStorage::over(image, rng.next()).after_boots(recorded.boot);
     let clock = Arc::new(SimClock::new());
-    clock.boot(2);
+    clock.boot(storage.boot());
     let history = load(&storage);
     let head = history.head;
     assert!(head >= said.durable, "the head is {head}, {} was durable", said.durable);
-    let mut model = model.clone();
+    let mut model = recorded.model.clone();
     model.truncate(head);
     model.seen = head;
     let at = [head, 1 + rng.below(head.max(1))];

@@ -6,6 +6,8 @@ use crate::model::{Doubt, Model};
 use crate::rng::{Digest, Rng};
 use crate::storage::SimStorage;
 use crate::world::Fault;
+use afterimage_journal::catalogue::Catalogue;
+use afterimage_journal::keeper::Keeper;
 use afterimage_journal::log::Backend;
 use afterimage_journal::meta::{Config, Guest, Volume};
 use afterimage_journal::storage::Storage;
@@ -274,10 +276,28 @@ impl Run {
         self.model.check(&history, &at);
     }
 
+    /// Whatever happened, the catalogue gets on: without it the window would slide no more.
+    fn check_progress(&self) {
+        let setup = self.keeping();
+        let mut keeper = Keeper::open(setup).expect("a keeper");
+        while keeper.step().expect("a step of the keeper") {}
+        let history = self.history();
+        let newest = history.units.last().map_or(0, |u| u.name.numbers().1);
+        let storage: Arc<dyn Storage> = self.storage.shared();
+        let catalogue = Catalogue::open(&storage, Path::new(DIR)).expect("a catalogue");
+        // The open one and those prepared behind it are not in it; the one before may not be told of.
+        let last = catalogue.last_unit();
+        assert!(
+            !history.damage.is_empty() || last + 4 >= newest,
+            "the catalogue ends with unit {last}, the newest is {newest}"
+        );
+    }
+
     /// Everything that a run did, in one number.
     pub fn finish(mut self) -> Digest {
         self.recover(End::Orderly, &Doubt::Nothing);
         self.check_all();
+        self.check_progress();
         self.digest.number(self.storage.trace().0);
         self.digest.number(self.storage.ops());
         self.digest

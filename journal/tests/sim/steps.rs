@@ -170,18 +170,22 @@ impl Run {
         }
     }
 
-    /// Keeps the window for a while: the catalogue, runs, the edge, merging, releasing.
-    pub fn keep(&mut self) {
-        let setup = Setup {
+    /// What a keeper of the journal needs.
+    pub fn keeping(&self) -> Setup {
+        Setup {
             storage: self.storage.shared(),
             dir: Path::new(DIR).to_owned(),
             clock: Arc::clone(&self.clock) as _,
             ground: Arc::new(Home { storage: self.storage.shared() }),
             pace: Arc::new(Unpaced),
             limits: Limits::new(WINDOW_NS, None),
-        };
+        }
+    }
+
+    /// Keeps the window for a while: the catalogue, runs, the edge, merging, releasing.
+    pub fn keep(&mut self) {
         let steps = self.rng.below(KEEPER_STEPS_MAX);
-        let kept = Keeper::open(setup).and_then(|mut keeper| {
+        let kept = Keeper::open(self.keeping()).and_then(|mut keeper| {
             for _ in 0..steps {
                 if !keeper.step()? {
                     break;
