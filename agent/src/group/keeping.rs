@@ -73,7 +73,7 @@ impl Group {
     /// up.
     pub fn keep(&self, limits: Limits) {
         let mut state = self.keeping.lock();
-        state.limits = Some(limits);
+        state.limits = Some(limits.clone());
         if let Some(thread) = &state.thread {
             thread.shared().set(limits);
         }
@@ -100,7 +100,7 @@ impl Group {
             clock: Arc::clone(&self.options.clock),
             ground,
             pace: Arc::new(Unpaced),
-            limits: state.limits?,
+            limits: state.limits.clone()?,
         })
     }
 

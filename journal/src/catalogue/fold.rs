@@ -88,6 +88,7 @@ impl Catalogue {
         epochs.extend(start.filter(|s| epochs.last() != Some(s)));
         let known: Vec<EpochStart> = epochs.iter().chain(later).copied().collect();
 
+        let floor = merged.as_ref().map_or(0, crate::format::meta::Merged::floor);
         let row = Unit::of(name, unit, merged);
         let mut entries = self.unsettled(&known, &row, unit);
         let settled = entries
@@ -118,7 +119,7 @@ impl Catalogue {
         }
         self.units.push(row);
         self.epochs = epochs;
-        self.edge = edge;
+        self.raise(edge, floor);
         self.next = next;
         self.border = border;
         Ok(())

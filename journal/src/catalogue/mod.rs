@@ -35,8 +35,15 @@ pub struct Catalogue {
     pub(crate) units: Vec<Unit>,
     /// The epochs that began in them.
     pub(crate) epochs: Vec<EpochStart>,
-    /// The window's edge.
+    /// The window's edge: every position from here on is restorable.
     pub(crate) edge: Seq,
+    /// Where the base ends, if that is below the edge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) floor: Option<Seq>,
+    /// The positions between floor and edge that stay restorable, ascending. `None`: those for which
+    /// the merged units lost nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kept: Option<Vec<Seq>>,
     /// Every number below this one was found, is void, or lies at or below the edge.
     pub(crate) next: Seq,
     /// Records at or above `next`: numbers in between may come with the next unit.
@@ -76,6 +83,8 @@ pub(crate) struct Outline {
     pub(crate) epochs: Vec<EpochStart>,
     /// The highest edge as of which any was merged.
     pub(crate) edge: Seq,
+    /// The highest floor.
+    pub(crate) floor: Seq,
 }
 
 impl Catalogue {
@@ -167,7 +176,7 @@ impl Catalogue {
         {
             return Ok(false);
         }
-        self.edge = self.edge.max(outline.edge);
+        self.raise(outline.edge, outline.floor);
         for found in behind {
             let unit = match unit::read_unit(storage, found, group, None) {
                 Ok(unit) => unit,
@@ -239,7 +248,7 @@ impl Catalogue {
             let why = "it doesn't stand for whole units that are settled".into();
             return Err(crate::Error::Unusable { path: found.path.clone(), why });
         }
-        self.edge = self.edge.max(merged.edge);
+        self.raise(merged.edge, merged.floor());
         self.units.splice(from..behind, [Unit::of(found.name, &unit, Some(merged))]);
         Ok(())
     }
@@ -250,10 +259,22 @@ impl Catalogue {
         &self.units
     }
 
-    /// The window's edge: history at or below it is merged.
+    /// The window's edge: every position from here on is restorable.
     #[must_use]
     pub fn edge(&self) -> Seq {
         self.edge
+    }
+
+    /// Where the base ends: nothing below it is restorable.
+    #[must_use]
+    pub fn floor(&self) -> Seq {
+        self.floor.unwrap_or(self.edge).min(self.edge)
+    }
+
+    /// The positions between floor and edge that stay restorable, ascending; `None`: not known.
+    #[must_use]
+    pub fn kept(&self) -> Option<&[Seq]> {
+        self.kept.as_deref()
     }
 
     /// Every number below this one is settled: durable, in a sealed unit.
@@ -262,10 +283,54 @@ impl Catalogue {
         self.next
     }
 
-    /// Moves the edge forward; it is the last number of a unit.
-    pub fn set_edge(&mut self, edge: Seq) {
-        self.edge = self.edge.max(edge);
+    /// Moves edge and floor forward.
+    pub(crate) fn raise(&mut self, edge: Seq, floor: Seq) {
+        let floor = self.floor().max(floor);
+        self.edge = self.edge.max(edge).max(floor);
+        self.floor = (floor < self.edge).then_some(floor);
+        if let Some(kept) = &mut self.kept {
+            kept.retain(|seq| *seq >= floor);
+        }
+    }
+
+    /// Moves the base's end forward; it is the last number of a unit.
+    pub fn set_floor(&mut self, floor: Seq) {
+        self.raise(floor, floor);
         self.next = self.next.max(self.edge + 1);
+        self.drop_checkpoints();
+    }
+
+    /// Moves the edge forward (it is the last number of a unit), and says which positions between floor
+    /// and edge stay restorable: of those before the present edge, none that was given up.
+    pub fn thin(&mut self, edge: Seq, kept: Vec<Seq>) {
+        let before = (self.kept.take().unwrap_or_default(), self.edge);
+        self.raise(edge, 0);
+        self.next = self.next.max(self.edge + 1);
+        let floor = self.floor();
+        let judged = |(kept, edge): (&[Seq], Seq), u: &Unit| {
+            crate::window::keep::judges(kept, edge, u.first_seq, u.last_seq)
+        };
+        let after = (kept.as_slice(), self.edge);
+        for unit in self.units.iter_mut().filter(|u| u.last_seq > floor) {
+            // What is still needed of it has to be counted anew.
+            if unit.last_seq > before.1
+                || judged((&before.0, before.1), unit) != judged(after, unit)
+            {
+                unit.live_bytes = None;
+            }
+        }
+        self.kept = Some(kept);
+        self.drop_checkpoints();
+    }
+
+    /// Those that can't be restored any more are of no use; that no number of theirs is given again is
+    /// seen to elsewhere.
+    fn drop_checkpoints(&mut self) {
+        let (edge, kept) = (self.edge, self.kept.as_deref().unwrap_or_default());
+        if self.floor.is_some() && self.kept.is_none() {
+            return;
+        }
+        self.facts.checkpoints.retain(|c| c.seq >= edge || kept.binary_search(&c.seq).is_ok());
     }
 
     /// Notes how many bytes of a unit's payloads are still needed.
@@ -315,6 +380,7 @@ fn outline(storage: &dyn Storage, group: [u8; 16], found: &[&Found]) -> Outline 
             && let Ok(merged) = read_merged(&*file, &found.path, &header)
         {
             outline.edge = outline.edge.max(merged.edge);
+            outline.floor = outline.floor.max(merged.floor());
             outline.epochs.extend(merged.epochs);
         }
     }

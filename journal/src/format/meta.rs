@@ -208,6 +208,12 @@ pub struct Merged {
     /// Positions before the edge for which everything was kept, too; ascending.
     #[serde(default)]
     pub kept: Vec<Seq>,
+    /// Where the base ended then: nothing below it is restorable. Not there: at the edge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<Seq>,
+    /// When the last unit that it replaces was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<Made>,
     /// Lowest number of a record in what it replaces (0: there was none).
     #[serde(default)]
     pub first_seq: Seq,
@@ -220,6 +226,33 @@ pub struct Merged {
     /// Wall time of its last record.
     #[serde(default)]
     pub last_wall_ns: u64,
+}
+
+/// When a unit was made: proves that all numbers up to `after_seq` are older.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// The newest number that had been given out.
+    pub after_seq: Seq,
+    /// Wall time, nanoseconds since the Unix epoch.
+    pub wall_ns: u64,
+    /// Monotonic time since the boot, nanoseconds.
+    pub mono_ns: u64,
+    /// The boot.
+    pub boot_id: Uuid,
+}
+
+impl Merged {
+    /// Where the base ended when it was made.
+    #[must_use]
+    pub fn floor(&self) -> Seq {
+        self.floor.unwrap_or(self.edge).min(self.edge)
+    }
+
+    /// Whether nothing is gone that a position needs.
+    #[must_use]
+    pub fn is_exact_at(&self, seq: Seq) -> bool {
+        seq >= self.edge || seq < self.first_seq || self.kept.binary_search(&seq).is_ok()
+    }
 }
 
 /// The body of a record that isn't data.

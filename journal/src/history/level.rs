@@ -1,19 +1,22 @@
 //! Restorable ranges, gaps and checkpoints, from sessions, damage and the window's edge.
 
-use super::{Damage, Gap, History};
+use super::{Damage, Gap, History, SessionState, thinned};
 use crate::Seq;
-use crate::meta::{LevelRange, Merged};
+use crate::meta::{Config, LevelRange};
 
 /// Restorable ranges, gaps and checkpoints from sessions and damage.
 pub(super) fn finish(history: &mut History) {
     heal(history);
-    let mut level = level_ranges(history);
+    let mut level = level_ranges(&history.configs, &history.sessions, history.head);
     for damage in &history.damage {
         level = level.into_iter().flat_map(|r| cut(r, damage)).collect();
     }
     history.level = windowed(history, &level);
     let ranges = std::mem::take(&mut history.level);
-    history.checkpoints.retain(|c| ranges.iter().any(|r| r.from <= c.seq && c.seq <= r.to));
+    history.checkpoints.retain(|c| {
+        let at = ranges.partition_point(|r| r.to < c.seq);
+        ranges.get(at).is_some_and(|r| r.from <= c.seq)
+    });
     history.level = ranges;
     history.gaps = gaps(history);
 }
@@ -41,14 +44,17 @@ fn heal(history: &mut History) {
     }
 }
 
-/// Ranges in which every guest that had a session before has one: a guest in its first sync
-/// doesn't take the others' points away.
-fn level_ranges(history: &History) -> Vec<LevelRange> {
-    let head = history.head;
+/// Ranges up to the head in which every guest that had a session before has one: a guest in its first
+/// sync doesn't take the others' points away.
+pub(crate) fn level_ranges(
+    configs: &[(Seq, Config)],
+    sessions: &[SessionState],
+    head: Seq,
+) -> Vec<LevelRange> {
     // A guest that leaves the group changes what has to be level, too.
-    let mut edges: Vec<Seq> = history.configs.iter().map(|(seq, _)| *seq).collect();
+    let mut edges: Vec<Seq> = configs.iter().map(|(seq, _)| *seq).collect();
     edges.push(head + 1);
-    for s in &history.sessions {
+    for s in sessions {
         edges.push(s.from);
         edges.push(s.to.map_or(head + 1, |to| to + 1));
     }
@@ -57,53 +63,49 @@ fn level_ranges(history: &History) -> Vec<LevelRange> {
     let mut ranges: Vec<LevelRange> = Vec::new();
     for pair in edges.windows(2) {
         let (from, to) = (pair[0], pair[1].saturating_sub(1).min(head));
-        if from > to || !all_level(history, from) {
+        if from > to || !all_level(configs, sessions, from) {
             continue;
         }
         match ranges.last_mut() {
             // An end is an end, though the next session may follow at once.
-            Some(last) if last.to + 1 == from && !ends_at(history, last.to) => last.to = to,
+            Some(last) if last.to + 1 == from && !ends_at(sessions, last.to) => last.to = to,
             _ => ranges.push(LevelRange { from, to }),
         }
     }
     ranges
 }
 
-/// What the window leaves: everything from its edge on, and before it the positions for which all
-/// merged units kept what they need.
+/// What the window leaves: everything from its edge on, and before it what thinning kept.
 fn windowed(history: &History, level: &[LevelRange]) -> Vec<LevelRange> {
     let edge = history.edge;
-    if edge == 0 {
-        return level.to_vec();
-    }
-    let merged = || history.units.iter().filter_map(|u| u.merged.as_ref());
-    let mut kept: Vec<Seq> = merged().flat_map(|m| &m.kept).copied().collect();
-    kept.sort_unstable();
-    kept.dedup();
-    kept.retain(|&seq| {
-        let whole = |m: &Merged| seq >= m.edge || seq < m.first_seq || m.kept.contains(&seq);
-        seq < edge && merged().all(whole) && level.iter().any(|r| r.from <= seq && seq <= r.to)
-    });
-    let mut left: Vec<_> = kept.into_iter().map(|seq| LevelRange { from: seq, to: seq }).collect();
+    let mut left: Vec<LevelRange> = thinned::ranges(history)
+        .into_iter()
+        .flat_map(|part| {
+            let inside = level.partition_point(|r| r.to < part.from);
+            let inside = level[inside..].iter().take_while(move |r| r.from <= part.to);
+            inside.map(move |r| LevelRange { from: r.from.max(part.from), to: r.to.min(part.to) })
+        })
+        .collect();
     let inside = level.iter().filter(|r| r.to >= edge);
     left.extend(inside.map(|r| LevelRange { from: r.from.max(edge), to: r.to }));
     left
 }
 
-fn ends_at(history: &History, seq: Seq) -> bool {
-    history.sessions.iter().any(|s| s.to == Some(seq))
+fn ends_at(sessions: &[SessionState], seq: Seq) -> bool {
+    sessions.iter().any(|s| s.to == Some(seq))
 }
 
-fn all_level(history: &History, seq: Seq) -> bool {
-    let active: Vec<&str> = history
-        .config_at(seq)
-        .map(|c| c.guests.iter().map(|g| g.name.as_str()).collect())
+fn all_level(configs: &[(Seq, Config)], sessions: &[SessionState], seq: Seq) -> bool {
+    let behind = configs.partition_point(|(at, _)| *at <= seq);
+    let active: Vec<&str> = configs[..behind]
+        .last()
+        .map(|(_, c)| c.guests.iter().map(|g| g.name.as_str()).collect())
         .unwrap_or_default();
     let mut any = false;
     for guest in active {
         let mut had = false;
         let mut has = false;
-        for s in history.sessions.iter().filter(|s| s.guest == guest && s.from <= seq) {
+        for s in sessions.iter().filter(|s| s.guest == guest && s.from <= seq) {
             had = true;
             has |= s.to.is_none_or(|to| seq <= to);
         }

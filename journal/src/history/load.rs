@@ -97,6 +97,8 @@ fn empty(storage: &Arc<dyn Storage>, dir: &Path, identity: &Identity) -> History
         confirmed: std::collections::BTreeMap::new(),
         has_data: std::collections::BTreeSet::new(),
         edge: 0,
+        floor: 0,
+        kept: None,
         level: Vec::new(),
         gaps: Vec::new(),
         damage: Vec::new(),
@@ -127,6 +129,8 @@ impl<'h> Tail<'h> {
         history.units = std::mem::take(&mut catalogue.units);
         history.unit_number_max = found.iter().map(|f| f.name.numbers().1).max().unwrap_or(0);
         history.edge = catalogue.edge;
+        history.floor = catalogue.floor();
+        history.kept = catalogue.kept.take();
         for unit in &history.units {
             history.epoch = history.epoch.max(unit.header.epoch);
             let seen = unit.last_seq.max(unit.header.after_seq);
@@ -198,6 +202,7 @@ impl<'h> Tail<'h> {
         if let Some(merged) = &merged {
             epochs.extend_from_slice(&merged.epochs);
             history.edge = history.edge.max(merged.edge);
+            history.floor = history.floor.max(merged.floor());
             history.seen_seq = history.seen_seq.max(merged.last_seq);
         }
         epochs.extend(epoch_start(&unit.header).filter(|s| epochs.last() != Some(s)));

@@ -8,12 +8,13 @@
 
 mod cache;
 mod entries;
-mod level;
+pub(crate) mod level;
 mod load;
 mod map;
 mod payload;
 mod pin;
 mod resolve;
+mod thinned;
 mod units;
 
 pub use entries::{Entries, Entry};
@@ -134,6 +135,9 @@ pub struct History {
     pub has_data: BTreeSet<VolumeId>,
     /// The window's edge: what lies before it may have been merged (0: nothing was).
     pub edge: Seq,
+    /// Where the base ends: nothing below it is restorable. Between it and the edge single positions
+    /// are.
+    pub floor: Seq,
     /// Checkpoints at restorable positions, by position.
     pub checkpoints: Vec<CheckpointAt>,
     /// Restorable ranges, ascending.
@@ -163,6 +167,9 @@ pub struct History {
     pub cut_at: Seq,
     /// Highest number of a checkpoint, restorable or not.
     pub last_checkpoint_id: u64,
+    /// The positions between floor and edge that stay restorable; `None`: those for which the merged
+    /// units lost nothing.
+    kept: Option<Vec<Seq>>,
     storage: Arc<dyn Storage>,
     /// While it is held, nothing that is listed here is deleted (I-7).
     pin: Option<Lock>,

@@ -103,12 +103,19 @@ impl History {
         let found = self.newest_at(ns);
         let found = found.map_err(|e| self.refuse(0, format!("its records can't be read: {e}")))?;
         let Some((seq, wall_ns)) = found else {
+            let known = self.first_wall_ns()..=self.wall_ns(self.head);
+            if self.floor < self.edge && known.contains(&ns) {
+                return self.resolve_thinned(ns);
+            }
             let (seq, why) = match ns < self.first_wall_ns() {
                 true => (0, "it lies before the journal's window"),
                 false => (self.head, "it lies behind the newest recovery point"),
             };
             return Err(self.refuse(seq, why.into()));
         };
+        if (self.floor..self.edge).contains(&seq) && !self.is_followed(seq) {
+            return self.resolve_thinned(ns);
+        }
         if !self.is_restorable(seq) {
             return Err(self.refuse(seq, self.why_not(seq)));
         }
@@ -120,7 +127,7 @@ impl History {
         Ok(self.point(seq))
     }
 
-    fn why_not(&self, seq: Seq) -> String {
+    pub(super) fn why_not(&self, seq: Seq) -> String {
         if let Some(damage) =
             self.damage.iter().find(|d| d.from <= seq && d.to.is_none_or(|to| seq < to))
         {
@@ -144,7 +151,7 @@ impl History {
         format!("it was merged away, as all between seq:{} and seq:{after}", before.to)
     }
 
-    fn refuse(&self, seq: Seq, why: String) -> Box<NotRestorable> {
+    pub(super) fn refuse(&self, seq: Seq, why: String) -> Box<NotRestorable> {
         let before = self.level.iter().rev().find(|r| r.from <= seq).map(|r| r.to.min(seq));
         let after = self.level.iter().find(|r| r.to > seq).map(|r| r.from.max(seq));
         Box::new(NotRestorable {

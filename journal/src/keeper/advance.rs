@@ -1,4 +1,4 @@
-//! Moving the edge: the base run for the new one first, then the catalogue that says so.
+//! Moving the base's end: the base run for the new one first, then the catalogue that says so.
 
 use super::Keeper;
 use crate::Seq;
@@ -20,28 +20,28 @@ const GROWTH_DIVISOR: u64 = 8;
 const OVERHEAD_BYTES: u64 = 3 * BLOCK_BYTES;
 
 /// Bytes that are read and written for a piece of a run.
-const PIECE_BYTES: u64 = 64;
+pub(super) const PIECE_BYTES: u64 = 64;
 
 /// Ends the making of a run, of which nothing stays.
-fn stopped() -> Error {
+pub(super) fn stopped() -> Error {
     Error::Invalid("the keeper was told to stop".into())
 }
 
 impl Keeper {
-    /// Moves the edge where it is to be, when enough has aged or space is wanted; a large move takes
-    /// several steps.
-    pub(super) fn advance_edge(&mut self) -> Result<bool> {
-        let present = self.edge();
+    /// Moves the base's end where it is to be, when enough has aged or space is wanted; a large move
+    /// takes several steps.
+    pub(super) fn advance_floor(&mut self) -> Result<bool> {
+        let present = self.floor();
         let base_unit = self.runs.base().map_or(0, |b| b.span().last_unit);
-        // A base run that got lost is made again where the edge is.
+        // A base run that got lost is made again where the base ends.
         let lost = present.filter(|e| e.unit != base_unit || !self.base_is_of(e.seq));
         let target = match lost {
             Some(edge) if edge.unit > base_unit => Some(edge),
-            _ => self.actions.edge.filter(|e| Some(*e) > present && self.is_due(present, *e)),
+            _ => self.actions.floor.filter(|e| Some(*e) > present && self.is_due(present, *e)),
         };
         let Some(target) = target else { return Ok(false) };
         if self.extend_base(target)? {
-            self.catalogue.set_edge(target.seq);
+            self.catalogue.set_floor(target.seq);
             self.save()?;
         }
         Ok(true)
@@ -87,12 +87,14 @@ impl Keeper {
             if last > target.unit || layers.len() >= LAYERS_MAX {
                 break;
             }
-            if first != covered + 1 {
+            if first > covered + 1 {
                 let why =
                     format!("units {} to {} are not in the catalogue", covered + 1, first - 1);
                 return Err(Error::Unusable { path: self.setup.dir.clone(), why });
             }
-            match self.runs.reaching(first, target.unit) {
+            // A thinned unit may go on behind a run, or begin within what one covered.
+            let run = self.runs.reaching(first, target.unit);
+            match run.filter(|r| r.span().last_unit >= last) {
                 Some(run) => {
                     covered = run.span().last_unit;
                     layers.push(Layer::from(std::sync::Arc::clone(run)));
@@ -116,7 +118,8 @@ impl Keeper {
             first_seq: seqs().map(|u| u.first_seq).min().unwrap_or(0),
             last_seq: if done { target.seq } else { highest },
         };
-        let mut live = LiveBytes::new(self.catalogue.units(), covered);
+        let within = self.catalogue.units().partition_point(|u| u.name.numbers().1 <= covered);
+        let mut live = LiveBytes::new(&self.catalogue.units()[..within]);
         let pace = self.setup.pace.as_ref();
         self.runs.make(&span, &layers, |_, piece| {
             live.add(piece);
@@ -131,7 +134,7 @@ impl Keeper {
 
     /// Gives up runs that are of no use behind the edge.
     pub(super) fn give_up_runs(&mut self) -> Result<bool> {
-        if self.runs.base().is_none_or(|b| b.span().last_seq != self.catalogue.edge()) {
+        if self.runs.base().is_none_or(|b| b.span().last_seq != self.catalogue.floor()) {
             return Ok(false);
         }
         let useless = self.runs.take_useless(&self.catalogue);
@@ -143,17 +146,18 @@ impl Keeper {
 
 /// Counts what a merged unit would take for what is left of each unit. Units overlap in a few numbers at
 /// their borders, which may count for the wrong one: it is an estimate.
-struct LiveBytes {
+pub(super) struct LiveBytes {
     /// Highest number in each unit and all before.
     reach: Vec<Seq>,
     bytes: Vec<u64>,
 }
 
 impl LiveBytes {
-    fn new(units: &[Unit], upto: u64) -> Self {
+    /// Of these units, which ascend by number.
+    pub(super) fn new(units: &[Unit]) -> Self {
         let mut highest = 0;
-        let within = units.iter().take_while(|u| u.name.numbers().1 <= upto);
-        let reach: Vec<Seq> = within
+        let reach: Vec<Seq> = units
+            .iter()
             .map(|u| {
                 highest = highest.max(u.last_seq);
                 highest
@@ -163,7 +167,7 @@ impl LiveBytes {
         Self { reach, bytes }
     }
 
-    fn add(&mut self, piece: &Piece) {
+    pub(super) fn add(&mut self, piece: &Piece) {
         let unit = self.reach.partition_point(|highest| *highest < piece.seq);
         let payload = if piece.zero { 0 } else { piece.bytes() };
         if let Some(bytes) = self.bytes.get_mut(unit) {
@@ -171,7 +175,8 @@ impl LiveBytes {
         }
     }
 
-    fn store(self, units: &mut [Unit]) {
+    /// Notes it in the same units.
+    pub(super) fn store(self, units: &mut [Unit]) {
         for (unit, bytes) in units.iter_mut().zip(self.bytes) {
             unit.live_bytes = Some(bytes);
         }

@@ -1,25 +1,43 @@
 //! Merging one group of units, and giving up what it replaced.
 
 use super::Keeper;
+use super::sight::Thinned;
 use crate::error::{Error, ErrorKind, Result};
-use crate::merge::{self, Job, Outcome, Written, release};
+use crate::merge::{self, AtFloor, Job, Outcome, Sight, Written, release};
 use crate::pool::Found;
-use crate::window::{Group, Stamp, victims};
+use crate::window::victims::sort_by_cost;
+use crate::window::{Group, Row, Stamp, victims};
 use std::path::PathBuf;
 
 impl Keeper {
+    /// Groups worth merging, of the base and of thinned history, those that free most for what they
+    /// copy first.
+    pub(super) fn groups(&self, rows: &[Row], now: &Stamp) -> Vec<Group> {
+        let mut groups = self.thinned_groups(rows, now);
+        if let Some(floor) = self.floor() {
+            let permille = self.actions.dead_permille;
+            groups.extend(victims(rows, floor, permille, self.identity.unit_bytes));
+        }
+        sort_by_cost(&mut groups);
+        groups
+    }
+
     /// Merges the group that frees most for what it copies; `false`: none is worth it.
     pub(super) fn merge_one(&mut self) -> Result<bool> {
-        let (Some(edge), Some(base)) = (self.edge(), self.runs.base().cloned()) else {
-            return Ok(false);
-        };
-        if base.span().last_seq != edge.seq {
-            return Ok(false);
-        }
         let rows = self.rows()?;
-        let groups = victims(&rows, edge, self.actions.dead_permille, self.identity.unit_bytes);
-        let wanted = groups.into_iter().find_map(|g| self.narrowed(g));
+        let now = Stamp::now(self.setup.clock.as_ref());
+        let floor = self.floor();
+        let base = self.runs.base().filter(|b| Some(b.span().last_seq) == floor.map(|f| f.seq));
+        let base = base.cloned();
+        let is_base = |last: u64| floor.is_some_and(|f| last <= f.unit);
+        let groups = self.groups(&rows, &now).into_iter();
+        let mut ready = groups.filter(|g| !is_base(g.last) || base.is_some());
+        let wanted = ready.find_map(|g| self.narrowed(g));
         let Some((first, last)) = wanted else { return Ok(false) };
+        let mut sight: Box<dyn Sight + '_> = match (&base, floor) {
+            (Some(base), Some(floor)) if is_base(last) => Box::new(AtFloor::new(floor.seq, base)),
+            _ => Box::new(Thinned::new(self)),
+        };
         let sources = self.sources(first, last)?;
         let journal = &self.setup.dir;
         let into = self.setup.ground.place(journal, self.identity.unit_bytes)?;
@@ -28,16 +46,19 @@ impl Keeper {
             storage: &self.setup.storage,
             group: self.identity.group,
             into: &into,
-            base: &base,
-            edge,
+            edge: self.catalogue.edge(),
+            floor: self.catalogue.floor(),
+            kept: self.catalogue.kept().unwrap_or_default(),
             epochs: &epochs,
             unit_bytes_max: self.identity.unit_bytes,
             salt: self.setup.clock.salt(),
-            now: Stamp::now(self.setup.clock.as_ref()),
+            now,
             mount_id: self.setup.storage.mount_id(&into),
             pace: self.setup.pace.as_ref(),
         };
-        match merge::merge(&job, &sources) {
+        let outcome = merge::merge(&job, sight.as_mut(), &sources);
+        drop(sight);
+        match outcome {
             Ok(Outcome::Written(written)) => self.replace(&written, &sources)?,
             Ok(Outcome::TooLarge) => {
                 self.left_alone.insert((first, last), "what is left of it fits no unit".into());

@@ -1,14 +1,14 @@
 //! Keeps a journal within its window and its limits: one bounded step at a time, beside capture.
 //!
 //! ```text
-//!  unit sealed ─► catalogue ─► level runs ─► decide ─► base run at the new edge ─► edge durable
+//!  unit sealed ─► catalogue ─► level runs ─► decide ─► base run, kept positions ─► both durable
 //!                                              ▲                                        │
 //!                              held files ◄── give up what was replaced ◄── merge a group
 //! ```
 //!
 //! What always holds:
 //! * the caller has the journal open for writing, and is the only one who keeps it;
-//! * the edge is durable before anything at or below it is merged, a merged unit and the catalogue
+//! * what stays restorable is durable before anything that only the rest needs is merged, a merged unit and the catalogue
 //!   that names it before what it replaces is given up (I-8): killed between any two calls, the
 //!   next keeper goes on;
 //! * only units that are sealed, settled and sound are touched; what is damaged stays, and is named.
@@ -19,6 +19,8 @@ mod merging;
 mod occupancy;
 mod rebuild;
 mod runs;
+mod sight;
+mod thinning;
 mod thread;
 
 pub use ground::{Ground, Home};
@@ -26,18 +28,22 @@ pub use occupancy::{Occupancy, ScrubProgress};
 pub use rebuild::{Rebuilt, rebuild};
 pub use thread::{KeeperThread, Shared};
 
+use crate::Seq;
 use crate::catalogue::{self, Catalogue, Extended, epoch_start, units_of};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::format::meta::EpochStart;
 use crate::format::unit_header::UnitHeader;
+use crate::history::Unit;
 use crate::layout::{self, Identity};
 use crate::merge::{Pace, release};
 use crate::pool::{FileName, Found, Places};
 use crate::scrub::Scrub;
 use crate::storage::Storage;
 use crate::unit::read_header;
-use crate::window::{Actions, Capture, Edge, Limits, Row, Stamp, Usage, decide, victims};
+use crate::window::age::held_ns;
+use crate::window::limits::DEAD_PERMILLE;
+use crate::window::{Actions, Capture, Edge, Limits, Row, Stamp, Usage, decide};
 use runs::Runs;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -103,7 +109,13 @@ impl Keeper {
         let left = release::leftovers(&places.units()?);
         release::release(&setup.storage, &setup.dir, setup.ground.as_ref(), &left)?;
         let runs = Runs::open(&setup.storage, &setup.dir, identity.group)?;
-        let actions = Actions { edge: None, dead_permille: 500, alarm: None, capture: Capture::Go };
+        let actions = Actions {
+            floor: None,
+            edge: None,
+            dead_permille: DEAD_PERMILLE,
+            alarm: None,
+            capture: Capture::Go,
+        };
         let mut keeper = Self {
             sealed: catalogue.last_unit(),
             setup,
@@ -162,7 +174,8 @@ impl Keeper {
             return Ok(true);
         }
         self.evaluate()?;
-        let done = self.advance_edge()? || self.give_up_runs()? || self.merge_one()?;
+        let moved = self.advance_floor()? || self.thin()? || self.give_up_runs()?;
+        let done = moved || self.count_thinned()? || self.merge_one()?;
         if done {
             self.evaluate()?;
             return Ok(true);
@@ -176,7 +189,7 @@ impl Keeper {
 
     /// Makes one run that is missing, the base run at the present edge too; `false`: none is.
     fn build_runs(&mut self) -> Result<bool> {
-        Ok(self.runs.build_one(&self.catalogue, &self.epochs())? || self.advance_edge()?)
+        Ok(self.runs.build_one(&self.catalogue, &self.epochs())? || self.advance_floor()?)
     }
 
     /// Reads on through sealed units to find rot, at most so many bytes.
@@ -244,16 +257,21 @@ impl Keeper {
         epochs
     }
 
-    /// The present edge. With a base run, its units are the base; without one, all units with nothing
-    /// above the edge.
-    fn edge(&self) -> Option<Edge> {
-        let seq = self.catalogue.edge();
+    /// Where the base ends. With a base run, its units are the base; without one, all units with nothing
+    /// above its end.
+    fn floor(&self) -> Option<Edge> {
+        let seq = self.catalogue.floor();
         if seq == 0 {
             return None;
         }
         if let Some(base) = self.runs.base().filter(|b| b.span().last_seq == seq) {
             return Some(Edge { unit: base.span().last_unit, seq });
         }
+        self.whole_units(seq)
+    }
+
+    /// The last unit before which no number is above this one.
+    fn whole_units(&self, seq: Seq) -> Option<Edge> {
         let below = self.catalogue.units().iter().take_while(|u| u.last_seq <= seq);
         below.last().map(|u| Edge { unit: u.name.numbers().1, seq })
     }
@@ -281,10 +299,11 @@ impl Keeper {
             first: u.name.numbers().0,
             last: u.name.numbers().1,
             merged: matches!(u.name, FileName::Merged(..)),
+            timed: u.merged.as_ref().is_none_or(|m| m.made.is_some()),
             sound: u.last_seq < settled && u.name.numbers().1 < border,
             last_seq: u.last_seq,
-            made: stamp_of(&u.header),
-            after_seq: u.header.after_seq,
+            made: made_of(u).0,
+            after_seq: made_of(u).1,
             file_bytes: u.header.unit_bytes,
             live_bytes: u.live_bytes,
         });
@@ -293,6 +312,7 @@ impl Keeper {
             first: *number,
             last: *number,
             merged: false,
+            timed: true,
             sound: false,
             last_seq: u64::MAX,
             made: stamp_of(header),
@@ -310,33 +330,25 @@ impl Keeper {
         check_members(&self.places, &self.setup.dir)?;
         let rows = self.rows()?;
         let now = Stamp::now(self.setup.clock.as_ref());
-        let edge = self.edge();
-        let unit_bytes = self.identity.unit_bytes;
-        let groups = match edge {
-            Some(edge) => victims(&rows, edge, self.actions.dead_permille, unit_bytes),
-            None => Vec::new(),
-        };
-        let worth = groups.iter().filter(|g| !self.left_alone.contains_key(&(g.first, g.last)));
+        let worth = self.groups(&rows, &now).into_iter();
+        let worth = worth.filter(|g| !self.left_alone.contains_key(&(g.first, g.last)));
         let units: u64 = rows.iter().map(|r| r.file_bytes).sum();
         let usage = Usage {
             used_bytes: units + self.runs.bytes(),
             free_bytes: self.setup.ground.free_bytes(&self.setup.dir),
-            unit_bytes,
-            reclaimable_bytes: worth.map(crate::window::Group::freed_bytes).sum(),
+            unit_bytes: self.identity.unit_bytes,
+            reclaimable_bytes: worth.map(|g| g.freed_bytes()).sum(),
             stopped: self.stopped,
-            edge,
+            floor: self.floor(),
         };
         let before = self.actions.alarm.as_ref().map(|a| a.level);
         self.actions = decide(&usage, &rows, &self.setup.limits, &now);
         if let Some(alarm) = self.actions.alarm.as_ref().filter(|a| Some(a.level) != before) {
             tracing::warn!(journal = %self.setup.dir.display(), text = alarm.text, "space");
         }
-        self.occupancy.take(&usage, &self.setup.limits, &self.actions, &rows, &now);
-        let at_edge = self.catalogue.units().iter().rev();
-        let at_edge = at_edge
-            .filter(|u| u.last_seq > 0)
-            .find(|u| edge.is_some_and(|edge| u.name.numbers().1 <= edge.unit));
-        self.occupancy.edge_wall_ns = at_edge.map_or(0, |u| u.last_wall_ns);
+        let edge = self.whole_units(self.catalogue.edge());
+        self.occupancy.take(&usage, &self.setup.limits, &self.actions);
+        self.occupancy.take_reach(&self.catalogue, held_ns(&rows, &now, edge));
         Ok(())
     }
 
@@ -380,6 +392,18 @@ fn check_members(places: &Places, dir: &Path) -> Result<()> {
     let why =
         format!("nothing is merged while members of the pool are away{}", places.missing_text());
     Err(Error::Unusable { path: dir.to_owned(), why })
+}
+
+/// When a unit was made, and the newest number that had been given out; of a merged one, those of the
+/// last unit that it replaces.
+fn made_of(unit: &Unit) -> (Stamp, Seq) {
+    match unit.merged.as_ref().and_then(|m| m.made) {
+        Some(made) => {
+            let boot_id = made.boot_id.into_bytes();
+            (Stamp { wall_ns: made.wall_ns, mono_ns: made.mono_ns, boot_id }, made.after_seq)
+        }
+        None => (stamp_of(&unit.header), unit.header.after_seq),
+    }
 }
 
 fn stamp_of(header: &UnitHeader) -> Stamp {

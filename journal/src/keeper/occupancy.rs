@@ -1,8 +1,8 @@
 //! What a journal uses and holds, for status.
 
 use crate::Seq;
-use crate::window::age::held_ns;
-use crate::window::{Actions, AlarmLevel, Capture, Limits, Row, Stamp, Usage};
+use crate::catalogue::Catalogue;
+use crate::window::{Actions, AlarmLevel, Capture, Limits, Usage};
 use serde::{Deserialize, Serialize};
 
 /// See the module. Bytes are those of files; seconds of the window are running time.
@@ -22,14 +22,20 @@ pub struct Occupancy {
     pub has_room: bool,
     /// Whether that was judged for a capture that had stopped for space.
     pub stopped: bool,
-    /// The edge: positions below it are merged (0: none).
+    /// The edge: every position from it on is restorable (0: nothing was merged).
     pub edge: Seq,
     /// Wall time of the newest record at the edge, nanoseconds since the Unix epoch (0: no edge).
     pub edge_wall_ns: u64,
-    /// How far back positions reach, seconds.
+    /// How far back every position is restorable, seconds.
     pub window_s: u64,
-    /// How far back they are to reach, seconds.
+    /// How far back it is to be, seconds.
     pub window_wanted_s: u64,
+    /// Checkpoints that are kept from before the edge.
+    #[serde(default)]
+    pub kept: u64,
+    /// Wall time of the oldest of them, nanoseconds since the Unix epoch (0: there is none).
+    #[serde(default)]
+    pub kept_from_wall_ns: u64,
     /// Bytes of files that were replaced, and that readers hold.
     pub pinned_bytes: u64,
     /// Bytes that merging will still give back.
@@ -60,14 +66,7 @@ pub struct ScrubProgress {
 const SECOND_NS: u64 = 1_000_000_000;
 
 impl Occupancy {
-    pub(super) fn take(
-        &mut self,
-        usage: &Usage,
-        limits: &Limits,
-        actions: &Actions,
-        rows: &[Row],
-        now: &Stamp,
-    ) {
+    pub(super) fn take(&mut self, usage: &Usage, limits: &Limits, actions: &Actions) {
         self.used_bytes = usage.used_bytes;
         self.hard_bytes = usage.hard_bytes(limits);
         self.limit_bytes = limits.limit_bytes;
@@ -75,10 +74,22 @@ impl Occupancy {
         self.alarm_text = actions.alarm.as_ref().map(|a| a.text.clone());
         self.stopped = usage.stopped;
         self.has_room = actions.capture == Capture::Go;
-        self.edge = usage.edge.map_or(0, |e| e.seq);
-        self.window_s = held_ns(rows, now, usage.edge) / SECOND_NS;
-        self.window_wanted_s = limits.window_ns / SECOND_NS;
+        self.window_wanted_s = limits.keep.every_write_ns() / SECOND_NS;
         self.reclaimable_bytes = usage.reclaimable_bytes;
+    }
+
+    /// How far back what can be restored; `held_ns` is how far back every position is.
+    pub(super) fn take_reach(&mut self, catalogue: &Catalogue, held_ns: u64) {
+        self.edge = catalogue.edge();
+        self.window_s = held_ns / SECOND_NS;
+        let below = catalogue.units().iter().take_while(|u| u.last_seq <= self.edge);
+        let at_edge = below.filter(|u| u.last_seq > 0).last();
+        self.edge_wall_ns = at_edge.filter(|_| self.edge > 0).map_or(0, |u| u.last_wall_ns);
+        let kept = catalogue.kept().unwrap_or_default();
+        self.kept = kept.len() as u64;
+        let mut checkpoints = catalogue.facts.checkpoints.iter();
+        let oldest = checkpoints.find(|c| kept.first() == Some(&c.seq));
+        self.kept_from_wall_ns = oldest.map_or(0, |c| c.wall_ns);
     }
 }
 

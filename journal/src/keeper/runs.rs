@@ -6,6 +6,7 @@
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 use crate::format::meta::EpochStart;
+use crate::format::record::{Kind, Record};
 use crate::history::{Unit, void_above};
 use crate::map::levels::{Plan, UnitRow, plan};
 use crate::map::{Layer, MemRun, Run, RunName, RunWriter, Span, compact, record_pieces};
@@ -45,6 +46,11 @@ impl Runs {
     pub fn base(&self) -> Option<&Arc<Run>> {
         let bases = self.runs.iter().filter(|r| r.span().is_base());
         bases.max_by_key(|r| (r.span().last_unit, r.span().last_seq))
+    }
+
+    /// The runs that are not the base's.
+    pub fn levels(&self) -> impl Iterator<Item = &Arc<Run>> {
+        self.runs.iter().filter(|r| !r.span().is_base())
     }
 
     /// Number of runs.
@@ -114,6 +120,14 @@ impl Runs {
         catalogue: &Catalogue,
         epochs: &[EpochStart],
     ) -> Result<Layer> {
+        let records = self.records_of(unit, epochs)?;
+        let as_of = |copy| catalogue.facts.copies.get(&copy).map(|c| c.as_of);
+        let pieces = record_pieces(&records, as_of).collect();
+        Ok(Layer::from(Arc::new(MemRun::build(pieces))))
+    }
+
+    /// The records of a sealed unit that count, by number.
+    pub fn records_of(&self, unit: &Unit, epochs: &[EpochStart]) -> Result<Vec<Record>> {
         let contents =
             read_unit(self.storage.as_ref(), &unit.found(), self.group.into_bytes(), None)?;
         if contents.end != ScanEnd::Sealed {
@@ -121,10 +135,8 @@ impl Runs {
             return Err(Error::Unusable { path: unit.path.clone(), why });
         }
         let valid_to = void_above(epochs, unit.header.epoch);
-        let records = contents.records.iter().map(|(_, r)| r).filter(|r| r.seq <= valid_to);
-        let as_of = |copy| catalogue.facts.copies.get(&copy).map(|c| c.as_of);
-        let pieces = record_pieces(records, as_of).collect();
-        Ok(Layer::from(Arc::new(MemRun::build(pieces))))
+        let records = contents.records.into_iter().map(|(_, r)| r);
+        Ok(records.filter(|r| r.seq <= valid_to && r.kind != Kind::Merged).collect())
     }
 
     /// Takes out the runs that no position at or behind the base run's edge needs, to be given up.
@@ -141,7 +153,7 @@ impl Runs {
     }
 }
 
-fn row_of(unit: &Unit, catalogue: &Catalogue) -> UnitRow {
+pub(super) fn row_of(unit: &Unit, catalogue: &Catalogue) -> UnitRow {
     let (first, last) = unit.name.numbers();
     let (first_seq, last_seq) = match unit.last_seq {
         0 => (1, 0),

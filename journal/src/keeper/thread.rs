@@ -97,7 +97,8 @@ impl KeeperThread {
         let stop = Arc::new(AtomicBool::new(false));
         let throttle = Throttle::new(MERGE_FLOOR_BYTES_PER_S, Arc::clone(&stop));
         setup.pace = Arc::new(throttle.clone());
-        let (limits, dir, unit_bytes) = (setup.limits, setup.dir.clone(), setup.unit_bytes()?);
+        let (limits, dir, unit_bytes) =
+            (setup.limits.clone(), setup.dir.clone(), setup.unit_bytes()?);
         let occupancy = Occupancy { has_room: true, ..Occupancy::default() };
         let state = State { limits, sealed: 0, sealed_count: 0, stopped: false, occupancy };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new(), stop });
@@ -195,7 +196,7 @@ impl Loop {
 
     fn take_orders(&mut self) -> u64 {
         let mut state = self.shared.lock();
-        self.keeper.set(state.limits);
+        self.keeper.set(state.limits.clone());
         self.keeper.set_stopped(state.stopped);
         self.keeper.sealed(state.sealed);
         std::mem::take(&mut state.sealed_count)

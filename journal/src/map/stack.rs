@@ -109,6 +109,11 @@ impl Stack {
         Sweep::new(ByStart::new(cursors)).map(|placed| placed.map(|(_, piece)| piece))
     }
 
+    /// As [`Stack::resolve`], for everything of all volumes.
+    pub fn all(&self) -> impl Iterator<Item = Result<Placed>> + Send + use<> {
+        Sweep::new(ByStart::new(self.layers.iter().map(Layer::all).collect()))
+    }
+
     /// As [`Stack::resolve`], for a range of one request: layers that can't win any more are not
     /// asked.
     ///

@@ -1,17 +1,19 @@
-//! What is left of units at the edge: pieces of data that count there, and what is kept of the rest.
+//! What is left of units: pieces of data that count where they are judged, and what is kept of the rest.
 //!
-//! Data that counts is what the base run names; only metadata payloads are read here.
+//! Only indexes and metadata payloads are read here.
 
-use super::Job;
+use super::{Job, Sight};
 use crate::catalogue::epoch_start;
 use crate::error::{Error, Result};
-use crate::format::meta::{META_BYTES_MAX, Merged, Meta};
+use crate::format::meta::{META_BYTES_MAX, Made, Merged, Meta};
 use crate::format::record::{Kind, Record};
 use crate::format::unit_header::FLAG_MERGED;
 use crate::history::void_above;
+use crate::map::Stack;
 use crate::pool::Found;
 use crate::storage::StoredFile;
 use crate::unit::{ScanEnd, UnitContents, read_merged, read_payload, read_unit};
+use crate::window::keep::judges;
 use crate::{Seq, unit};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,16 +72,18 @@ pub(super) struct Content {
 }
 
 /// Reads the indexes of a group's units and finds what counts, one unit at a time.
-pub(super) fn gather(job: &Job, found: &[Found]) -> Result<Content> {
+pub(super) fn gather(job: &Job, sight: &mut dyn Sight, found: &[Found]) -> Result<Content> {
     let mut content = Content {
         sources: Vec::new(),
         kept: Vec::new(),
         merged: Merged {
             first: 0,
             last: 0,
-            edge: job.edge.seq,
+            edge: job.edge,
             epochs: Vec::new(),
             kept: Vec::new(),
+            floor: (job.floor < job.edge).then_some(job.floor),
+            made: None,
             first_seq: 0,
             last_seq: 0,
             first_wall_ns: 0,
@@ -90,14 +94,20 @@ pub(super) fn gather(job: &Job, found: &[Found]) -> Result<Content> {
         after_seq: 0,
     };
     for found in found {
-        add_unit(job, found, &mut content)?;
+        add_unit(job, sight, found, &mut content)?;
+    }
+    // Behind the first position at which all of it is judged, nothing is missed.
+    let merged = &mut content.merged;
+    let judges = judges(job.kept, job.edge, merged.first_seq, merged.last_seq);
+    if let Some((edge, kept)) = judges.split_last() {
+        (merged.edge, merged.kept) = (*edge, kept.to_vec());
     }
     content.kept.sort_by_key(Kept::key);
-    drop_repeated_meta(&mut content)?;
+    drop_repeated_meta(job, &mut content)?;
     Ok(content)
 }
 
-fn add_unit(job: &Job, found: &Found, content: &mut Content) -> Result<()> {
+fn add_unit(job: &Job, sight: &mut dyn Sight, found: &Found, content: &mut Content) -> Result<()> {
     let contents = read_unit(job.storage.as_ref(), found, job.group.into_bytes(), None)?;
     if contents.end != ScanEnd::Sealed {
         let why = "it is not sealed, or its index is damaged: it can't be merged".into();
@@ -117,10 +127,17 @@ fn add_unit(job: &Job, found: &Found, content: &mut Content) -> Result<()> {
             _ => content.kept.push(Kept::whole(source, at, record)),
         }
     }
-    // In the order of the run: each of its blocks is read once.
-    data.sort_unstable_by_key(|(_, r)| (r.volume, r.addr));
+    // In the order of the runs: each of their blocks is read once.
+    data.sort_unstable_by_key(|(_, r)| (sight.judged_at(r.seq), r.volume, r.addr));
+    let mut judge: Option<(Seq, Arc<Stack>)> = None;
     for (at, record) in data {
-        keep_data(job, source, at, &record, &mut content.kept)?;
+        let position = sight.judged_at(record.seq);
+        let stack = match &judge {
+            Some((of, stack)) if *of == position => Arc::clone(stack),
+            _ => sight.stack(position, of.first)?,
+        };
+        keep_data(&stack, source, at, &record, &mut content.kept)?;
+        judge = Some((position, stack));
     }
     let merged = &mut content.merged;
     merged.first = if source == 0 { of.first } else { merged.first };
@@ -147,6 +164,13 @@ fn note_replaced(found: &Found, unit: &UnitContents, content: &mut Content) -> R
             edge: 0,
             epochs: epoch_start(header).into_iter().collect(),
             kept: Vec::new(),
+            floor: None,
+            made: Some(Made {
+                after_seq: header.after_seq,
+                wall_ns: header.wall_ns,
+                mono_ns: header.mono_ns,
+                boot_id: uuid::Uuid::from_bytes(header.boot_id),
+            }),
             first_seq: seqs().min().unwrap_or(0),
             last_seq: seqs().max().unwrap_or(0),
             first_wall_ns: walls().min().unwrap_or(0),
@@ -165,14 +189,15 @@ fn note_replaced(found: &Found, unit: &UnitContents, content: &mut Content) -> R
         all.first_seq = lowest.min(of.first_seq);
         all.first_wall_ns = earliest.min(of.first_wall_ns);
     }
+    all.made = of.made.or(all.made);
     all.last_seq = all.last_seq.max(of.last_seq);
     all.last_wall_ns = all.last_wall_ns.max(of.last_wall_ns);
     Ok(of)
 }
 
-/// Adds the parts of a data record that the base run names.
+/// Adds the parts of a data record that are visible where it is judged.
 fn keep_data(
-    job: &Job,
+    stack: &Stack,
     source: usize,
     at: u64,
     record: &Record,
@@ -186,8 +211,7 @@ fn keep_data(
         kept.push(Kept { source, at, record: *record, skip: from - record.addr, len });
         Ok(())
     };
-    for piece in job.base.iter(record.volume, record.addr..end) {
-        let piece = piece?;
+    for piece in stack.find(record.volume, record.addr..end)? {
         if piece.seq != record.seq {
             continue;
         }
@@ -203,9 +227,9 @@ fn keep_data(
     part.map_or(Ok(()), keep)
 }
 
-/// Of configurations that say the same one after another, the first is enough; of checkpoints without
-/// a tag, which can't be restored any more, only the last stays: no number is given twice.
-fn drop_repeated_meta(content: &mut Content) -> Result<()> {
+/// Of configurations that say the same one after another, the first is enough; of checkpoints that have
+/// no tag and can't be restored any more, only the last stays: no number is given twice.
+fn drop_repeated_meta(job: &Job, content: &mut Content) -> Result<()> {
     let mut drop = vec![false; content.kept.len()];
     let mut config: Option<Vec<u8>> = None;
     let mut mark = None;
@@ -217,6 +241,9 @@ fn drop_repeated_meta(content: &mut Content) -> Result<()> {
         if item.record.kind == Kind::Config {
             drop[i] = config.as_ref() == Some(&payload);
             config = Some(payload);
+            continue;
+        }
+        if job.kept.binary_search(&item.record.seq).is_ok() {
             continue;
         }
         let tagged = match Meta::decode(Kind::Mark, &payload) {

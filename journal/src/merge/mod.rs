@@ -3,8 +3,11 @@
 //! ```text
 //!  unit 7   unit 8   unit 9          merged-7-9
 //!  ##..#.   ......   .#...#    ──►   "replaces 7 to 9, as of edge E" | ##|#|#|# | index
-//!  (. is superseded at or below the edge)
+//!  (. is superseded at the next position that stays restorable)
 //! ```
+//!
+//! Units of the base are judged at its end; those of thinned history each record at the first position
+//! from its own on that stays restorable. What is superseded there is so at every later one.
 //!
 //! What always holds:
 //! * a merged unit has its name only when all of it is durable, and a name is never used twice: what
@@ -19,19 +22,20 @@
 mod content;
 mod pace;
 pub mod release;
+mod sight;
 mod writer;
 
 pub use pace::{Pace, Throttle, Unpaced};
 pub use release::{Give, Remove};
+pub use sight::{AtFloor, Sight};
 
+use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::meta::{EpochStart, Merged};
 use crate::format::record::Record;
 use crate::format::unit_header::UnitHeader;
-use crate::map::Run;
 use crate::pool::{FileName, Found};
 use crate::storage::Storage;
-use crate::window::Edge;
 use crate::window::Stamp;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,10 +49,12 @@ pub struct Job<'a> {
     pub group: Uuid,
     /// The directory that the merged unit is written to.
     pub into: &'a Path,
-    /// The base run: what counts at the edge.
-    pub base: &'a Arc<Run>,
-    /// The edge that it was made for.
-    pub edge: Edge,
+    /// The window's edge.
+    pub edge: Seq,
+    /// Where the base ends.
+    pub floor: Seq,
+    /// The positions in between that stay restorable, ascending.
+    pub kept: &'a [Seq],
     /// Where epochs began: older units' numbers above an epoch's `prev_last_seq` are void.
     pub epochs: &'a [EpochStart],
     /// The largest file that may come out.
@@ -87,21 +93,21 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Merges units, which are contiguous in number and lie at or below the edge, into one.
+/// Merges units, which are contiguous in number and whose records `sight` can judge, into one.
 ///
 /// # Errors
 /// A unit is damaged, or can't be read whole: it is named, nothing was changed. Or the merged unit
 /// can't be written.
-pub fn merge(job: &Job, sources: &[Found]) -> Result<Outcome> {
+pub fn merge(job: &Job, sight: &mut dyn Sight, sources: &[Found]) -> Result<Outcome> {
     let (Some(first), Some(last)) = (sources.first(), sources.last()) else {
         return Err(Error::Invalid("there is nothing to merge".into()));
     };
     let (first, last) = (first.name.numbers().0, last.name.numbers().1);
     let name = FileName::Merged(first, last);
-    if last > job.edge.unit || sources.iter().any(|s| s.name == name) {
+    if sources.iter().any(|s| s.name == name) {
         return Err(Error::Invalid(format!("{name} can't be made of what it is to replace")));
     }
-    let content = content::gather(job, sources)?;
+    let content = content::gather(job, sight, sources)?;
     let Some(plan) = writer::plan(job, name, content)? else { return Ok(Outcome::TooLarge) };
     writer::write(job, name, plan)
 }

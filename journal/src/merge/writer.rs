@@ -10,7 +10,7 @@ use crate::format::{align_up, checksum, index, record};
 use crate::planted;
 use crate::pool::{FileName, Found};
 use crate::storage::{Access, StoredFile};
-use crate::unit::fits;
+use crate::unit::{META_IN_UNIT_BYTES_MAX, fits};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) fn plan(job: &Job, name: FileName, content: Content) -> Result<Option
         let index_bytes = (count * index::ENTRY_BYTES).next_multiple_of(BLOCK_BYTES);
         unit_bytes += index_bytes.max(BLOCK_BYTES);
     }
-    if unit_bytes > job.unit_bytes_max {
+    if unit_bytes > job.unit_bytes_max || replaces.len() as u64 > META_IN_UNIT_BYTES_MAX {
         return Ok(None);
     }
     let header = UnitHeader {

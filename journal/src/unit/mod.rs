@@ -42,7 +42,7 @@ pub const fn record_bytes_max(unit_bytes: u64) -> u64 {
 }
 
 /// What the smallest unit takes of metadata in one record, in bytes.
-const META_IN_UNIT_BYTES_MAX: u64 = META_BYTES_MAX as u64 / 8;
+pub const META_IN_UNIT_BYTES_MAX: u64 = META_BYTES_MAX as u64 / 8;
 
 /// Largest payload of one data record in units of this size: an eighth of it, so that little is left
 /// empty at a unit's end, and at most 4 MiB.

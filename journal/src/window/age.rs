@@ -12,9 +12,14 @@
 
 use super::{Edge, Row, Stamp, edge_behind, sound_rows};
 use crate::Seq;
+use std::ops::Range;
 
 /// The most that the time between two boots counts for.
 pub const DOWNTIME_MAX_NS: u64 = 3600 * 1_000_000_000;
+
+/// Thinned units that become one span at most this part of their age: what it holds ages, and goes,
+/// as one.
+const SPAN_DIVISOR: u64 = 8;
 
 /// Nanoseconds that surely (see the module) lie between two instants; 0 when `from` is not earlier.
 #[must_use]
@@ -27,13 +32,13 @@ pub fn between(from: &Stamp, to: &Stamp) -> u64 {
     to.mono_ns.saturating_add(off_ns.min(DOWNTIME_MAX_NS))
 }
 
-/// The age of each row's header, nanoseconds; a merged one, made long after its records, has that of
-/// the row behind it.
+/// The age of each row's header, nanoseconds; one of which nobody knows when it was made has that of the
+/// row behind it.
 fn made_ages(rows: &[Row], now: &Stamp) -> Vec<u64> {
     let mut ages = vec![0; rows.len()];
     let (mut later, mut age_ns) = (*now, 0u64);
     for (age, row) in ages.iter_mut().zip(rows).rev() {
-        if !row.merged {
+        if row.timed {
             age_ns = age_ns.saturating_add(between(&row.made, &later));
             later = row.made;
         }
@@ -53,7 +58,7 @@ pub fn ages(rows: &[Row], now: &Stamp) -> Vec<Option<u64>> {
     for (i, row) in rows.iter().enumerate().rev() {
         let first_proof = proofs.iter().rev().find(|(after, _)| *after >= row.last_seq);
         ages[i] = first_proof.map(|(_, age)| *age);
-        if !row.merged {
+        if row.timed {
             proofs.push((row.after_seq, made[i]));
         }
     }
@@ -82,4 +87,24 @@ pub fn held_ns(rows: &[Row], now: &Stamp, edge: Option<Edge>) -> u64 {
         Some(i) => ages(rows, now)[i].unwrap_or(0),
         None => made_ages(rows, now).first().copied().unwrap_or(0),
     }
+}
+
+/// Cuts some of the rows, which ascend by number, into parts that each span a small share of their age.
+#[must_use]
+pub fn spans(rows: &[Row], part: Range<usize>, now: &Stamp) -> Vec<Range<usize>> {
+    let ages = ages(rows, now);
+    let age = |i: usize| ages.get(i).copied().flatten();
+    let mut found = Vec::new();
+    let mut from = part.start;
+    for i in part.start + 1..=part.end {
+        let within = i < part.end
+            && age(from)
+                .zip(age(i))
+                .is_some_and(|(old, young)| old.saturating_sub(young) <= old / SPAN_DIVISOR);
+        if !within {
+            found.push(from..i);
+            from = i;
+        }
+    }
+    found
 }

@@ -8,6 +8,7 @@
 //! earlier choice gave up is ever wanted again.
 
 use crate::Seq;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
@@ -26,6 +27,8 @@ struct Step {
 
 /// Most steps that make sense to anybody.
 const STEPS_MAX: usize = 8;
+/// Most checkpoints that all steps together may ask for: the catalogue lists them.
+const CHECKPOINTS_MAX: u64 = 100_000;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// A checkpoint as the choice sees it.
@@ -75,6 +78,28 @@ impl Keep {
         !self.steps.is_empty()
     }
 
+    /// The same with another length of what keeps every write; steps that reach no further go.
+    #[must_use]
+    pub fn with_every_write(mut self, ns: u64) -> Self {
+        self.every_write_ns = ns;
+        self.steps.retain(|s| s.upto_ns > ns);
+        self
+    }
+
+    /// What keeps all that either keeps: at each age the finer of the two.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let mut all = Self::every_write(self.every_write_ns.max(other.every_write_ns));
+        let mut steps: Vec<Step> = self.steps.iter().chain(&other.steps).copied().collect();
+        steps.sort_unstable_by_key(|s| (s.every_ns, std::cmp::Reverse(s.upto_ns)));
+        for step in steps {
+            if step.upto_ns > all.upto_ns() {
+                all.steps.push(step);
+            }
+        }
+        all
+    }
+
     /// Positions to be kept among checkpoints, which ascend by position. Those younger than
     /// [`Keep::every_write_ns`] are not chosen from: every position is restorable there.
     #[must_use]
@@ -111,6 +136,17 @@ pub fn intervals(kept: &[Seq], base: Seq, every_write_from: Seq) -> Vec<Interval
     found
 }
 
+/// The positions by which the numbers `first` to `last` are judged: ends of intervals, ascending. What
+/// is visible at none of them is not needed.
+#[must_use]
+pub fn judges(kept: &[Seq], every_write_from: Seq, first: Seq, last: Seq) -> Vec<Seq> {
+    let from = kept.partition_point(|s| *s < first);
+    let behind = kept.partition_point(|s| *s < last);
+    let end = kept.get(behind).copied().unwrap_or(every_write_from).min(every_write_from);
+    let inside = kept[from..behind.max(from)].iter().copied().filter(|s| *s < end);
+    inside.chain([end]).collect()
+}
+
 impl FromStr for Keep {
     type Err = String;
 
@@ -144,6 +180,10 @@ impl FromStr for Keep {
         if keep.steps.len() > STEPS_MAX {
             return Err(format!("at most {STEPS_MAX} steps"));
         }
+        let count: u64 = keep.steps.iter().map(|s| s.upto_ns / s.every_ns).sum();
+        if count > CHECKPOINTS_MAX {
+            return Err(format!("that is {count} checkpoints: at most {CHECKPOINTS_MAX} are kept"));
+        }
         Ok(keep)
     }
 }
@@ -154,6 +194,18 @@ impl fmt::Display for Keep {
         self.steps
             .iter()
             .try_for_each(|s| write!(f, ",{}:{}", duration(s.every_ns), duration(s.upto_ns)))
+    }
+}
+
+impl Serialize for Keep {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Keep {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

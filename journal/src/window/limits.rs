@@ -13,7 +13,7 @@
 //! readers hold (`held/`) doesn't count: a pin never costs capture.
 
 use super::age::{edge, held_ns};
-use super::{Edge, Row, Stamp, edge_behind, sound_rows};
+use super::{Edge, Keep, Row, Stamp, edge_behind, sound_rows};
 
 /// The warning line, thousandths of the hard line.
 pub const WARNING_PERMILLE: u64 = 800;
@@ -28,10 +28,10 @@ pub const LIMIT_UNITS_MIN: u64 = 8;
 pub const GUARANTEED_NS: u64 = 3600 * 1_000_000_000;
 
 /// What a group may use, and what it keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// How far back the journal is to reach, nanoseconds.
-    pub window_ns: u64,
+    /// How far back the journal is to reach: with every write, and behind that with checkpoints.
+    pub keep: Keep,
     /// How far back it reaches even at the hard line, nanoseconds.
     pub guaranteed_ns: u64,
     /// The group's own limit, bytes; `None`: the pool's room.
@@ -42,7 +42,19 @@ impl Limits {
     /// Those of a window and a limit.
     #[must_use]
     pub fn new(window_ns: u64, limit_bytes: Option<u64>) -> Self {
-        Self { window_ns, guaranteed_ns: window_ns.min(GUARANTEED_NS), limit_bytes }
+        Self::thinned(Keep::every_write(window_ns), limit_bytes)
+    }
+
+    /// Those of a window with thinned history behind it, and a limit.
+    #[must_use]
+    pub fn thinned(keep: Keep, limit_bytes: Option<u64>) -> Self {
+        let guaranteed_ns = keep.every_write_ns().min(GUARANTEED_NS);
+        Self { keep, guaranteed_ns, limit_bytes }
+    }
+
+    /// What is kept at the hard line, nanoseconds.
+    fn least_ns(&self) -> u64 {
+        self.guaranteed_ns.min(self.keep.every_write_ns())
     }
 
     /// The same with another guaranteed window, nanoseconds; 0: all history may go before capture
@@ -66,8 +78,8 @@ pub struct Usage {
     pub reclaimable_bytes: u64,
     /// Whether capture is stopped for space.
     pub stopped: bool,
-    /// The present edge.
-    pub edge: Option<Edge>,
+    /// Where the base ends now.
+    pub floor: Option<Edge>,
 }
 
 impl Usage {
@@ -111,7 +123,9 @@ pub struct Alarm {
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actions {
-    /// Where the edge is to be; never below the present one.
+    /// Where the base is to end, below which nothing can be restored; never below the present one.
+    pub floor: Option<Edge>,
+    /// From where on every position is to be restorable; never below `floor`.
     pub edge: Option<Edge>,
     /// Dead share from which a unit is merged, thousandths.
     pub dead_permille: u64,
@@ -134,10 +148,10 @@ pub fn decide(usage: &Usage, rows: &[Row], limits: &Limits, now: &Stamp) -> Acti
     let hard = usage.hard_bytes(limits);
     let headroom = headroom_bytes(hard, usage.unit_bytes);
     let short = usage.used_bytes.saturating_add(headroom).saturating_sub(hard);
-    let by_time = edge(rows, now, limits.window_ns).max(usage.edge);
-    let guaranteed = edge(rows, now, limits.guaranteed_ns.min(limits.window_ns)).max(by_time);
+    let by_time = edge(rows, now, limits.keep.upto_ns()).max(usage.floor);
+    let guaranteed = edge(rows, now, limits.least_ns()).max(by_time);
     let wanted = short.saturating_sub(usage.reclaimable_bytes);
-    let edge = if wanted == 0 { by_time } else { further(rows, by_time, guaranteed, wanted) };
+    let floor = if wanted == 0 { by_time } else { further(rows, by_time, guaranteed, wanted) };
     // Running now: until the next unit has no place. Stopped: until it has one and headroom besides.
     let needed = if usage.stopped { headroom + usage.unit_bytes } else { usage.unit_bytes };
     let fits = usage.used_bytes.saturating_add(needed) <= hard;
@@ -147,13 +161,14 @@ pub fn decide(usage: &Usage, rows: &[Row], limits: &Limits, now: &Stamp) -> Acti
         limits,
         hard,
         short,
-        held_ns: held_ns(rows, now, edge),
-        exhausted: edge == guaranteed,
-        early: edge > by_time,
+        held_ns: held_ns(rows, now, floor),
+        exhausted: floor == guaranteed,
+        early: floor > by_time,
         capture,
     };
     Actions {
-        edge,
+        floor,
+        edge: edge(rows, now, limits.keep.every_write_ns()).max(floor),
         dead_permille: dead_permille(usage.used_bytes, hard),
         alarm: state.alarm(),
         capture,
@@ -212,7 +227,7 @@ impl State<'_> {
             size(self.hard)
         );
         let help = "free space, raise the limit, add a member to the pool, or shorten the window";
-        let guaranteed = span(self.limits.guaranteed_ns.min(self.limits.window_ns));
+        let guaranteed = span(self.limits.least_ns());
         let (level, next) = if self.usage.stopped && self.capture == Capture::Stop {
             let text = "capture has stopped: writes are noted as changed blocks, and copied when there \
                         is room again; until then there are no recovery points";

@@ -1,13 +1,13 @@
 //! How far back the journal reaches: pure decisions about edge, limits, thinning and merging.
 //!
 //! ```text
-//!   base, log-structured            window: every position can be restored
-//!   unit 1 ... unit k | unit k+1 ... unit n (open)
-//!                     '- edge: the last number of units 1 to k
+//!   base, log-structured  thinned: kept checkpoints   window: every position can be restored
+//!   unit 1 ... unit k  |  unit k+1 ... unit m     |   unit m+1 ... unit n (open)
+//!                      '- floor                   '- edge: the last number of units 1 to m
 //! ```
 //!
-//! What always holds:
-//! * the edge lies at the border of a sealed unit, and never moves back;
+//! Without thinning there is nothing in between: floor and edge are the same. What always holds:
+//! * floor and edge lie at the border of a sealed unit, and never move back;
 //! * time that no clock proves expires nothing ([`age`]); only want of space takes history before its
 //!   time, and never what is younger than the guaranteed window ([`limits`]);
 //! * nothing here reads or writes: the same rows and clocks give the same answer.
@@ -53,17 +53,20 @@ pub struct Row {
     pub last: u64,
     /// Whether it is a merged one.
     pub merged: bool,
+    /// Whether `made` proves when `after_seq` had been given out. That of a merged one does if it was
+    /// taken over from the last of the units that it replaces.
+    pub timed: bool,
     /// Whether it is sealed, readable, and may be given up for a merged one.
     pub sound: bool,
     /// Its highest sequence number (0: it holds none).
     pub last_seq: Seq,
-    /// When its header was made; of a merged one this says nothing about its records.
+    /// When its header was made, or that of the last unit that it replaces.
     pub made: Stamp,
     /// The newest number that had been given out then.
     pub after_seq: Seq,
     /// Bytes that its file takes.
     pub file_bytes: u64,
-    /// Bytes that a merged unit would take for what is left of it at the edge; `None`: not known.
+    /// Bytes that a merged unit would take for what is still needed of it; `None`: not known.
     pub live_bytes: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! Which units at or below the edge are merged, and with which.
+//! Which units are merged, and with which: of the base, or of a part of thinned history.
 //!
 //! What always holds: a group is contiguous in numbers, what is left of it fits one unit, and in what
 //! started it at least the wanted share is dead, so that merging copies a bounded part of what it
@@ -67,7 +67,8 @@ fn role(row: &Row, edge: Edge, dead_permille: u64, unit_bytes: u64) -> Role {
     }
 }
 
-/// Groups worth merging, those that free most for what they copy first. Rows ascend by number.
+/// Groups worth merging of the rows up to an edge, those that free most for what they copy first. Rows
+/// ascend by number.
 #[must_use]
 pub fn victims(rows: &[Row], edge: Edge, dead_permille: u64, unit_bytes: u64) -> Vec<Group> {
     let mut groups = Vec::new();
@@ -85,12 +86,17 @@ pub fn victims(rows: &[Row], edge: Edge, dead_permille: u64, unit_bytes: u64) ->
         }
     }
     groups.extend(open.take());
+    sort_by_cost(&mut groups);
+    groups
+}
+
+/// Those that free most for what they copy first.
+pub fn sort_by_cost(groups: &mut [Group]) {
     // Integers only: a.copied / a.freed < b.copied / b.freed.
     groups.sort_by(|a, b| {
         let cost = |x: &Group, y: &Group| u128::from(x.live_bytes) * u128::from(y.freed_bytes());
         cost(a, b).cmp(&cost(b, a)).then(a.first.cmp(&b.first))
     });
-    groups
 }
 
 /// Bytes that merging these groups gives back.

@@ -20,7 +20,7 @@ fn keep(dir: &Path, journal: &Journal) -> KeeperThread {
         clock: Arc::clone(&options.clock),
         ground: Arc::new(Home { storage: options.storage }),
         pace: Arc::new(Unpaced),
-        limits: Limits { window_ns: 100_000_000, guaranteed_ns: 0, limit_bytes: None },
+        limits: Limits { guaranteed_ns: 0, ..Limits::new(100_000_000, None) },
     })
     .unwrap();
     let shared = keeper.shared();

@@ -13,5 +13,7 @@ mod pool;
 mod power;
 mod ring;
 mod rot;
+mod rounds;
+mod thinning;
 mod when;
 mod window;

@@ -1,6 +1,7 @@
 //! The policy of the window: clocks, limits, thinning, and what is merged.
 
-use afterimage_journal::window::keep::{Candidate, Interval, intervals};
+use afterimage_journal::window::age::spans;
+use afterimage_journal::window::keep::{Candidate, Interval, intervals, judges};
 use afterimage_journal::window::limits::headroom_bytes;
 use afterimage_journal::window::victims::reclaimable_bytes;
 use afterimage_journal::window::{
@@ -22,6 +23,7 @@ fn row(number: u64, made: Stamp) -> Row {
         first: number,
         last: number,
         merged: false,
+        timed: true,
         sound: true,
         last_seq: number * 10,
         made,
@@ -108,8 +110,15 @@ fn the_edge_stops_before_what_cannot_be_read() {
 #[test]
 fn a_merged_unit_says_nothing_about_time() {
     let mut rows = minutes(6);
-    let merged =
-        Row { first: 1, last: 3, merged: true, last_seq: 30, made: stamp(1, 1006, 6), ..rows[0] };
+    let merged = Row {
+        first: 1,
+        last: 3,
+        merged: true,
+        timed: false,
+        last_seq: 30,
+        made: stamp(1, 1006, 6),
+        ..rows[0]
+    };
     rows.splice(0..3, [merged]);
     let now = stamp(1, 1010, 10);
     assert_eq!(unit_of(edge(&rows, &now, 6 * MINUTE)), 3);
@@ -133,13 +142,13 @@ fn usage(used_units: u64) -> Usage {
         unit_bytes: UNIT,
         reclaimable_bytes: 0,
         stopped: false,
-        edge: None,
+        floor: None,
     }
 }
 
 fn limits(limit_units: u64) -> Limits {
     Limits {
-        window_ns: 24 * HOUR,
+        keep: Keep::every_write(24 * HOUR),
         guaranteed_ns: 20 * MINUTE,
         limit_bytes: Some(limit_units * UNIT),
     }
@@ -184,7 +193,7 @@ fn what_merging_still_frees_is_not_taken_from_the_window_too() {
 fn the_guaranteed_window_stays_whatever_happens() {
     let rows = minutes(40);
     let now = stamp(1, 1041, 41);
-    let full = |edge| Usage { edge, ..usage(500) };
+    let full = |floor| Usage { floor, ..usage(500) };
     let actions = decide(&full(None), &rows, &limits(50), &now);
     // Unit 20 ended in minute 21, twenty minutes ago.
     assert_eq!(unit_of(actions.edge), 20);
@@ -207,6 +216,20 @@ fn capture_that_stopped_goes_on_with_headroom_only() {
     let text =
         decide(&Usage { stopped: true, ..usage(49) }, &rows, &limits(50), &now).alarm.unwrap().text;
     assert!(text.contains("capture has stopped"), "{text}");
+}
+
+#[test]
+fn thinned_history_goes_before_any_of_the_window_does() {
+    let rows = minutes(40);
+    let now = stamp(1, 1041, 41);
+    let keep: Keep = "10m,5m:1h".parse().unwrap();
+    let limits = Limits { keep, ..limits(50) };
+    let at = |used| decide(&usage(used), &rows, &limits, &now);
+    // Every write from unit 31 on, checkpoints from the first one on.
+    assert_eq!((at(39).floor, unit_of(at(39).edge)), (None, 30));
+    assert_eq!((unit_of(at(49).floor), unit_of(at(49).edge)), (2, 30));
+    // The guaranteed part is no longer than what keeps every write.
+    assert_eq!((unit_of(at(500).floor), unit_of(at(500).edge)), (30, 30));
 }
 
 #[test]
@@ -301,10 +324,48 @@ fn keep_is_read_as_it_is_written() {
         "24h,1h:7d,1m:30d",
         "1h,2d:1d",
         "1h,,",
+        "1h,1s:30d",
         "99999999999999w",
     ] {
         assert!(bad.parse::<Keep>().is_err(), "{bad:?}");
     }
+}
+
+#[test]
+fn of_two_wishes_the_finer_counts_at_each_age() {
+    let both = |a: &str, b: &str| {
+        let (a, b): (Keep, Keep) = (a.parse().unwrap(), b.parse().unwrap());
+        assert_eq!(a.with(&b), b.with(&a));
+        a.with(&b).to_string()
+    };
+    assert_eq!(both("1d", "7d"), "7d");
+    assert_eq!(both("1d,1m:7d", "12h,1h:30d"), "1d,1m:7d,1h:30d");
+    assert_eq!(both("1d,1m:7d", "2d,1h:6d"), "2d,1m:7d");
+    let longer = |text: &str, hours| {
+        text.parse::<Keep>().unwrap().with_every_write(hours * HOUR).to_string()
+    };
+    assert_eq!(longer("1d,1m:7d,1h:30d", 48), "2d,1m:7d,1h:30d");
+    assert_eq!(longer("1d,1m:7d,1h:30d", 8 * 24), "8d,1h:30d");
+}
+
+#[test]
+fn a_record_is_judged_where_the_next_position_is_kept() {
+    assert_eq!(judges(&[10, 20, 30], 40, 1, 5), [10]);
+    assert_eq!(judges(&[10, 20, 30], 40, 10, 10), [10]);
+    assert_eq!(judges(&[10, 20, 30], 40, 5, 25), [10, 20, 30]);
+    assert_eq!(judges(&[10, 20, 30], 40, 21, 35), [30, 40]);
+    assert_eq!(judges(&[], 40, 1, 35), [40]);
+}
+
+#[test]
+fn what_becomes_one_spans_a_small_part_of_its_age() {
+    let rows = minutes(60);
+    let now = stamp(1, 1161, 161);
+    // Ages from 160 minutes on down; the last one has none.
+    let parts = spans(&rows, 0..60, &now);
+    assert_eq!((parts[0].clone(), parts[1].clone()), (0..20, 20..38));
+    assert_eq!(parts.last(), Some(&(59..60)));
+    assert!(spans(&rows, 5..5, &now).is_empty());
 }
 
 #[test]

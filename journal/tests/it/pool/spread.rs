@@ -79,7 +79,7 @@ fn nothing_is_merged_while_a_member_is_away() {
             clock: Arc::new(SystemClock),
             ground: Arc::new(Home { storage: Arc::clone(&bed.storage) }),
             pace: Arc::new(Unpaced),
-            limits: Limits { window_ns: 0, guaranteed_ns: 0, limit_bytes: None },
+            limits: Limits { guaranteed_ns: 0, ..Limits::new(0, None) },
         })?;
         while keeper.step()? {}
         afterimage_journal::Result::Ok(keeper.occupancy().clone())

@@ -1,0 +1,79 @@
+//! What is restorable before the window's edge: the positions that thinning kept.
+//!
+//! What always holds: a position counts only if no merged unit lost anything that it needs, whatever
+//! the catalogue says. Without the catalogue's word the merged units' own decides alone: more may be
+//! listed then than was meant to be kept, never what can't be restored.
+
+use super::History;
+use super::resolve::{NotRestorable, Point};
+use crate::Seq;
+use crate::meta::{LevelRange, Merged};
+
+/// Times are shown to people to the millisecond: a kept position is found by what was shown.
+const SHOWN_NS: u64 = 1_000_000;
+
+/// Positions between floor and edge for which nothing is gone, as ascending ranges.
+pub(super) fn ranges(history: &History) -> Vec<LevelRange> {
+    let (floor, edge) = (history.floor, history.edge);
+    if floor >= edge {
+        return Vec::new();
+    }
+    let merged = || history.units.iter().filter_map(|u| u.merged.as_ref());
+    let Some(kept) = &history.kept else { return exact(floor, edge, merged()) };
+    let whole = |seq: &&Seq| merged().all(|m| m.is_exact_at(**seq));
+    let inside = kept.iter().filter(|seq| (floor..edge).contains(seq)).filter(whole);
+    inside.map(|&seq| LevelRange { from: seq, to: seq }).collect()
+}
+
+/// What lies in `floor..edge` and in no hole of a merged unit.
+fn exact<'m>(floor: Seq, edge: Seq, merged: impl Iterator<Item = &'m Merged>) -> Vec<LevelRange> {
+    let mut holes: Vec<(Seq, Seq)> = Vec::new();
+    for unit in merged {
+        let mut from = unit.first_seq;
+        for stop in unit.kept.iter().copied().chain([unit.edge]) {
+            holes.push((from, stop));
+            from = stop.saturating_add(1);
+        }
+    }
+    holes.sort_unstable();
+    let mut ranges = Vec::new();
+    let mut at = floor;
+    for (from, behind) in holes.into_iter().chain([(edge, edge)]) {
+        let from = from.min(edge);
+        if at < from {
+            ranges.push(LevelRange { from: at, to: from - 1 });
+        }
+        at = at.max(behind);
+    }
+    ranges
+}
+
+impl History {
+    /// The oldest recovery point before the window, if thinning kept one.
+    #[must_use]
+    pub fn thinned_from(&self) -> Option<Point> {
+        let oldest = self.level.first().filter(|r| r.from < self.edge)?;
+        Some(self.point(oldest.from))
+    }
+
+    /// Whether a position and the next are restorable, so that the time between them is known.
+    pub(super) fn is_followed(&self, seq: Seq) -> bool {
+        self.is_restorable(seq) && self.is_restorable(seq + 1)
+    }
+
+    /// A time before the edge: what happened at it is known only where a position was kept.
+    pub(super) fn resolve_thinned(&self, ns: u64) -> Result<Point, Box<NotRestorable>> {
+        let below = &self.level[..self.level.partition_point(|r| r.to < self.edge)];
+        let behind = below.partition_point(|r| self.wall_ns(r.from) <= ns);
+        let near = [behind.checked_sub(1), Some(behind)];
+        for range in near.into_iter().flatten().filter_map(|i| below.get(i)) {
+            for point in [self.point(range.from), self.point(range.to)] {
+                if point.wall_ns / SHOWN_NS == ns / SHOWN_NS {
+                    return Ok(point);
+                }
+            }
+        }
+        let before = behind.checked_sub(1).and_then(|i| below.get(i)).map_or(0, |r| r.to);
+        Err(self.refuse(before, self.why_not(before + 1)))
+    }
+}

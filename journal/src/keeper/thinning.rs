@@ -1,0 +1,166 @@
+//! Thinning: which positions beyond the window stay restorable, and what that leaves of the units there.
+//!
+//! What always holds: the catalogue that says which positions are kept is durable before anything that
+//! only others need is merged away; a position that was given up is never chosen again.
+
+use super::Keeper;
+use super::advance::{LiveBytes, PIECE_BYTES, stopped};
+use super::sight::Thinned;
+use crate::Seq;
+use crate::error::Result;
+use crate::history::level::level_ranges;
+use crate::merge::Sight;
+use crate::meta::LevelRange;
+use crate::window::age::{ages, spans};
+use crate::window::keep::{Candidate, judges};
+use crate::window::{AlarmLevel, Edge, Group, Row, Stamp, victims};
+use std::ops::Range;
+
+/// The edge moves when so many units have aged, though no checkpoint in them is kept. Fewer behind the
+/// newest kept position wait for the next: they would be merged twice.
+const OPEN_UNITS: usize = 8;
+/// Kept positions are given up in numbers, at least this part of all: each time, what is still needed of
+/// the units is counted anew.
+const GIVEN_UP_DIVISOR: usize = 64;
+/// Most units that are counted in one step.
+const COUNTED_UNITS_MAX: usize = 64;
+
+impl Keeper {
+    /// Moves the edge, and chooses again what stays restorable before it; `false`: nothing changes.
+    pub(super) fn thin(&mut self) -> Result<bool> {
+        let (present, floor) = (self.catalogue.edge(), self.catalogue.floor());
+        let thins = self.setup.limits.keep.thins();
+        if !thins && floor == present {
+            return Ok(false);
+        }
+        let target = self.actions.edge.map_or(0, |e| e.seq).max(present);
+        let rows = self.rows()?;
+        let kept = self.chosen(&rows, target);
+        let aged = rows.iter().filter(|r| r.last_seq > present && r.last_seq <= target).count();
+        let is_new = target > present && kept.last().is_some_and(|k| *k >= present);
+        let is_due = match self.catalogue.kept() {
+            None => true,
+            Some(known) => {
+                let fewer = known.iter().filter(|k| kept.binary_search(k).is_err()).count();
+                is_new
+                    || aged >= OPEN_UNITS
+                    || (fewer > 0 && fewer * GIVEN_UP_DIVISOR >= known.len())
+            }
+        };
+        if is_due {
+            self.catalogue.thin(target, kept);
+            self.save()?;
+        }
+        Ok(is_due)
+    }
+
+    /// What is to be kept of the checkpoints up to a position that are restorable now.
+    fn chosen(&self, rows: &[Row], upto: Seq) -> Vec<Seq> {
+        let catalogue = &self.catalogue;
+        let (floor, edge) = (catalogue.floor(), catalogue.edge());
+        let facts = &catalogue.facts;
+        let head = catalogue.settled_below().saturating_sub(1);
+        let mut level: Option<Vec<LevelRange>> = None;
+        let mut is_level = |seq: Seq| {
+            let ranges =
+                level.get_or_insert_with(|| level_ranges(&facts.configs, &facts.sessions, head));
+            let at = ranges.partition_point(|r| r.to < seq);
+            ranges.get(at).is_some_and(|r| r.from <= seq)
+        };
+        let merged = || catalogue.units().iter().filter_map(|u| u.merged.as_ref());
+        let mut is_restorable = |seq: Seq| match catalogue.kept() {
+            Some(kept) if seq < edge => kept.binary_search(&seq).is_ok(),
+            _ => is_level(seq) && merged().all(|m| m.is_exact_at(seq)),
+        };
+        let ages = ages(rows, &Stamp::now(self.setup.clock.as_ref()));
+        let (mut row, mut reach) = (0, rows.first().map_or(0, |r| r.last_seq));
+        let mut candidates = Vec::new();
+        for point in facts.checkpoints.iter().filter(|c| (floor..=upto).contains(&c.seq)) {
+            while reach < point.seq && row + 1 < rows.len() {
+                row += 1;
+                reach = reach.max(rows[row].last_seq);
+            }
+            if is_restorable(point.seq) {
+                candidates.push(Candidate {
+                    seq: point.seq,
+                    wall_ns: point.wall_ns,
+                    // What nothing proves to be old is young.
+                    age_ns: ages.get(row).copied().flatten().unwrap_or(0),
+                    tagged: point.checkpoint.tag.is_some(),
+                });
+            }
+        }
+        let keep = &self.setup.limits.keep;
+        let mut kept = keep.choose(&candidates);
+        // The window was made longer since: what of it is left stays.
+        let young = candidates.iter().filter(|c| c.age_ns < keep.every_write_ns());
+        kept.extend(young.map(|c| c.seq));
+        kept.sort_unstable();
+        kept.dedup();
+        kept
+    }
+
+    /// Indexes of the rows of thinned history: behind the base, with nothing behind the edge.
+    fn thinned_rows(&self, rows: &[Row]) -> Range<usize> {
+        let (floor, edge) = (self.catalogue.floor(), self.catalogue.edge());
+        let Some(kept) = self.catalogue.kept().filter(|_| floor < edge) else { return 0..0 };
+        let base = self.floor().map_or(0, |f| f.unit);
+        let from = rows.partition_point(|r| r.last <= base);
+        let whole = |upto: Seq| {
+            rows[from..].iter().take_while(|r| r.sound && r.last_seq <= upto).count() + from
+        };
+        let (closed, all) = (whole(kept.last().copied().unwrap_or(0)), whole(edge));
+        let pressed = self.actions.alarm.as_ref().is_some_and(|a| a.level >= AlarmLevel::Shortened);
+        if pressed || all - closed >= OPEN_UNITS { from..all } else { from..closed }
+    }
+
+    /// Groups of thinned history that are worth merging.
+    pub(super) fn thinned_groups(&self, rows: &[Row], now: &Stamp) -> Vec<Group> {
+        let thinned = self.thinned_rows(rows);
+        let Some(last) = thinned.end.checked_sub(1).and_then(|i| rows.get(i)) else {
+            return Vec::new();
+        };
+        let upto = Edge { unit: last.last, seq: self.catalogue.edge() };
+        let permille = self.actions.dead_permille;
+        let parts = spans(rows, thinned, now).into_iter();
+        parts.flat_map(|p| victims(&rows[p], upto, permille, self.identity.unit_bytes)).collect()
+    }
+
+    /// Counts what is still needed of some units of thinned history; `false`: that is known of all.
+    pub(super) fn count_thinned(&mut self) -> Result<bool> {
+        let rows = self.rows()?;
+        let thinned = self.thinned_rows(&rows);
+        let units = self.catalogue.units();
+        // The catalogue's units come first among the rows.
+        let Some(from) = thinned.clone().find(|&i| rows[i].live_bytes.is_none()) else {
+            return Ok(false);
+        };
+        let unknown = (from..thinned.end).take_while(|&i| rows[i].live_bytes.is_none());
+        let part = from..from + unknown.take(COUNTED_UNITS_MAX).count();
+        let Some(first) = units.get(from) else { return Ok(false) };
+        let counted = &units[part.clone()];
+        let seqs = || counted.iter().filter(|u| u.last_seq > 0);
+        let first_seq = seqs().map(|u| u.first_seq).min().unwrap_or(0);
+        let last_seq = seqs().map(|u| u.last_seq).max().unwrap_or(0);
+        let mut live = LiveBytes::new(counted);
+        let mut sight = Thinned::new(self);
+        let kept = self.catalogue.kept().unwrap_or_default();
+        let mut after = first_seq.saturating_sub(1);
+        for at in judges(kept, self.catalogue.edge(), first_seq, last_seq) {
+            let stack = sight.stack(at, first.number())?;
+            for placed in stack.all() {
+                let (_, piece) = placed?;
+                if !self.setup.pace.spend(PIECE_BYTES) {
+                    return Err(stopped());
+                }
+                if piece.seq > after && piece.seq <= at {
+                    live.add(&piece);
+                }
+            }
+            after = at;
+        }
+        live.store(&mut self.catalogue.units[part]);
+        self.unsaved = true;
+        Ok(true)
+    }
+}
