@@ -18,6 +18,7 @@ mod ground;
 mod merging;
 mod occupancy;
 mod rebuild;
+mod rows;
 mod runs;
 mod sight;
 mod thinning;
@@ -34,16 +35,14 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::format::meta::EpochStart;
 use crate::format::unit_header::UnitHeader;
-use crate::history::Unit;
 use crate::layout::{self, Identity};
 use crate::merge::{Pace, release};
 use crate::pool::{FileName, Found, Places};
 use crate::scrub::Scrub;
 use crate::storage::Storage;
-use crate::unit::read_header;
 use crate::window::age::held_ns;
 use crate::window::limits::DEAD_PERMILLE;
-use crate::window::{Actions, Capture, Edge, Limits, Row, Stamp, Usage, decide};
+use crate::window::{Actions, Capture, Edge, Limits, Stamp, Usage, decide};
 use runs::Runs;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -276,53 +275,6 @@ impl Keeper {
         below.last().map(|u| Edge { unit: u.name.numbers().1, seq })
     }
 
-    /// The units' rows: what the catalogue has, then what is behind it, which only tells the time.
-    fn rows(&mut self) -> Result<Vec<Row>> {
-        let last = self.catalogue.last_unit();
-        for found in self.places.units()?.iter().filter(|f| f.name.numbers().0 > last) {
-            let number = found.name.numbers().0;
-            if !self.behind.contains_key(&number) {
-                let group = self.identity.group.into_bytes();
-                let header = read_header(self.setup.storage.as_ref(), found, group);
-                // Damaged ones are the history's to judge.
-                let Ok((_, header)) = header else { continue };
-                self.behind.insert(number, header);
-            }
-        }
-        // Two may be prepared, the one before is written to: what lies before those is full. So whoever
-        // wasn't told of a seal finds it a little later.
-        let newest = self.behind.keys().next_back().copied().unwrap_or(0);
-        self.sealed = self.sealed.max(newest.saturating_sub(3));
-        let settled = self.catalogue.settled_below();
-        let border = self.catalogue.border.iter().map(|b| b.unit).min().unwrap_or(u64::MAX);
-        let catalogued = self.catalogue.units().iter().map(|u| Row {
-            first: u.name.numbers().0,
-            last: u.name.numbers().1,
-            merged: matches!(u.name, FileName::Merged(..)),
-            timed: u.merged.as_ref().is_none_or(|m| m.made.is_some()),
-            sound: u.last_seq < settled && u.name.numbers().1 < border,
-            last_seq: u.last_seq,
-            made: made_of(u).0,
-            after_seq: made_of(u).1,
-            file_bytes: u.header.unit_bytes,
-            live_bytes: u.live_bytes,
-        });
-        let behind = self.behind.iter().filter(|(number, _)| **number > last);
-        let behind = behind.map(|(number, header)| Row {
-            first: *number,
-            last: *number,
-            merged: false,
-            timed: true,
-            sound: false,
-            last_seq: u64::MAX,
-            made: stamp_of(header),
-            after_seq: header.after_seq,
-            file_bytes: header.unit_bytes,
-            live_bytes: None,
-        });
-        Ok(catalogued.chain(behind).collect())
-    }
-
     /// Looks at window and limits, and decides.
     fn evaluate(&mut self) -> Result<()> {
         // Members come and go.
@@ -392,20 +344,4 @@ fn check_members(places: &Places, dir: &Path) -> Result<()> {
     let why =
         format!("nothing is merged while members of the pool are away{}", places.missing_text());
     Err(Error::Unusable { path: dir.to_owned(), why })
-}
-
-/// When a unit was made, and the newest number that had been given out; of a merged one, those of the
-/// last unit that it replaces.
-fn made_of(unit: &Unit) -> (Stamp, Seq) {
-    match unit.merged.as_ref().and_then(|m| m.made) {
-        Some(made) => {
-            let boot_id = made.boot_id.into_bytes();
-            (Stamp { wall_ns: made.wall_ns, mono_ns: made.mono_ns, boot_id }, made.after_seq)
-        }
-        None => (stamp_of(&unit.header), unit.header.after_seq),
-    }
-}
-
-fn stamp_of(header: &UnitHeader) -> Stamp {
-    Stamp { wall_ns: header.wall_ns, mono_ns: header.mono_ns, boot_id: header.boot_id }
 }

@@ -14,6 +14,7 @@ mod power;
 mod ring;
 mod rot;
 mod rounds;
+mod steps;
 mod thinning;
 mod when;
 mod window;

@@ -7,7 +7,7 @@ use crate::clock::SimClock;
 use crate::disk::{Disk, Keep, Op};
 use crate::model::Model;
 use crate::rng::Rng;
-use crate::run::{DIR, Run, empty_disk, options};
+use crate::run::{DIR, Run, empty_disk, options, thinned};
 use crate::seeds::each;
 use crate::storage::SimStorage;
 use afterimage_journal::format::record::Kind;
@@ -44,6 +44,9 @@ fn record(seed: u64) -> Recorded {
     let storage = empty_disk(seed);
     let start = storage.start_record();
     let mut run = Run::on(storage.clone(), seed);
+    if seed % 2 == 1 {
+        run.wish = thinned(seed);
+    }
     let mut said = Vec::new();
     for _ in 0..STEPS {
         let Model { durable, seen, .. } = run.model;

@@ -22,7 +22,8 @@ pub enum Doubt {
     Sizes(BTreeMap<VolumeId, u64>),
     Open(u32),
     Close(u32),
-    Mark(u64),
+    /// Its number, and whether it has a tag.
+    Mark(u64, bool),
     CopyStart(u32),
 }
 
@@ -33,7 +34,7 @@ impl Doubt {
             Self::Put(_) => "a write",
             Self::Sizes(_) => "a configuration",
             Self::Open(_) | Self::Close(_) => "a session",
-            Self::Mark(_) => "a checkpoint",
+            Self::Mark(..) => "a checkpoint",
             Self::CopyStart(_) => "a copy",
         }
     }
@@ -51,7 +52,9 @@ pub struct Model {
     puts: Vec<(Seq, Put)>,
     sizes: Vec<(Seq, BTreeMap<VolumeId, u64>)>,
     sessions: Vec<Session>,
-    marks: Vec<(Seq, u64)>,
+    marks: Vec<(Seq, u64, bool)>,
+    /// Whether all tagged checkpoints are to stay as long as the run lasts.
+    pub tags_stay: bool,
     copies: BTreeMap<u32, Seq>,
     /// Newest number that was acknowledged and may not be lost by the end of a process.
     pub acked: Seq,
@@ -80,7 +83,7 @@ impl Model {
                     session.to = Some(seq);
                 }
             }
-            Doubt::Mark(id) => self.marks.push((seq, *id)),
+            Doubt::Mark(id, tagged) => self.marks.push((seq, *id, *tagged)),
             Doubt::CopyStart(id) => drop(self.copies.insert(*id, seq)),
         }
     }
@@ -135,7 +138,7 @@ impl Model {
     pub fn truncate(&mut self, head: Seq) {
         self.puts.retain(|(seq, _)| *seq <= head);
         self.sizes.retain(|(seq, _)| *seq <= head);
-        self.marks.retain(|(seq, _)| *seq <= head);
+        self.marks.retain(|(seq, ..)| *seq <= head);
         self.copies.retain(|_, seq| *seq <= head);
         self.sessions.retain(|s| s.from <= head);
         for session in &mut self.sessions {
@@ -161,7 +164,7 @@ impl Model {
                 let closed = history.sessions.iter().find(|s| s.id == *id && s.closed_by_record);
                 closed.and_then(|s| s.to)
             }
-            Doubt::Mark(id) => {
+            Doubt::Mark(id, _) => {
                 history.checkpoints.iter().find(|c| c.checkpoint.id == *id).map(|c| c.seq)
             }
             Doubt::CopyStart(id) => history.copies.get(id).map(|c| c.as_of),
@@ -194,15 +197,34 @@ impl Model {
         let head = history.head;
         let edge = history.edge;
         assert!(edge <= head && (edge <= self.durable || self.durable == 0), "the edge is {edge}");
+        let floor = history.floor;
+        let mut thinned = Vec::new();
         for seq in 1..=head.min(self.seen) {
+            let is_listed = history.is_restorable(seq);
+            if (floor..edge).contains(&seq) {
+                // Which ones stay is a matter of ages; none that was in a gap can.
+                assert!(!is_listed || self.is_restorable(seq, 0, head), "position {seq} of {head}");
+                thinned.extend(is_listed.then_some(seq));
+                continue;
+            }
             let expected = self.is_restorable(seq, edge, head);
-            assert_eq!(history.is_restorable(seq), expected, "position {seq} of {head}");
+            assert_eq!(is_listed, expected, "position {seq} of {head}");
         }
-        let marks = self.marks.iter().filter(|(seq, _)| self.is_restorable(*seq, edge, head));
-        let expected: Vec<_> = marks.copied().collect();
+        let is_listed = |seq: Seq| self.is_restorable(seq, edge, head) || thinned.contains(&seq);
+        let marks = self.marks.iter().filter(|(seq, ..)| is_listed(*seq));
+        let expected: Vec<_> = marks.map(|(seq, id, _)| (*seq, *id)).collect();
         let listed: Vec<_> = history.checkpoints.iter().map(|c| (c.seq, c.checkpoint.id)).collect();
         assert_eq!(listed, expected, "checkpoints");
-        for seq in at.iter().filter(|seq| self.is_restorable(**seq, edge, head)) {
+        for (seq, id, tagged) in
+            self.marks.iter().filter(|(seq, ..)| self.is_restorable(*seq, 0, head))
+        {
+            let stays = *tagged && self.tags_stay && *seq >= floor;
+            assert!(!stays || is_listed(*seq), "the tagged checkpoint {id} at {seq} is gone");
+        }
+        // Of what was kept, some that the positions asked for point at.
+        let kept = at.iter().filter_map(|seq| thinned.get(*seq as usize % thinned.len().max(1)));
+        let at = at.iter().filter(|seq| self.is_restorable(**seq, edge, head)).chain(kept);
+        for seq in at {
             for (volume, bytes) in self.sizes(*seq) {
                 let expected = self.contents(volume, *seq);
                 assert_eq!(expected.len() as u64, bytes);

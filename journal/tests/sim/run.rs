@@ -11,6 +11,7 @@ use afterimage_journal::keeper::Keeper;
 use afterimage_journal::log::Backend;
 use afterimage_journal::meta::{Config, Guest, Volume};
 use afterimage_journal::storage::Storage;
+use afterimage_journal::window::Keep;
 use afterimage_journal::{History, Journal, Options, Result, Seq, VolumeId};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,6 +49,17 @@ pub struct Run {
     pub mark: u64,
     pub filled: u64,
     pub is_told: bool,
+    /// What is to be restorable; steps of it thin.
+    pub wish: Keep,
+}
+
+/// How far back these journals are to reach: some dozens of steps.
+const WINDOW_NS: u64 = 30_000_000_000;
+
+/// A wish that thins, by seed: what goes soon, and what stays.
+pub fn thinned(seed: u64) -> Keep {
+    let wishes = ["20s,5s:60s,20s:120s", "20s,20s:1d", "30s,10s:1d", "20s,3s:40s"];
+    wishes[(seed % 4) as usize].parse().unwrap()
 }
 
 /// A disk on which there is room for a journal.
@@ -125,6 +137,7 @@ impl Run {
             copy: 0,
             mark: 0,
             filled: 0,
+            wish: Keep::every_write(WINDOW_NS),
             is_told: std::env::var_os("AFTERIMAGE_SEED").is_some(),
         };
         run.set_sizes(run.sizes.clone());

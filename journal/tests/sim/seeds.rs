@@ -1,14 +1,17 @@
 //! Many seeds, each a run of its own; one that fails says how to see it again.
 
 use crate::rng::Digest;
-use crate::run::Run;
+use crate::run::{Run, thinned};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const STEPS: u64 = 90;
+const STEPS_THINNED: u64 = 160;
 /// Failing seeds after which no more are tried.
 const FAILURES_MAX: usize = 4;
 /// Seeds of `make test`.
 const SEEDS: u64 = 200;
+/// Seeds of `make test` with thinning.
+const SEEDS_THINNED: u64 = 120;
 /// Seeds of `make test-long`.
 const SEEDS_LONG: u64 = 10_000;
 
@@ -18,6 +21,17 @@ fn run(seed: u64) -> Digest {
         run.step();
     }
     run.finish()
+}
+
+/// The same with thinned history; every other seed never gives a tagged checkpoint up.
+fn run_thinned(seed: u64) {
+    let mut run = Run::new(seed);
+    run.wish = thinned(seed);
+    run.model.tags_stay = run.wish.upto_ns() > 3_600_000_000_000;
+    for _ in 0..STEPS_THINNED {
+        run.thinning_step();
+    }
+    run.finish();
 }
 
 /// Runs each seed (or the one that was asked for); names those that fail.
@@ -57,6 +71,19 @@ pub fn each(test: &str, seeds: std::ops::Range<u64>, run: impl Fn(u64) + Sync) {
 fn every_listed_point_equals_the_model_whatever_ends_the_process() {
     let test = "every_listed_point_equals_the_model_whatever_ends_the_process";
     each(test, 0..SEEDS, |seed| _ = run(seed));
+}
+
+#[test]
+fn what_thinning_keeps_equals_the_model_whatever_ends_the_process() {
+    let test = "what_thinning_keeps_equals_the_model_whatever_ends_the_process";
+    each(test, 0..SEEDS_THINNED, run_thinned);
+}
+
+#[test]
+#[ignore = "long"]
+fn what_thinning_keeps_equals_the_model_over_thousands_of_seeds() {
+    let test = "what_thinning_keeps_equals_the_model_over_thousands_of_seeds";
+    each(test, SEEDS_THINNED..SEEDS_LONG / 4, run_thinned);
 }
 
 #[test]

@@ -18,8 +18,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// How far back these journals are to reach: some dozens of steps.
-const WINDOW_NS: u64 = 30_000_000_000;
 /// Bounded things that a keeper does before it is asked again.
 const KEEPER_STEPS_MAX: u64 = 40;
 
@@ -118,6 +116,18 @@ impl Run {
         self.step_of(what);
     }
 
+    /// One random step of a run with many checkpoints, much of which is thinned.
+    pub fn thinning_step(&mut self) {
+        let what = match self.rng.below(100) {
+            0..25 => 62,
+            25..35 => 40,
+            35..45 if !self.is_level => 55,
+            45..55 => 76,
+            _ => self.rng.below(100),
+        };
+        self.step_of(what);
+    }
+
     /// One random step of a run that nothing befalls.
     pub fn calm_step(&mut self) {
         let what = self.rng.below(84);
@@ -150,8 +160,9 @@ impl Run {
             60..64 => {
                 self.mark += 1;
                 let (id, kind) = (self.mark, CheckpointKind::Crash);
-                let body = Meta::Mark(Checkpoint { id, kind, tag: None });
-                let _ = self.meta(&body, &Doubt::Mark(id));
+                let tag = (self.wish.thins() && id.is_multiple_of(4)).then(|| format!("t{id}"));
+                let doubt = Doubt::Mark(id, tag.is_some());
+                let _ = self.meta(&Meta::Mark(Checkpoint { id, kind, tag }), &doubt);
             }
             64..67 => {
                 let mut sizes = self.sizes.clone();
@@ -178,7 +189,7 @@ impl Run {
             clock: Arc::clone(&self.clock) as _,
             ground: Arc::new(Home { storage: self.storage.shared() }),
             pace: Arc::new(Unpaced),
-            limits: Limits::new(WINDOW_NS, None),
+            limits: Limits::thinned(self.wish.clone(), None),
         }
     }
 
