@@ -5,6 +5,9 @@ use bytesize::ByteSize;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use std::time::Duration;
 
+/// How far back a journal can reach: ten years.
+const WINDOW_S_MAX: u64 = 10 * 366 * 86400;
+
 /// A time span; a day is 24 hours.
 ///
 /// # Errors
@@ -31,7 +34,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// It isn't such a span.
 pub fn window_s(text: &str) -> Result<u64, String> {
     let length = duration(text)?;
-    if length < Duration::from_secs(1) || length > Duration::from_secs(10 * 366 * 86400) {
+    if length < Duration::from_secs(1) || length > Duration::from_secs(WINDOW_S_MAX) {
         return Err("a window is from 1s to 10 years long".into());
     }
     Ok(length.as_secs())
@@ -93,21 +96,29 @@ pub fn limit_bytes(text: &str) -> Result<u64, String> {
     size.map(|s| s.as_u64()).map_err(|_| "no size: write it like 200GiB or 2TB".to_owned())
 }
 
-/// How long every write is kept, in seconds. Steps of thinning behind it (`1m:7d`) are understood,
-/// and refused: they are not done yet, and must not be taken for done.
+/// How long every write is kept, and which checkpoints behind that: at most ten years.
 ///
 /// # Errors
-/// It isn't such a list, or it asks for thinning.
-pub fn keep_s(text: &str) -> Result<u64, String> {
+/// It isn't such a list.
+pub fn keep(text: &str) -> Result<Keep, String> {
     let keep: Keep = text.trim().parse()?;
-    if keep.thins() {
-        return Err(format!(
-            "keeping single checkpoints behind the window is not possible yet: write \
-             `--keep {}` to keep every write that long",
-            text.split(',').next().unwrap_or_default()
-        ));
+    if keep.upto_ns() > WINDOW_S_MAX * 1_000_000_000 {
+        return Err("nothing is kept for more than 10 years".into());
     }
-    window_s(text)
+    Ok(keep)
+}
+
+/// What `--keep` and `--window` ask for together.
+///
+/// # Errors
+/// They differ.
+pub fn agree(keep: Option<&Keep>, window_s: Option<u64>) -> Result<(), String> {
+    match (keep, window_s) {
+        (Some(keep), Some(s)) if keep.every_write_ns() != s.saturating_mul(1_000_000_000) => {
+            Err(format!("--keep {keep} begins with another window than --window: give one of them"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Size of a unit: 1 MiB to 1 GiB, whole 4 KiB blocks.
@@ -144,14 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn thinning_is_refused_rather_than_forgotten() {
-        assert_eq!(keep_s("24h"), Ok(86_400));
-        let refused = keep_s("24h,1m:7d").unwrap_err();
-        assert!(
-            refused.contains("not possible yet") && refused.contains("--keep 24h"),
-            "{refused}"
-        );
-        assert!(keep_s("1m:7d").is_err() && keep_s("soon").is_err());
+    fn a_window_is_given_once_or_twice_the_same() {
+        let thinned = keep("24h,1m:7d").unwrap();
+        assert!(thinned.thins() && !keep("24h").unwrap().thins());
+        assert!(keep("1m:7d").is_err() && keep("soon").is_err() && keep("24h,1d:11000d").is_err());
+        assert_eq!(agree(Some(&thinned), Some(86_400)), Ok(()));
+        assert!(agree(Some(&thinned), Some(3600)).unwrap_err().contains("another window"));
+        assert_eq!(agree(None, Some(3600)), Ok(()));
         assert_eq!(limit_bytes("200GiB"), Ok(200 << 30));
         assert!(limit_bytes("much").is_err());
     }

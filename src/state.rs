@@ -2,7 +2,8 @@
 
 use crate::failure::{Failure, Outcome};
 use afterimage_agent::api::{
-    Client, DiskStatus, GapStatus, GuestState, GuestStatus, JournalSize, WindowStatus, types,
+    Client, DiskStatus, GapStatus, GuestState, GuestStatus, JournalSize, ThinnedStatus,
+    WindowStatus, types,
 };
 use afterimage_agent::settings::GuestSettings;
 use afterimage_journal::history::{Point, When};
@@ -120,6 +121,8 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
                 reason: Some(reason),
                 epoch: history.epoch,
                 window_s: known.map_or(0, |s| s.window_s),
+                keep: known.and_then(|s| s.keep.clone()),
+                thinned: ThinnedStatus::of(history),
                 checkpoint_every_ms: known.map_or(0, |s| s.checkpoint_every_ms),
                 write_rate_bytes_s: 0,
                 writes_per_s: 0,

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{Mutex, oneshot};
-use wanted::{checkpoint_every, keep, limit, settings_of};
+use wanted::{checkpoint_every, keep, limit, settings_of, steps};
 
 /// Longest that `protect` waits for the first attach.
 const FIRST_ATTACH_LIMIT: std::time::Duration = crate::guest::COMMAND_LIMIT;
@@ -363,13 +363,20 @@ impl Control for Arc<Engine> {
     fn set(&self, name: String, request: SetRequest) -> Reply<'_, Vec<GuestStatus>> {
         Box::pin(async move {
             let names = self.named(&name).await?;
+            let wish = request.keep.clone();
+            if let (Some(window_s), Some(_)) = (request.window_s, &wish) {
+                steps(wish.clone(), window_s)?;
+            }
             let mut guests = self.guests.lock().await;
             let mut changed = Vec::new();
             for name in &names {
                 let Some(entry) = guests.get_mut(name) else { continue };
                 let settings = &mut entry.settings;
-                if let Some(window_s) = request.window_s {
+                if let Some(wish) = &wish {
+                    settings.want(wish.clone());
+                } else if let Some(window_s) = request.window_s {
                     settings.window_s = window_s;
+                    settings.want(settings.wanted());
                 }
                 if let Some(bytes) = request.limit_bytes {
                     settings.limit_bytes = limit(Some(bytes), self.options.unit_bytes)?;

@@ -3,6 +3,7 @@
 //! Only how to reach and how to treat it. What was captured, and from which disks, is in the
 //! journal alone, so that the two can't disagree.
 
+use afterimage_journal::window::Keep;
 use afterimage_journal::{Error, Result, layout};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -23,8 +24,11 @@ pub struct GuestSettings {
     /// Which disks; empty: all.
     #[serde(default)]
     pub disks: Vec<String>,
-    /// How far back the journal is to reach at least, in seconds.
+    /// How far back every moment is to be restorable at least, in seconds.
     pub window_s: u64,
+    /// Which checkpoints are to be kept for longer; `None`: none.
+    #[serde(default)]
+    pub keep: Option<Keep>,
     /// What the group's journal may take on disk, in bytes.
     #[serde(default)]
     pub limit_bytes: Option<u64>,
@@ -53,6 +57,22 @@ impl GuestSettings {
             (None, Some(domain)) => format!("libvirt:{domain}"),
             (None, None) => "nothing".into(),
         }
+    }
+
+    /// How far back the journal is to reach, with every write and with checkpoints behind that.
+    #[must_use]
+    pub fn wanted(&self) -> Keep {
+        let window_ns = self.window_s.saturating_mul(1_000_000_000);
+        match &self.keep {
+            Some(keep) => keep.clone().with_every_write(window_ns),
+            None => Keep::every_write(window_ns),
+        }
+    }
+
+    /// Takes over how far back it is to reach.
+    pub fn want(&mut self, keep: Keep) {
+        self.window_s = keep.every_write_ns() / 1_000_000_000;
+        self.keep = Some(keep).filter(Keep::thins);
     }
 
     /// Writes the settings, durably.

@@ -6,9 +6,12 @@ use crate::state::StateArgs;
 use crate::{quantity, show};
 use afterimage_agent::api::{Client, ErrorKind, GuestState, GuestStatus, ProtectRequest};
 use afterimage_journal::layout;
+use afterimage_journal::window::Keep;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// How far back every moment can be restored unless somebody says otherwise.
+const WINDOW_S: u64 = 86_400;
 /// How often `--wait` asks.
 const WAIT_PAUSE: Duration = Duration::from_millis(250);
 /// How long a state may take to show.
@@ -40,13 +43,13 @@ pub struct ProtectArgs {
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
     /// How far back every moment can be restored; older history is merged into the base. Of a
-    /// group, the longest window of its guests counts
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = quantity::window_s)]
-    window: u64,
-    /// The same as --window. (Keeping single checkpoints for longer, like 24h,1m:7d, is not
-    /// possible yet, and refused)
-    #[arg(long, value_name = "TIME", value_parser = quantity::keep_s, conflicts_with = "window")]
-    keep: Option<u64>,
+    /// group, the longest window of its guests counts [default: 24h]
+    #[arg(long, value_name = "TIME", value_parser = quantity::window_s)]
+    window: Option<u64>,
+    /// The window, and behind it one checkpoint each EVERY for so long, like 24h,1m:7d,1h:30d; tagged
+    /// ones stay as long as the last step reaches
+    #[arg(long, value_name = "TIME[,EVERY:FOR]...", value_parser = quantity::keep)]
+    keep: Option<Keep>,
     /// What the group's journal may take on disk, like 200GiB. Near it the oldest history goes
     /// before its time, down to what --guarantee says; then capture stops, never the guest (no
     /// limit but the pool's room)
@@ -78,13 +81,16 @@ pub fn run(args: &ProtectArgs) -> Outcome {
     let bad_name = |e: afterimage_journal::Error| Failure::usage(e.to_string());
     layout::check_name(&args.name).map_err(bad_name)?;
     args.group.as_deref().map_or(Ok(()), layout::check_name).map_err(bad_name)?;
+    quantity::agree(args.keep.as_ref(), args.window).map_err(Failure::usage)?;
+    let first_s = args.keep.as_ref().map(|k| k.every_write_ns() / 1_000_000_000);
     let request = ProtectRequest {
         name: args.name.clone(),
         qmp: args.qmp.as_deref().map(absolute).transpose()?,
         libvirt: args.libvirt.clone(),
         disks: args.disks.clone(),
         group: args.group.clone(),
-        window_s: args.keep.unwrap_or(args.window),
+        window_s: args.window.or(first_s).unwrap_or(WINDOW_S),
+        keep: args.keep.clone(),
         limit_bytes: args.limit.filter(|l| *l > 0),
         guarantee_s: args.guarantee,
         checkpoint_every_ms: args.checkpoint_every,

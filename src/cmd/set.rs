@@ -1,9 +1,10 @@
 //! `afterimage set`: change settings of a protected guest.
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::state::StateArgs;
 use crate::{quantity, show};
 use afterimage_agent::api::SetRequest;
+use afterimage_journal::window::Keep;
 
 /// Change settings of a guest or group; no resync follows
 #[derive(Debug, clap::Args)]
@@ -16,10 +17,10 @@ pub struct SetArgs {
     /// one grows from now on: what was merged does not come back
     #[arg(long, value_name = "TIME", value_parser = quantity::window_s)]
     window: Option<u64>,
-    /// The same as --window. (Keeping single checkpoints for longer, like 24h,1m:7d, is not
-    /// possible yet, and refused)
-    #[arg(long, value_name = "TIME", value_parser = quantity::keep_s, conflicts_with = "window")]
-    keep: Option<u64>,
+    /// The window, and behind it one checkpoint each EVERY for so long, like 24h,1m:7d,1h:30d; tagged
+    /// ones stay as long. Without steps, like 24h: nothing is kept behind the window
+    #[arg(long, value_name = "TIME[,EVERY:FOR]...", value_parser = quantity::keep)]
+    keep: Option<Keep>,
     /// What the group's journal may take on disk, like 200GiB; 0: what the pool has room for
     #[arg(long, value_name = "SIZE", value_parser = quantity::limit_bytes)]
     limit: Option<u64>,
@@ -42,8 +43,10 @@ pub struct SetArgs {
 
 /// Runs it.
 pub fn run(args: &SetArgs) -> Outcome {
+    quantity::agree(args.keep.as_ref(), args.window).map_err(Failure::usage)?;
     let request = SetRequest {
-        window_s: args.window.or(args.keep),
+        window_s: args.window,
+        keep: args.keep.clone(),
         limit_bytes: args.limit,
         guarantee_s: args.guarantee,
         checkpoint_every_ms: args.checkpoint_every,
@@ -53,8 +56,9 @@ pub fn run(args: &SetArgs) -> Outcome {
     let guests = args.state.client().set(&args.name, &request)?;
     let lines = guests.iter().map(|g| {
         let window = show::span_ms(g.window_s.saturating_mul(1000));
+        let keep = g.keep.as_ref().map(|k| format!(", kept {k}")).unwrap_or_default();
         let every = show::span_ms(g.checkpoint_every_ms);
-        format!("{}: window {window}, a checkpoint every {every}\n", g.guest)
+        format!("{}: window {window}{keep}, a checkpoint every {every}\n", g.guest)
     });
     show::print(&lines.collect::<String>())
 }

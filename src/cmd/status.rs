@@ -146,9 +146,13 @@ fn detail(guest: &GuestStatus) -> String {
     match &guest.window {
         Some(w) => {
             let (from, to) = (show::clock(w.from), show::clock(w.to));
-            text += &format!("  restorable from {from} to {to}\n");
+            text += &format!("  every moment restorable from {from} to {to}\n");
         }
         None => text += "  no recovery point yet\n",
+    }
+    if let Some(thinned) = &guest.thinned {
+        let (from, count) = (show::clock(thinned.from), thinned.checkpoints);
+        text += &format!("  before that {count} single checkpoints, back to {from}\n");
     }
     if let Some(copy) = &guest.copy {
         text += &format!(
@@ -161,8 +165,9 @@ fn detail(guest: &GuestStatus) -> String {
         );
     }
     if guest.window_s > 0 {
+        let keep = guest.keep.as_ref().map(|k| format!(" (kept: {k})")).unwrap_or_default();
         text += &format!(
-            "  wanted window {}, a checkpoint every {}\n",
+            "  wanted window {}{keep}, a checkpoint every {}\n",
             show::span_ms(guest.window_s.saturating_mul(1000)),
             show::span_ms(guest.checkpoint_every_ms)
         );

@@ -9,3 +9,4 @@ mod moments;
 mod pool;
 mod shop;
 mod storage;
+mod thinned;

@@ -27,9 +27,10 @@ pub const DISK_BYTES: u64 = 1 << 20;
 /// Size of each write.
 pub const WRITE_BYTES: usize = 4096;
 
-const SECOND_NS: u64 = 1_000_000_000;
+pub const SECOND_NS: u64 = 1_000_000_000;
 
-struct Told(AtomicU64);
+/// A clock that says what it was told.
+pub struct Told(pub AtomicU64);
 
 impl Clock for Told {
     fn wall_ns(&self) -> u64 {
@@ -138,7 +139,8 @@ fn tell(dir: &Path, begin_ns: u64) -> [Seq; 4] {
     [a, b, c, d]
 }
 
-fn config(group: Uuid) -> Config {
+/// A guest with two disks.
+pub fn config(group: Uuid) -> Config {
     let volume = |id: u16, node: &str| Volume {
         id,
         uuid: Uuid::new_v4(),
@@ -160,7 +162,8 @@ fn config(group: Uuid) -> Config {
     Config { group, name: "shop".into(), guests: vec![guest], volumes }
 }
 
-fn write(journal: &Journal, volume: u16, block: u64, byte: u8) -> Seq {
+/// Writes a block full of one byte.
+pub fn write(journal: &Journal, volume: u16, block: u64, byte: u8) -> Seq {
     let mut draft = Draft::of(Kind::Write);
     draft.volume = volume;
     draft.addr = block * WRITE_BYTES as u64;
@@ -168,7 +171,8 @@ fn write(journal: &Journal, volume: u16, block: u64, byte: u8) -> Seq {
     journal.append(&draft, &[byte; WRITE_BYTES]).unwrap()
 }
 
-fn session(journal: &Journal, id: u32, event: SessionEvent) {
+/// Opens or closes a session.
+pub fn session(journal: &Journal, id: u32, event: SessionEvent) {
     let session = Session {
         id,
         guest: "web".into(),
@@ -182,8 +186,9 @@ fn session(journal: &Journal, id: u32, event: SessionEvent) {
     journal.append_meta(&Meta::Session(session)).unwrap();
 }
 
-fn mark(journal: &Journal, id: u64, tag: Option<&str>) {
+/// Makes a checkpoint.
+pub fn mark(journal: &Journal, id: u64, tag: Option<&str>) -> Seq {
     let tag = tag.map(str::to_owned);
     let checkpoint = Checkpoint { id, kind: CheckpointKind::Crash, tag };
-    journal.append_meta(&Meta::Mark(checkpoint)).unwrap();
+    journal.append_meta(&Meta::Mark(checkpoint)).unwrap()
 }

@@ -11,6 +11,7 @@ mod quiesce;
 mod resync;
 mod rounds;
 mod styles;
+mod thinned;
 mod window;
 
 use crate::kit::{Agent, Disk, Vm, VmBuilder, image};

@@ -45,7 +45,7 @@ fn ten_minutes_of_a_two_minute_window_under_its_limit() {
 }
 
 /// A scene whose agent makes units of a chosen size.
-fn scene(unit: &str) -> Scene {
+pub fn scene(unit: &str) -> Scene {
     let dir = TempDir::with_prefix("ai-").unwrap();
     let mut builder = VmBuilder::new("writer");
     let mut images = Vec::new();

@@ -29,7 +29,7 @@ pub use control::{BoxFuture, Control};
 pub use types::{
     AgentInfo, ApiError, CopyProgress, DiskStatus, ErrorKind, GapStatus, GuestState, GuestStatus,
     JournalSize, MarkReply, MarkRequest, PoolAddRequest, PoolRemoveRequest, ProtectRequest,
-    SetRequest, WindowStatus,
+    SetRequest, ThinnedStatus, WindowStatus,
 };
 
 use std::path::{Path, PathBuf};

@@ -31,6 +31,8 @@ fn guest(name: &str) -> GuestStatus {
         reason: None,
         epoch: 1,
         window_s: 60,
+        keep: None,
+        thinned: None,
         checkpoint_every_ms: 5000,
         write_rate_bytes_s: 0,
         writes_per_s: 0,

@@ -10,6 +10,7 @@ use afterimage_journal::history;
 use afterimage_journal::keeper::Occupancy;
 use afterimage_journal::meta::CopyCause;
 use afterimage_journal::pool::Limit;
+use afterimage_journal::window::Keep;
 
 /// `protect`: a guest that is to be captured from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,8 +29,11 @@ pub struct ProtectRequest {
     /// The group that it joins; `None`: a group of its own, with the guest's name.
     #[serde(default)]
     pub group: Option<String>,
-    /// How far back the journal is to reach at least, in seconds.
+    /// How far back every moment is to be restorable at least, in seconds.
     pub window_s: u64,
+    /// The same and which checkpoints are kept for longer, like `24h,1m:7d`; begins with `window_s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
     /// What the group's journal may take on disk, in bytes; `None`: what the pool has room for.
     #[serde(default)]
     pub limit_bytes: Option<u64>,
@@ -49,9 +53,12 @@ pub struct ProtectRequest {
 /// `set`: what is to change; the rest stays. No resync follows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetRequest {
-    /// As in [`ProtectRequest`].
+    /// As in [`ProtectRequest`]; alone, it leaves what is kept for longer as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_s: Option<u64>,
+    /// As in [`ProtectRequest`]; one without steps ends thinning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
     /// As in [`ProtectRequest`]; 0: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_bytes: Option<u64>,
@@ -155,7 +162,8 @@ pub struct GuestStatus {
     pub head_seq: Seq,
     /// The durable watermark.
     pub durable_seq: Seq,
-    /// First and last recovery point; `None`: there is none.
+    /// First and last of the moments that can all be restored, but for the gaps between; `None`: there
+    /// is none.
     pub window: Option<WindowStatus>,
     /// Intervals inside the window, and behind it, without recovery points.
     pub gaps: Vec<GapStatus>,
@@ -173,9 +181,15 @@ pub struct GuestStatus {
     /// The journal's epoch.
     #[serde(default)]
     pub epoch: u64,
-    /// How far back the journal is to reach at least, in seconds.
+    /// How far back every moment is to be restorable at least, in seconds.
     #[serde(default)]
     pub window_s: u64,
+    /// The same and which checkpoints are to be kept for longer; `None`: none.
+    #[serde(default)]
+    pub keep: Option<Keep>,
+    /// What is left of the history before the window; `None`: nothing.
+    #[serde(default)]
+    pub thinned: Option<ThinnedStatus>,
     /// Time between checkpoints, in milliseconds; 0: not known.
     #[serde(default)]
     pub checkpoint_every_ms: u64,
@@ -206,6 +220,15 @@ pub struct WindowStatus {
     pub from: Timestamp,
     /// The newest recovery point.
     pub to: Timestamp,
+}
+
+/// Checkpoints that were kept from before the window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThinnedStatus {
+    /// The oldest of them.
+    pub from: Timestamp,
+    /// How many there are.
+    pub checkpoints: u64,
 }
 
 /// An interval without recovery points.
@@ -367,5 +390,22 @@ impl WindowStatus {
     pub fn of(history: &history::History) -> Option<Self> {
         let (from, to) = history.window()?;
         Some(Self { from: time(from.wall_ns), to: time(to.wall_ns) })
+    }
+}
+
+impl ThinnedStatus {
+    /// What a journal's history has.
+    #[must_use]
+    pub fn of(history: &history::History) -> Option<Self> {
+        let from = time(history.thinned_from()?.wall_ns);
+        let before = history.checkpoints.partition_point(|c| c.seq < history.edge);
+        Some(Self { from, checkpoints: before as u64 })
+    }
+
+    /// What a journal's keeper tells.
+    #[must_use]
+    pub fn of_space(space: &Occupancy) -> Option<Self> {
+        let from = time(space.kept_from_wall_ns);
+        (space.kept > 0).then_some(Self { from, checkpoints: space.kept })
     }
 }

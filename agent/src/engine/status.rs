@@ -6,7 +6,8 @@
 
 use crate::api::types::time;
 use crate::api::{
-    CopyProgress, DiskStatus, GapStatus, GuestState, GuestStatus, JournalSize, WindowStatus,
+    CopyProgress, DiskStatus, GapStatus, GuestState, GuestStatus, JournalSize, ThinnedStatus,
+    WindowStatus,
 };
 use crate::group::{Group, Interval, Standing};
 use crate::guest::{Face, Shown};
@@ -114,6 +115,8 @@ pub(super) fn of(
         reason,
         epoch: journal.as_ref().map_or(0, afterimage_journal::Journal::epoch),
         window_s: settings.window_s,
+        keep: settings.keep.clone(),
+        thinned: space.as_ref().and_then(ThinnedStatus::of_space),
         checkpoint_every_ms: settings.checkpoint_every_ms,
         write_rate_bytes_s: shown.bytes_per_s,
         writes_per_s: shown.writes_per_s,

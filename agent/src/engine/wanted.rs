@@ -4,8 +4,8 @@ use super::Entry;
 use crate::api::{ApiError, ProtectRequest};
 use crate::settings::GuestSettings;
 use afterimage_journal::pool::Pool;
-use afterimage_journal::window::Limits;
 use afterimage_journal::window::limits::LIMIT_UNITS_MIN;
+use afterimage_journal::window::{Keep, Limits};
 use std::collections::BTreeMap;
 
 /// Shortest time between checkpoints: guests are looked at once a second.
@@ -35,18 +35,29 @@ pub(super) fn limit(bytes: Option<u64>, unit_bytes: u64) -> Result<Option<u64>, 
     }
 }
 
-/// Has a group's journal kept as its guests want it: the longest window and guarantee, the lowest
-/// limit.
+/// The steps of thinning, which begin with the window.
+pub(super) fn steps(keep: Option<Keep>, window_s: u64) -> Result<Option<Keep>, ApiError> {
+    let window = Keep::every_write(window_s.saturating_mul(SECOND_NS));
+    match keep {
+        Some(keep) if keep.every_write_ns() != window.every_write_ns() => {
+            Err(ApiError::usage(format!("{keep} doesn't begin with the window, {window}")))
+        }
+        keep => Ok(keep.filter(Keep::thins)),
+    }
+}
+
+/// Has a group's journal kept as its guests want it: the longest window and the finest steps behind it
+/// that any of them asks for, the longest guarantee, the lowest limit.
 pub(super) fn keep(pool: &Pool, guests: &BTreeMap<String, Entry>, group: &str) {
     let of_group = || guests.values().filter(|e| e.settings.group == group);
-    let window_s = of_group().map(|e| e.settings.window_s).max();
+    let wanted = of_group().map(|e| e.settings.wanted()).reduce(|all, one| all.with(&one));
     let guarantee_s = of_group().filter_map(|e| e.settings.guarantee_s).max();
     let limit_bytes = of_group().filter_map(|e| e.settings.limit_bytes).min();
-    if let (Some(entry), Some(window_s)) = (of_group().next(), window_s) {
+    if let (Some(entry), Some(wanted)) = (of_group().next(), wanted) {
         pool.set_limit(group, limit_bytes);
-        let limits = Limits::new(window_s.saturating_mul(SECOND_NS), limit_bytes);
+        let limits = Limits::thinned(wanted, limit_bytes);
         let guaranteed_ns = guarantee_s.map(|s| s.saturating_mul(SECOND_NS));
-        entry.group.keep(guaranteed_ns.map_or(limits, |ns| limits.with_guarantee(ns)));
+        entry.group.keep(guaranteed_ns.map_or(limits.clone(), |ns| limits.with_guarantee(ns)));
     }
 }
 
@@ -65,6 +76,7 @@ pub(super) fn settings_of(
         libvirt: request.libvirt,
         disks: request.disks,
         window_s: request.window_s,
+        keep: steps(request.keep, request.window_s)?,
         limit_bytes: limit(request.limit_bytes, unit_bytes)?,
         guarantee_s: request.guarantee_s,
         checkpoint_every_ms: checkpoint_every(request.checkpoint_every_ms)?,
