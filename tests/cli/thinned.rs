@@ -56,7 +56,9 @@ fn thinned() -> Thinned {
     let mut marks = Vec::new();
     for burst in 0..BURSTS {
         clock.0.store(begin_ns + (burst * PAUSE_S + 1) * SECOND_NS, Ordering::SeqCst);
-        (0..BURST_BLOCKS).for_each(|block| drop(write(&journal, 1, block, burst as u8 + 1)));
+        for block in 0..BURST_BLOCKS {
+            write(&journal, 1, block, burst as u8 + 1);
+        }
         marks.push(mark(&journal, burst + 1, (burst == TAGGED).then_some("release")));
     }
     journal.close().unwrap();
