@@ -61,7 +61,7 @@ impl Limits {
     /// stops. More than the window is the window.
     #[must_use]
     pub fn with_guarantee(self, guaranteed_ns: u64) -> Self {
-        Self { guaranteed_ns: guaranteed_ns.min(self.window_ns), ..self }
+        Self { guaranteed_ns: guaranteed_ns.min(self.keep.every_write_ns()), ..self }
     }
 }
 
