@@ -107,7 +107,8 @@ impl Keeper {
         catalogue::save(setup.storage.as_ref(), &setup.dir, &identity, &mut catalogue)?;
         let left = release::leftovers(&places.units()?);
         release::release(&setup.storage, &setup.dir, setup.ground.as_ref(), &left)?;
-        let runs = Runs::open(&setup.storage, &setup.dir, identity.group)?;
+        let mut runs = Runs::open(&setup.storage, &setup.dir, identity.group)?;
+        runs.drop_ahead(catalogue.floor())?;
         let actions = Actions {
             floor: None,
             edge: None,

@@ -3,6 +3,7 @@
 //! What always holds: runs are derived; one that can't be read is removed and made anew. A run is made
 //! of records that count: void numbers of ended epochs are left out.
 
+use crate::Seq;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 use crate::format::meta::EpochStart;
@@ -40,6 +41,17 @@ impl Runs {
             }
         }
         Ok(Self { storage: Arc::clone(storage), dir: dir.to_owned(), group, runs })
+    }
+
+    /// Removes base runs beyond the base's end: their maker was killed before the catalogue followed,
+    /// and where the base ends next may lie before them.
+    pub fn drop_ahead(&mut self, floor: Seq) -> Result<()> {
+        let is_ahead = |r: &Arc<Run>| r.span().is_base() && r.span().last_seq > floor;
+        for path in self.runs.iter().filter(|r| is_ahead(r)).map(|r| r.path()) {
+            remove(&self.storage, path)?;
+        }
+        self.runs.retain(|r| !is_ahead(r));
+        Ok(())
     }
 
     /// The newest base run.

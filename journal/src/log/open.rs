@@ -23,6 +23,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use uuid::Uuid;
 
+/// Units whose seals may not have been made durable when a writer ended: the open one, and those that
+/// were full or prepared.
+const RESEALED_UNITS: u64 = 3 + UNITS_AHEAD as u64;
 /// The largest records that a ring has room for at least.
 const RECORDS_IN_RING_MIN: u64 = 4;
 
@@ -291,14 +294,21 @@ fn ring_bytes(options: &Options, unit_bytes: u64) -> u64 {
 }
 
 /// Seals what the last writer left open, so that it is never scanned again, and units that it had
-/// prepared and that are not replaced, so that the catalogue passes them. Where something is damaged, a unit with anything unreadable in it stays as it is: it is evidence. Where nothing is,
+/// prepared and that are not replaced, so that the catalogue passes them. Its last seals are written
+/// again: if a sync of one failed, the page cache shows what the device never took, and a later sync
+/// would say that all is well. Where something is damaged, a unit with anything unreadable in it stays as it is: it is evidence. Where nothing is,
 /// what can't be read is what a power cut tore off, or an index that can be made again.
 fn seal_open_units(history: &History, options: &Options) {
     let torn_only = history.damage.is_empty();
     let replaced = replaced_unit(history).unwrap_or(u64::MAX);
     for (i, unit) in history.units.iter().enumerate() {
         let is_gone = unit.number() >= replaced;
-        if unit.end == ScanEnd::Sealed || is_gone || (unit.end != ScanEnd::Open && !torn_only) {
+        let is_sure = unit.end == ScanEnd::Sealed
+            && (unit.merged.is_some()
+                || unit.header.epoch < history.epoch
+                || unit.number() + RESEALED_UNITS <= history.unit_number_max);
+        let is_evidence = matches!(unit.end, ScanEnd::Damaged { .. }) && !torn_only;
+        if is_sure || is_gone || is_evidence {
             continue;
         }
         let records = match history.records(i as u32) {

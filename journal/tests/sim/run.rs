@@ -19,6 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
+/// Most steps of a keeper that has nothing new to do.
+const STEPS_MAX: usize = 2000;
 pub const DIR: &str = "/state/pool/g";
 pub const SECTOR: u64 = 512;
 pub const VOLUMES: VolumeId = 3;
@@ -289,11 +291,12 @@ impl Run {
         self.model.check(&history, &at);
     }
 
-    /// Whatever happened, the catalogue gets on: without it the window would slide no more.
+    /// Whatever happened, the keeper comes to an end, and the catalogue gets on: without it the window would slide no more.
     fn check_progress(&self) {
         let setup = self.keeping();
         let mut keeper = Keeper::open(setup).expect("a keeper");
-        while keeper.step().expect("a step of the keeper") {}
+        let is_done = (0..STEPS_MAX).any(|_| !keeper.step().expect("a step of the keeper"));
+        assert!(is_done, "the keeper finds work for ever");
         let history = self.history();
         let newest = history.units.last().map_or(0, |u| u.name.numbers().1);
         let storage: Arc<dyn Storage> = self.storage.shared();
