@@ -137,6 +137,8 @@ impl Thinning {
         let alone = History::rebuild(&RealStorage::shared(), &self.bench.dir).unwrap();
         let without = self.check_exact(&alone);
         assert!(without.is_superset(&listed), "lost: {:?}", listed.difference(&without));
+        let named: BTreeSet<Seq> = alone.checkpoints.iter().map(|c| c.seq).collect();
+        assert!(below.iter().all(|seq| named.contains(seq)), "a kept checkpoint lost its name");
         thinned
     }
 
