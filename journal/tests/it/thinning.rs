@@ -292,6 +292,23 @@ fn a_longer_window_keeps_what_is_left_and_none_gives_all_up() {
 }
 
 #[test]
+fn near_the_limit_thinned_history_goes_before_the_window_does() {
+    let mut thinning = Thinning::new(57);
+    let limit = 16 << 20;
+    for _ in 0..10 {
+        thinning.round(3, 30);
+        let mut setup = thinning.setup_on(RealStorage::shared(), "1m,30s:100h");
+        setup.limits.limit_bytes = Some(limit);
+        finish(&mut Keeper::open(setup).unwrap());
+        thinning.check();
+        let (files, catalogue) = (thinning.bench.bytes(), thinning.catalogue());
+        assert!(files < limit + (4 << 20), "{files} bytes");
+        assert!(catalogue.floor() <= catalogue.edge());
+    }
+    assert!(thinning.catalogue().floor() > 0);
+}
+
+#[test]
 fn thinned_history_ages_and_goes_in_the_end() {
     let mut thinning = Thinning::new(31);
     let mut most = 0;
