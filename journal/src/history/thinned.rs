@@ -18,11 +18,13 @@ pub(super) fn ranges(history: &History) -> Vec<LevelRange> {
     if floor >= edge {
         return Vec::new();
     }
-    let merged = || history.units.iter().filter_map(|u| u.merged.as_ref());
-    let Some(kept) = &history.kept else { return exact(floor, edge, merged()) };
-    let whole = |seq: &&Seq| merged().all(|m| m.is_exact_at(**seq));
-    let inside = kept.iter().filter(|seq| (floor..edge).contains(seq)).filter(whole);
-    inside.map(|&seq| LevelRange { from: seq, to: seq }).collect()
+    let exact = exact(floor, edge, history.units.iter().filter_map(|u| u.merged.as_ref()));
+    let Some(kept) = &history.kept else { return exact };
+    let is_exact = |seq: &&Seq| {
+        let at = exact.partition_point(|r| r.to < **seq);
+        exact.get(at).is_some_and(|r| r.from <= **seq)
+    };
+    kept.iter().filter(is_exact).map(|&seq| LevelRange { from: seq, to: seq }).collect()
 }
 
 /// What lies in `floor..edge` and in no hole of a merged unit.

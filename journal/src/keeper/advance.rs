@@ -42,6 +42,8 @@ impl Keeper {
         let Some(target) = target else { return Ok(false) };
         if self.extend_base(target)? {
             self.catalogue.set_floor(target.seq);
+            // Should it not be saved now, it is before anything else is done.
+            self.unsaved = true;
             self.save()?;
         }
         Ok(true)

@@ -8,9 +8,9 @@
 //!
 //! What always holds:
 //! * the caller has the journal open for writing, and is the only one who keeps it;
-//! * what stays restorable is durable before anything that only the rest needs is merged, a merged unit and the catalogue
-//!   that names it before what it replaces is given up (I-8): killed between any two calls, the
-//!   next keeper goes on;
+//! * what stays restorable is durable before anything that only the rest needs is merged, a merged unit
+//!   and the catalogue that names it before what it replaces is given up (I-8): killed between any two
+//!   calls, the next keeper goes on;
 //! * only units that are sealed, settled and sound are touched; what is damaged stays, and is named.
 
 mod advance;

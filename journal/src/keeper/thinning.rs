@@ -49,6 +49,8 @@ impl Keeper {
         };
         if is_due {
             self.catalogue.thin(target, kept);
+            // Should it not be saved now, it is before anything else is done.
+            self.unsaved = true;
             self.save()?;
         }
         Ok(is_due)

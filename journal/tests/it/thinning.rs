@@ -137,6 +137,8 @@ impl Thinning {
         let alone = History::rebuild(&RealStorage::shared(), &self.bench.dir).unwrap();
         let without = self.check_exact(&alone);
         assert!(without.is_superset(&listed), "lost: {:?}", listed.difference(&without));
+        let named: BTreeSet<Seq> = alone.checkpoints.iter().map(|c| c.seq).collect();
+        assert!(below.iter().all(|seq| named.contains(seq)), "a kept checkpoint lost its name");
         thinned
     }
 
@@ -287,6 +289,23 @@ fn a_longer_window_keeps_what_is_left_and_none_gives_all_up() {
     assert!(kept.iter().all(|k| after.iter().any(|a| a.seq == k.seq)));
     thinning.keep("1m");
     assert!(thinning.check().is_empty());
+}
+
+#[test]
+fn near_the_limit_thinned_history_goes_before_the_window_does() {
+    let mut thinning = Thinning::new(57);
+    let limit = 16 << 20;
+    for _ in 0..10 {
+        thinning.round(3, 30);
+        let mut setup = thinning.setup_on(RealStorage::shared(), "1m,30s:100h");
+        setup.limits.limit_bytes = Some(limit);
+        finish(&mut Keeper::open(setup).unwrap());
+        thinning.check();
+        let (files, catalogue) = (thinning.bench.bytes(), thinning.catalogue());
+        assert!(files < limit + (4 << 20), "{files} bytes");
+        assert!(catalogue.floor() <= catalogue.edge());
+    }
+    assert!(thinning.catalogue().floor() > 0);
 }
 
 #[test]
