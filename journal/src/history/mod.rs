@@ -10,6 +10,7 @@ mod cache;
 mod entries;
 mod level;
 mod load;
+mod locator;
 mod map;
 mod payload;
 mod pin;
@@ -17,6 +18,7 @@ mod resolve;
 mod units;
 
 pub use entries::{Entries, Entry};
+pub use locator::Locator;
 pub use map::{Map, rank};
 pub use resolve::{NotRestorable, Point, When};
 pub use units::{HELD, Records, Unit};
