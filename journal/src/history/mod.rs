@@ -8,6 +8,7 @@
 
 mod cache;
 mod entries;
+mod glance;
 mod level;
 mod load;
 mod locator;

@@ -308,6 +308,14 @@ impl History {
     /// No unit has it, or one that may can't be read.
     pub fn locate(&self, seq: Seq, addr: u64) -> Result<super::Entry> {
         for unit in self.units_of(seq) {
+            if self.opened.indexes.get(&unit).is_some() {
+                break;
+            }
+            if let Some(entry) = self.glance(unit, self.unit(unit)?, (seq, addr)) {
+                return Ok(entry);
+            }
+        }
+        for unit in self.units_of(seq) {
             let records = self.records(unit)?;
             let behind = records.partition_point(|(_, r)| (r.seq, r.addr) <= (seq, addr));
             let Some((at, record)) = records[..behind].last() else { continue };
