@@ -94,7 +94,7 @@ fn first_block(journal: &Written, rng: &mut Rng) -> Result<First> {
     if block[..16] != journal::stamp(sample.addr) {
         bail!("wrong data at {} of seq:{}", sample.addr, sample.seq);
     }
-    let rss_mib = peak_rss_mib(export.0.id())?;
+    let rss_mib = journal::peak_rss_mib(export.0.id())?;
     Ok(First { ms, rss_mib })
 }
 
@@ -111,12 +111,4 @@ fn connect(child: &mut Child, socket: &Path) -> Result<Client> {
         std::thread::sleep(Duration::from_micros(500));
     }
     bail!("afterimage export did not listen in {} s", LIMIT.as_secs())
-}
-
-/// The most memory that a process has had, in MiB.
-fn peak_rss_mib(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()).context("VmHWM is there")?;
-    Ok(kib.parse::<f64>()? / 1024.0)
 }

@@ -257,3 +257,11 @@ pub fn need_room(bytes: u64) -> Result<()> {
 pub fn rounds() -> Result<usize> {
     Ok(number("AFTERIMAGE_BENCH_JOURNAL_ROUNDS", 3)?.max(1) as usize)
 }
+
+/// The most memory that a process has had, in MiB.
+pub fn peak_rss_mib(pid: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).context("VmHWM is there")?;
+    Ok(kib.parse::<f64>()? / 1024.0)
+}

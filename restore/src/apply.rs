@@ -1,20 +1,42 @@
-//! Doing what a plan says: read records, check them, write their bytes. Decides nothing.
+//! Doing what a plan says: while one batch is read and checked, the one before it is written, and
+//! the one behind it is looked up. Decides nothing.
+//!
+//! What always holds: no byte reaches a target whose record failed its checksum (I-12): a batch in
+//! which one did is not written; memory is two batches' data and what [`runs`] takes.
 
+use crate::batch::{Batch, Batches, Read};
+use crate::direct::Aligned;
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::refusal;
 use crate::restore::Progress;
-use crate::runs;
+use crate::runs::{self, Lies, Reader};
 use crate::target::Target;
 use afterimage_journal::History;
 use afterimage_journal::history::Entry;
+use std::io;
+use std::sync::{Mutex, PoisonError};
 
 /// Why a plan could not be carried out.
 pub(crate) enum Fault {
-    /// A record is damaged: the index of the read, and what is wrong.
-    Record(usize, String),
+    /// A record is damaged.
+    Record(Box<Rotten>),
     /// A target could not be written: the volume's index.
-    Target(usize, std::io::Error),
+    Target(usize, io::Error),
+    /// The journal's map or indexes can't be read.
+    Journal(afterimage_journal::Error),
+}
+
+/// A damaged record that a plan needs.
+pub(crate) struct Rotten {
+    /// It.
+    pub entry: Entry,
+    /// The volume's index.
+    pub volume: usize,
+    /// First byte of the volume that is needed from it.
+    pub addr: u64,
+    /// What is wrong.
+    pub why: String,
 }
 
 impl Fault {
@@ -27,38 +49,142 @@ impl Fault {
         path: impl Fn(usize) -> std::path::PathBuf,
     ) -> Error {
         match self {
-            Self::Record(read, why) => refusal::damaged(history, guest, plan, read, why),
+            Self::Record(rotten) => refusal::damaged(history, guest, plan, *rotten),
             Self::Target(volume, source) => Error::target("write", &path(volume), source),
+            Self::Journal(error) => error.into(),
         }
     }
 }
 
-/// Reads every record of the plan once and writes what is needed of it to the targets (one a
-/// volume, in the plan's order; they must be empty, so that what isn't written is zero).
+impl Lies for Read {
+    fn entry(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+/// A batch with its data.
+struct Filled {
+    batch: Batch,
+    data: Aligned,
+}
+
+/// Reads every record of the plan and writes what is needed of it to the targets (one a volume, in
+/// the plan's order; they must be empty, so that what isn't written is zero).
 pub(crate) fn apply(
     history: &History,
     plan: &Plan,
     targets: &mut [Box<dyn Target>],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), Fault> {
-    let entries: Vec<Entry> = plan.reads.iter().map(|r| r.entry).collect();
-    let total_bytes = plan.data_bytes;
+    let total_bytes = plan.bytes();
     let mut done_bytes = 0;
     progress(Progress { done_bytes, total_bytes });
-    runs::for_each(history, &entries, |i, stored| {
-        let read = &plan.reads[i];
-        let payload = stored.payload.map_err(|why| Fault::Record(i, why))?;
-        for write in &plan.writes[read.writes.clone()] {
-            let from = write.skip as usize;
-            let bytes = payload
-                .get(from..from + write.len as usize)
-                .ok_or_else(|| Fault::Record(i, "it is shorter than what it covers".into()))?;
-            targets[read.volume]
-                .write(write.addr, bytes)
-                .map_err(|e| Fault::Target(read.volume, e))?;
-            done_bytes += bytes.len() as u64;
-        }
+    let source = Reader::new(history);
+    let mut batches = Batches::new(history, plan);
+    let mut next = || batches.next().transpose().map_err(Fault::Journal);
+    let mut planned = next()?;
+    let mut filled: Option<Filled> = None;
+    let mut spare = Aligned::default();
+    while planned.is_some() || filled.is_some() {
+        let (now, before) = (planned.take(), filled.take());
+        let mut data = std::mem::take(&mut spare);
+        let written = before.as_ref().map_or(0, |f| f.batch.range.end - f.batch.range.start);
+        std::thread::scope(|scope| {
+            let writer = before.map(|f| scope.spawn(|| write(f, targets)));
+            let reader = now.map(|batch| {
+                scope.spawn(|| {
+                    fill(&source, &batch, &mut data)?;
+                    Ok(Filled { batch, data })
+                })
+            });
+            let looked_up = next();
+            if let Some(writer) = writer {
+                spare = joined(writer)?;
+            }
+            filled = reader.map(joined).transpose()?;
+            planned = looked_up?;
+            Ok(())
+        })?;
+        done_bytes += written;
         progress(Progress { done_bytes, total_bytes });
-        Ok(())
-    })
+    }
+    Ok(())
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Fault>>) -> Result<T, Fault> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Reads and checks the records of a batch; the parts of them that are needed come to lie in
+/// `data`, in the order of addresses.
+fn fill(reader: &Reader<'_>, batch: &Batch, data: &mut Aligned) -> Result<(), Fault> {
+    data.resize(batch.memory_bytes);
+    let mut rest = slots(batch, data).into_iter();
+    let mut jobs = Vec::new();
+    for run in runs::runs(&batch.reads) {
+        let mine = batch.reads[run.clone()].iter().map(|r| r.writes.len()).sum();
+        let slots: Vec<_> = rest.by_ref().take(mine).collect();
+        jobs.push((run, slots.into_iter()));
+    }
+    // Of several the first in the journal's order is named, whichever thread met its own first.
+    let rotten: Mutex<Option<(usize, String)>> = Mutex::new(None);
+    reader.read(&batch.reads, jobs, |slots, i, stored| {
+        let read = &batch.reads[i];
+        let mut payload = stored.payload;
+        for (write, slot) in batch.writes[read.writes.clone()].iter().zip(slots) {
+            let from = write.skip as usize;
+            let Ok(bytes) = payload else { continue };
+            match bytes.get(from..from + slot.len()) {
+                Some(part) => slot.copy_from_slice(part),
+                None => payload = Err("it is shorter than what it covers".into()),
+            }
+        }
+        if let Err(why) = payload {
+            let mut rotten = rotten.lock().unwrap_or_else(PoisonError::into_inner);
+            if rotten.as_ref().is_none_or(|(known, _)| i < *known) {
+                *rotten = Some((i, why));
+            }
+        }
+    });
+    match rotten.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        None => Ok(()),
+        Some((read, why)) => {
+            let read = &batch.reads[read];
+            let addr = batch.writes[read.writes.start].addr;
+            let rotten = Rotten { entry: read.entry, volume: batch.volume, addr, why };
+            Err(Fault::Record(Box::new(rotten)))
+        }
+    }
+}
+
+/// The place of each write's bytes within the data, in the order of the writes: disjoint, so that
+/// several threads fill them.
+fn slots<'d>(batch: &Batch, data: &'d mut [u8]) -> Vec<&'d mut [u8]> {
+    let mut order: Vec<usize> = (0..batch.writes.len()).collect();
+    order.sort_unstable_by_key(|&i| batch.writes[i].to);
+    let (mut rest, mut at) = (data, 0);
+    let mut placed = Vec::with_capacity(order.len());
+    for i in order {
+        let write = &batch.writes[i];
+        let (slot, behind) = rest[write.to - at..].split_at_mut(write.len as usize);
+        (rest, at) = (behind, write.to + slot.len());
+        placed.push((i, slot));
+    }
+    placed.sort_unstable_by_key(|(i, _)| *i);
+    placed.into_iter().map(|(_, slot)| slot).collect()
+}
+
+/// Writes a batch; gives its memory back.
+fn write(filled: Filled, targets: &mut [Box<dyn Target>]) -> Result<Aligned, Fault> {
+    let Filled { batch, data } = filled;
+    let failed = |e| Fault::Target(batch.volume, e);
+    let target = targets
+        .get_mut(batch.volume)
+        .ok_or_else(|| failed(io::Error::other("the plan has no such volume")))?;
+    for extent in &batch.extents {
+        let behind = extent.from + (extent.end - extent.start) as usize;
+        target.write(extent.start, &data[extent.from..behind]).map_err(failed)?;
+    }
+    target.begin_sync();
+    Ok(data)
 }

@@ -98,6 +98,17 @@ pub enum Error {
         /// The record.
         record: Box<DamagedRecord>,
     },
+    /// The newest recovery point may need units that lie where nothing can be read now.
+    #[error(
+        "the newest point can't be told: {away}, and the newest units may lie there. Bring that \
+         back, or choose a point that needs nothing of it. {nearest}"
+    )]
+    NewestAway {
+        /// The members that can't be read, and why.
+        away: String,
+        /// The newest point that can be restored without them.
+        nearest: Nearest,
+    },
     /// A file of the target could not be written.
     #[error("{what} {}: {source}{}", path.display(), hint(source))]
     Target {
@@ -164,6 +175,7 @@ impl Error {
         match self {
             Self::Usage(_) => Kind::Usage,
             Self::NotRestorable { .. } | Self::Damaged { .. } => Kind::NotRestorable,
+            Self::NewestAway { .. } => Kind::NotReachable,
             Self::Target { .. } | Self::Export { .. } => Kind::Other,
             Self::Journal(afterimage_journal::Error::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::PermissionDenied =>

@@ -9,13 +9,15 @@
 //!
 //! ```text
 //!              ┌─► export: NBD, block by block
-//! open ─► History ─► plan (pure) ─► apply ─► target: raw | qcow2 ─► rename
-//!                       │             └────► temporary file ─► digest ┐
-//!                       └ refusal                                     ├ verify_at
-//!                                    replay (simple, no map) ─► digest ┘
+//! open ─► History ─► plan (pure) ─► batches ─► apply ─► target: raw | qcow2 ─► rename
+//!                       │                        └────► temporary file ─► digest ┐
+//!                       └ refusal                                                ├ verify_at
+//!                                               replay (simple, no map) ─► digest ┘
 //! ```
 
 mod apply;
+mod batch;
+mod direct;
 mod error;
 mod export;
 mod names;
@@ -30,12 +32,13 @@ mod time;
 mod verify;
 
 pub use afterimage_journal::history::{Point, When};
+pub use batch::{BATCH_BYTES_MAX, BATCH_PIECES_MAX, Batch, Batches, Extent, Read, Write};
 pub use error::{DamagedRecord, Error, Kind, Nearest, Result};
 pub use export::{
     ExportOptions, ExportReport, ExportedDisk, Exporting, SOCKET_PATH_BYTES_MAX, export,
 };
 pub use open::{Recovery, open};
-pub use plan::{Format, Plan, Read, Selection, VolumePlan, Write, plan};
+pub use plan::{Format, Plan, Selection, VolumePlan, plan};
 pub use restore::{DiskReport, Progress, Report, RestoreOptions, restore};
 pub use time::{rfc3339, wall_clock};
 pub use verify::{

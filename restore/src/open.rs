@@ -2,8 +2,9 @@
 
 use crate::error::{Error, Nearest, Result};
 use crate::refusal;
-use afterimage_journal::history::{NotRestorable, Point, When};
+use afterimage_journal::history::{Damage, NotRestorable, Point, When};
 use afterimage_journal::meta::LevelRange;
+use afterimage_journal::pool::Places;
 use afterimage_journal::{History, Seq, layout};
 use std::path::Path;
 
@@ -130,10 +131,13 @@ impl Recovery {
     /// The recovery point for a wanted moment.
     ///
     /// # Errors
-    /// [`Error::NotRestorable`], with the nearest points on both sides.
+    /// [`Error::NotRestorable`], with the nearest points on both sides; [`Error::NewestAway`].
     pub fn resolve(&self, when: &When) -> Result<Point> {
         let history = &self.history;
         let ranges = self.ranges();
+        if *when == When::Latest {
+            self.check_newest(&ranges)?;
+        }
         if let (When::Latest, Some(last), Some(_)) = (when, ranges.last(), &self.guest) {
             return Ok(history.point(last.to));
         }
@@ -143,6 +147,25 @@ impl Recovery {
             return Err(self.refuse_guest(when, point.seq));
         }
         Ok(point)
+    }
+
+    /// Whoever asks for the newest point must not get an older one without a word, because what is
+    /// newer lies on a member of the pool that is away. One that is lost for good is forgotten by
+    /// `pool remove --lost`.
+    fn check_newest(&self, ranges: &[LevelRange]) -> Result<()> {
+        let history = &self.history;
+        let newest = ranges.last().map_or(0, |r| r.to);
+        let lost = |d: &Damage| d.to.is_none() && d.last > newest;
+        if !history.damage.iter().any(lost) {
+            return Ok(());
+        }
+        let places = Places::of(history.storage(), &history.dir)?;
+        let away: Vec<String> = places.missing().iter().map(ToString::to_string).collect();
+        if away.is_empty() {
+            return Ok(());
+        }
+        let nearest = refusal::nearest(history, ranges, newest + 1);
+        Err(Error::NewestAway { away: away.join("; "), nearest })
     }
 
     fn refuse_guest(&self, when: &When, seq: Seq) -> Error {

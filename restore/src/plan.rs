@@ -1,17 +1,13 @@
-//! Deciding a restore: which records are read, in the journal's order, and where their bytes go.
+//! Deciding a restore: which volumes, as of which point, under which names. Pure: no file is touched.
 //!
-//! Pure: a [`History`] and a wish go in, lists come out; no file is touched. What always holds:
-//! * the writes of a volume are disjoint; what none covers is zero and stays a hole;
-//! * each record is read at most once, in the order of units and offsets;
-//! * only volumes that were whole at the point are in it (I-4, I-5).
+//! What always holds: only volumes that were whole at the point are in it (I-4, I-5).
 
 use crate::error::{Error, Result};
 use crate::names;
 use crate::refusal;
-use afterimage_journal::history::{Entry, Point};
+use afterimage_journal::history::Point;
 use afterimage_journal::meta::{CopyCause, Volume};
 use afterimage_journal::{History, Seq};
-use std::ops::Range;
 
 /// The format of restored images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,47 +47,26 @@ pub struct VolumePlan {
     pub volume: Volume,
     /// Name of its image.
     pub file_name: String,
-    /// Bytes that come from records.
-    pub data_bytes: u64,
 }
 
-/// A record to be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Read {
-    /// The record.
-    pub entry: Entry,
-    /// Index in [`Plan::volumes`].
-    pub volume: usize,
-    /// Its writes: a range of [`Plan::writes`].
-    pub writes: Range<usize>,
-}
-
-/// A part of a record's payload, and where it goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Write {
-    /// Byte address in the volume.
-    pub addr: u64,
-    /// Offset in the payload, in bytes.
-    pub skip: u32,
-    /// Bytes.
-    pub len: u32,
-}
-
-/// A restore, decided.
+/// A restore, decided: what is read and written for it follows from the journal's map, a part of a
+/// volume at a time ([`crate::Batches`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// The point.
     pub point: Point,
     /// The volumes, in the order of their ids.
     pub volumes: Vec<VolumePlan>,
-    /// The records, in the order of the journal.
-    pub reads: Vec<Read>,
-    /// Where their bytes go, grouped by record.
-    pub writes: Vec<Write>,
-    /// Bytes that come from records, over all volumes.
-    pub data_bytes: u64,
     /// Volumes (GUEST/NODE) that were not asked for by name and were not whole at the point.
     pub skipped: Vec<String>,
+}
+
+impl Plan {
+    /// Size of all volumes, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.volumes.iter().map(|v| v.volume.bytes).sum()
+    }
 }
 
 /// Plans a restore of a point.
@@ -114,73 +89,11 @@ pub fn plan(
     }
     let (chosen, skipped) = choose(history, point.seq, selection)?;
     let file_names = names::image_names(&chosen, format);
-    let mut plan = Plan {
-        point,
-        volumes: Vec::new(),
-        reads: Vec::new(),
-        writes: Vec::new(),
-        data_bytes: 0,
-        skipped,
-    };
-    let mut pieces = Vec::new();
-    for (index, (volume, file_name)) in chosen.into_iter().zip(file_names).enumerate() {
-        let data_bytes = collect(history, point.seq, index, volume, &mut pieces)?;
-        plan.data_bytes += data_bytes;
-        plan.volumes.push(VolumePlan { volume: volume.clone(), file_name, data_bytes });
-    }
-    order(&mut plan, pieces);
-    Ok(plan)
-}
-
-/// An extent of a volume that comes from a record.
-struct Located {
-    entry: Entry,
-    volume: usize,
-    write: Write,
-}
-
-fn collect(
-    history: &History,
-    seq: Seq,
-    index: usize,
-    volume: &Volume,
-    pieces: &mut Vec<Located>,
-) -> Result<u64> {
-    let map = history.map(volume.id, seq)?;
-    let mut data_bytes = 0;
-    for piece in map.pieces(0..map.bytes()) {
-        let piece = piece?;
-        let mut addr = piece.start;
-        while addr < piece.end && !piece.zero {
-            let entry = history.locate(piece.seq, addr)?;
-            let record = &entry.record;
-            let end = piece.end.min(record.addr.saturating_add(record.len.into()));
-            // A record's length is 32 bits wide, and a write lies within its record.
-            let (skip, len) = ((addr - record.addr) as u32, (end - addr) as u32);
-            pieces.push(Located { entry, volume: index, write: Write { addr, skip, len } });
-            data_bytes += end - addr;
-            addr = end;
-        }
-    }
-    Ok(data_bytes)
-}
-
-/// Brings the pieces into the order of the journal, and groups them by record.
-fn order(plan: &mut Plan, mut pieces: Vec<Located>) {
-    pieces.sort_unstable_by_key(|p| (p.entry.unit, p.entry.at, p.write.skip));
-    plan.writes.reserve(pieces.len());
-    for piece in pieces {
-        let at = plan.writes.len();
-        plan.writes.push(piece.write);
-        match plan.reads.last_mut() {
-            Some(last) if last.entry == piece.entry => last.writes.end = at + 1,
-            _ => plan.reads.push(Read {
-                entry: piece.entry,
-                volume: piece.volume,
-                writes: at..at + 1,
-            }),
-        }
-    }
+    let volumes = chosen.into_iter().zip(file_names);
+    let volumes = volumes
+        .map(|(volume, file_name)| VolumePlan { volume: volume.clone(), file_name })
+        .collect();
+    Ok(Plan { point, volumes, skipped })
 }
 
 /// Whether a volume's every block was known at a position: its guest had a session, and its first

@@ -1,6 +1,7 @@
 //! Which recovery points there are for a guest, which are nearest, and which ones need a record.
 //! Pure, over a loaded [`History`].
 
+use crate::apply::Rotten;
 use crate::error::{DamagedRecord, Error, Nearest};
 use crate::plan::{Plan, shown};
 use afterimage_journal::history::Entry;
@@ -70,23 +71,20 @@ pub(crate) fn needed_until(history: &History, entry: &Entry) -> Option<Seq> {
     None
 }
 
-/// The error for a read of a plan whose record is damaged.
+/// The error for a record that a plan needs and that is damaged.
 pub(crate) fn damaged(
     history: &History,
     guest: Option<&str>,
     plan: &Plan,
-    read: usize,
-    why: String,
+    rotten: Rotten,
 ) -> Error {
-    let read = &plan.reads[read];
-    let entry = &read.entry;
+    let Rotten { entry, volume, addr, why } = rotten;
     let seq = entry.record.seq;
-    let volume = &plan.volumes[read.volume].volume;
     let nearest = around(
         history,
         &ranges(history, guest),
         seq.saturating_sub(1),
-        needed_until(history, entry),
+        needed_until(history, &entry),
     );
     let unit = history.units.get(entry.unit as usize).map(|u| u.path.clone());
     Error::Damaged {
@@ -96,8 +94,8 @@ pub(crate) fn damaged(
             at: entry.at,
             seq,
             why,
-            disk: shown(volume),
-            addr: plan.writes[read.writes.clone()].first().map_or(entry.record.addr, |w| w.addr),
+            disk: plan.volumes.get(volume).map(|v| shown(&v.volume)).unwrap_or_default(),
+            addr,
             nearest,
         }),
     }

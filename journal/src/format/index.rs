@@ -163,28 +163,40 @@ pub fn encode(records: &[(u64, Record)]) -> Vec<u8> {
 pub fn decode(bytes: &[u8], unit_bytes: u64) -> Option<Vec<(u64, Record)>> {
     let mut records = Vec::with_capacity(bytes.len() / ENTRY_BYTES as usize);
     for chunk in bytes.chunks_exact(ENTRY_BYTES as usize) {
-        let entry = Entry::read_from_bytes(chunk).ok()?;
-        let at = u64::from(entry.at.get()) * super::ALIGN_BYTES;
-        let end = at + HEADER_BYTES + u64::from(entry.payload_bytes.get());
-        if end > unit_bytes || entry.flags & !super::record::FLAGS_KNOWN != 0 {
-            return None;
-        }
-        records.push((
-            at,
-            Record {
-                kind: Kind::from_u8(entry.kind)?,
-                flags: entry.flags,
-                volume: entry.volume.get(),
-                addr: entry.addr.get(),
-                len: entry.len.get(),
-                scope: entry.scope.get(),
-                mono_ms: 0,
-                wall_ns: entry.wall_ns.get(),
-                payload_crc: entry.payload_crc.get(),
-                payload_bytes: entry.payload_bytes.get(),
-                seq: entry.seq.get(),
-            },
-        ));
+        records.push(decode_entry(chunk, unit_bytes)?);
     }
     Some(records)
+}
+
+/// Decodes one entry: the byte offset of the record in its unit, and the record.
+#[must_use]
+pub fn decode_entry(bytes: &[u8], unit_bytes: u64) -> Option<(u64, Record)> {
+    let entry = Entry::read_from_bytes(bytes).ok()?;
+    let at = u64::from(entry.at.get()) * super::ALIGN_BYTES;
+    let end = at + HEADER_BYTES + u64::from(entry.payload_bytes.get());
+    if end > unit_bytes || entry.flags & !super::record::FLAGS_KNOWN != 0 {
+        return None;
+    }
+    let record = Record {
+        kind: Kind::from_u8(entry.kind)?,
+        flags: entry.flags,
+        volume: entry.volume.get(),
+        addr: entry.addr.get(),
+        len: entry.len.get(),
+        scope: entry.scope.get(),
+        mono_ms: 0,
+        wall_ns: entry.wall_ns.get(),
+        payload_crc: entry.payload_crc.get(),
+        payload_bytes: entry.payload_bytes.get(),
+        seq: entry.seq.get(),
+    };
+    Some((at, record))
+}
+
+/// Number and address of an entry: what entries are sorted by. `None` when it is cut off.
+#[must_use]
+pub fn key(bytes: &[u8]) -> Option<(u64, u64)> {
+    let (seq, rest) = bytes.split_first_chunk::<8>()?;
+    let (addr, _) = rest.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*seq), u64::from_le_bytes(*addr)))
 }

@@ -55,6 +55,13 @@ impl History {
         Entries { history: self, slice: 0, loaded: Vec::new().into_iter() }
     }
 
+    /// As [`History::entries`], from a number on.
+    pub fn entries_from(&self, seq: Seq) -> impl Iterator<Item = Result<Entry>> + use<'_> {
+        let slice = self.slice_of(seq);
+        let entries = Entries { history: self, slice, loaded: Vec::new().into_iter() };
+        entries.skip_while(move |e| e.as_ref().is_ok_and(|e| e.record.seq < seq))
+    }
+
     /// The records of a unit, in the order in which they lie in its file.
     ///
     /// # Errors

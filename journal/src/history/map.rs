@@ -9,7 +9,7 @@ use super::{Entry, History};
 use crate::error::{Error, Result};
 use crate::format::record::{FLAG_COPIED, Kind};
 use crate::map::levels::{UnitRow, cover};
-use crate::map::{Layer, MemRun, Piece, Placed, Run, RunName, Stack, record_pieces};
+use crate::map::{Layer, MemRun, Piece, Placed, Run, RunName, Span, Stack, record_pieces};
 use crate::planted;
 use crate::{Seq, VolumeId};
 use std::ops::Range;
@@ -77,13 +77,10 @@ impl History {
         if !cuts.is_empty() && !planted::is("resize-drops-tracking") {
             layers.push(Arc::new(MemRun::build(cuts)).into());
         }
-        let runs = self.runs();
-        let spans: Vec<_> = runs.iter().map(|r| *r.span()).collect();
-        let cover = cover(seq, &spans, &self.unit_rows());
-        let chosen = cover.base.iter().chain(&cover.runs);
-        layers.extend(chosen.filter_map(|&i| runs.get(i)).map(|r| Layer::from(Arc::clone(r))));
+        let (units, runs) = self.covering(seq);
+        layers.extend(runs.into_iter().map(Layer::from));
         let mut batch: Vec<Placed> = Vec::new();
-        for unit in cover.units {
+        for unit in units {
             let records = self.records(unit as u32)?;
             let counting = records.iter().map(|(_, r)| r);
             let counting = counting.filter(|r| r.volume == volume && r.seq <= seq);
@@ -122,23 +119,77 @@ impl History {
         self.units.iter().map(row).collect()
     }
 
-    /// The runs that can be used: derived, so that one that can't be opened is as good as none.
-    fn runs(&self) -> Vec<Arc<Run>> {
+    /// What to read for the map at a position: units whose own index is needed, and runs. Of the
+    /// runs, which are many in a long journal, only these are opened.
+    fn covering(&self, seq: Seq) -> (Vec<usize>, Vec<Arc<Run>>) {
+        let rows = self.unit_rows();
+        let mut known = self.runs(&rows);
+        loop {
+            let spans: Vec<Span> = known.iter().map(|k| k.span).collect();
+            let cover = cover(seq, &spans, &rows);
+            let chosen: Vec<usize> = cover.base.iter().chain(&cover.runs).copied().collect();
+            let bad = chosen.iter().copied().find(|&i| !known[i].open(self, seq));
+            match bad {
+                // Derived, so that one that can't be used is as good as none.
+                Some(bad) => drop(known.remove(bad)),
+                None => {
+                    let opened = chosen.into_iter().filter_map(|i| known[i].opened.clone());
+                    return (cover.units, opened.collect());
+                }
+            }
+        }
+    }
+
+    /// The runs that there are. A base run is opened, of the others their names and the units say
+    /// what they cover.
+    fn runs(&self, rows: &[UnitRow]) -> Vec<KnownRun> {
         // Where numbers are void or torn off, what the runs were made of may not be what counts.
         if self.units.iter().any(|u| u.last_seq > u.valid_to) {
             return Vec::new();
         }
         let mut names = self.storage.list(&self.dir).unwrap_or_default();
-        names.retain(|n| RunName::parse(n).is_some());
         names.sort();
-        let mut runs = Vec::new();
-        for name in names {
-            let path = self.dir.join(name);
-            match Run::open(&self.storage, &path, self.identity.group) {
-                Ok(run) => runs.push(Arc::new(run)),
+        let names = names.iter().filter_map(|name| RunName::parse(name));
+        names.filter_map(|name| KnownRun::of(self, name, rows)).collect()
+    }
+}
+
+/// A run, opened when it is needed.
+struct KnownRun {
+    name: RunName,
+    /// What it covers; until it is opened, as far as the units tell.
+    span: Span,
+    opened: Option<Arc<Run>>,
+}
+
+impl KnownRun {
+    fn of(history: &History, name: RunName, rows: &[UnitRow]) -> Option<Self> {
+        let RunName::Level(level, first_unit, last_unit) = name else {
+            let span = Span { level: 0, first_unit: 1, last_unit: 1, first_seq: 0, last_seq: 0 };
+            let mut base = Self { name, span, opened: None };
+            base.open(history, Seq::MAX);
+            base.span = *base.opened.as_ref()?.span();
+            return Some(base);
+        };
+        // Where a merged unit reaches out of it this says too much, and the run is not used.
+        let inside = rows.iter().filter(|r| r.first <= last_unit && r.last >= first_unit);
+        let seqs = inside.filter(|r| r.first_seq <= r.last_seq).map(|r| (r.first_seq, r.last_seq));
+        let (first_seq, last_seq) =
+            seqs.fold((Seq::MAX, 0), |all, one| (all.0.min(one.0), all.1.max(one.1)));
+        let first_seq = first_seq.min(last_seq);
+        let span = Span { level, first_unit, last_unit, first_seq, last_seq };
+        Some(Self { name, span, opened: None })
+    }
+
+    /// Opens it; `false`: it can't be used for this position.
+    fn open(&mut self, history: &History, seq: Seq) -> bool {
+        if self.opened.is_none() {
+            let path = history.dir.join(self.name.to_string());
+            match Run::open(&history.storage, &path, history.identity.group) {
+                Ok(run) => self.opened = Some(Arc::new(run)),
                 Err(e) => tracing::debug!(run = %path.display(), error = %e, "not used"),
             }
         }
-        runs
+        self.opened.as_ref().is_some_and(|run| run.span().last_seq <= seq)
     }
 }

@@ -8,8 +8,10 @@
 
 mod cache;
 mod entries;
+mod glance;
 pub(crate) mod level;
 mod load;
+mod locator;
 mod map;
 mod payload;
 mod pin;
@@ -18,6 +20,7 @@ mod thinned;
 mod units;
 
 pub use entries::{Entries, Entry};
+pub use locator::Locator;
 pub use map::{Map, rank};
 pub use resolve::{NotRestorable, Point, When};
 pub use units::{HELD, Records, Unit};

@@ -196,7 +196,7 @@ fn damaged(unit: &Unit, why: &'static str) -> Error {
 }
 
 impl History {
-    fn unit(&self, unit: u32) -> Result<&Unit> {
+    pub(super) fn unit(&self, unit: u32) -> Result<&Unit> {
         self.units
             .get(unit as usize)
             .ok_or_else(|| Error::Invalid(format!("there is no unit with the index {unit}")))
@@ -210,12 +210,6 @@ impl History {
         let row = self.unit(unit)?;
         if let Some(read) = &row.read {
             return Ok(Arc::clone(&read.file));
-        }
-        if let Some(file) = self.opened.files.get(&unit) {
-            return Ok(file);
-        }
-        if self.opened.indexes.get(&unit).is_none() {
-            self.records_of(unit, row)?;
         }
         if let Some(file) = self.opened.files.get(&unit) {
             return Ok(file);
@@ -293,7 +287,7 @@ impl History {
         Ok(unit)
     }
 
-    /// Opens a sealed unit whose index is known, by a look at its header alone.
+    /// Opens a sealed unit by a look at its header alone: its index is checked where it is read.
     fn open_again(&self, row: &Unit) -> Result<Arc<dyn StoredFile>> {
         let group = self.identity.group.into_bytes();
         let (file, header) = self.find(row, |found| read_header(&*self.storage, found, group))?;
@@ -301,7 +295,7 @@ impl History {
     }
 
     /// Indexes of the units that may hold a number.
-    fn units_of(&self, seq: Seq) -> impl Iterator<Item = u32> + use<> {
+    pub(super) fn units_of(&self, seq: Seq) -> impl Iterator<Item = u32> + use<> {
         let first = self.opened.reach.partition_point(|(high, _)| *high < seq);
         let behind = self.opened.reach.partition_point(|(_, low)| *low <= seq);
         (first as u32)..(behind as u32)
@@ -313,6 +307,14 @@ impl History {
     /// # Errors
     /// No unit has it, or one that may can't be read.
     pub fn locate(&self, seq: Seq, addr: u64) -> Result<super::Entry> {
+        for unit in self.units_of(seq) {
+            if self.opened.indexes.get(&unit).is_some() {
+                break;
+            }
+            if let Some(entry) = self.glance(unit, self.unit(unit)?, (seq, addr)) {
+                return Ok(entry);
+            }
+        }
         for unit in self.units_of(seq) {
             let records = self.records(unit)?;
             let behind = records.partition_point(|(_, r)| (r.seq, r.addr) <= (seq, addr));

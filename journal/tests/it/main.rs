@@ -5,6 +5,7 @@ mod beside;
 mod catalogue;
 mod crash;
 mod faults;
+mod find;
 mod fixture;
 mod keeping;
 mod model;

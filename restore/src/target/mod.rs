@@ -1,11 +1,12 @@
 //! Where restored bytes go: [`raw`] and [`qcow2`] images, and the names that they get when whole.
 //!
-//! What always holds: a target starts empty, every byte is written at most once, and zeroes are
-//! never written, so that they stay holes.
+//! What always holds: a target starts empty, every byte is written at most once, in the order of
+//! addresses, and zeroes are never written, so that they stay holes.
 
 mod draft;
 mod qcow2;
 mod raw;
+mod sink;
 
 pub(crate) use draft::{Draft, publish};
 pub(crate) use qcow2::Qcow2;
@@ -14,9 +15,11 @@ pub(crate) use raw::Raw;
 use std::io;
 
 /// An image being written.
-pub(crate) trait Target {
-    /// Writes bytes at an address of the volume, in any order.
+pub(crate) trait Target: Send {
+    /// Writes bytes at an address of the volume.
     fn write(&mut self, addr: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Has the disk begin with what was written, so that little is left for [`Target::finish`].
+    fn begin_sync(&mut self);
     /// Completes the image. Durable when this returns.
     fn finish(&mut self) -> io::Result<()>;
     /// Bytes of data written so far.

@@ -9,10 +9,10 @@
 //! * the header is written last: before that, the file is no qcow2 image;
 //! * memory: 8 bytes an entry, in tables of 64 KiB for each 512 MiB of the volume that has data.
 
+use super::sink::Sink;
 use super::{Target, for_each_nonzero};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
@@ -27,13 +27,15 @@ const HEADER_BYTES: u32 = 104;
 
 /// A qcow2 image being written.
 pub(crate) struct Qcow2 {
-    file: File,
+    sink: Sink,
     bytes: u64,
     /// For each 512 MiB of the volume the host cluster of each of its clusters, 0: none.
     tables: Vec<Option<Box<[u64]>>>,
     /// The next free cluster of the file.
     next: u64,
     written_bytes: u64,
+    /// The first cluster of the file of which the disk was not told yet to begin with it.
+    fresh: u64,
 }
 
 impl Qcow2 {
@@ -42,7 +44,14 @@ impl Qcow2 {
     pub(crate) fn new(file: File, bytes: u64) -> Self {
         let bytes = bytes.next_multiple_of(512);
         let tables = bytes.div_ceil(CLUSTER_BYTES * TABLE_ENTRIES) as usize;
-        Self { file, bytes, tables: vec![None; tables], next: 1, written_bytes: 0 }
+        Self {
+            sink: Sink::new(file),
+            bytes,
+            tables: vec![None; tables],
+            next: 1,
+            written_bytes: 0,
+            fresh: 1,
+        }
     }
 
     /// The host cluster of a cluster of the volume.
@@ -72,19 +81,19 @@ impl Qcow2 {
             if at == 0 {
                 host = here;
             } else if here != host + (at - from) as u64 {
-                self.file.write_all_at(&bytes[from..at], host)?;
+                self.sink.write(host, &bytes[from..at])?;
                 (from, host) = (at, here);
             }
             at = bytes.len().min(at + (CLUSTER_BYTES - within) as usize);
         }
-        self.file.write_all_at(&bytes[from..], host)
+        self.sink.write(host, &bytes[from..])
     }
 
     /// Writes a table of 64-bit entries behind what is there; returns its offset.
     fn write_table(&mut self, entries: &[u64]) -> io::Result<u64> {
         let offset = self.next * CLUSTER_BYTES;
         let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
-        self.file.write_all_at(&bytes, offset)?;
+        self.sink.write(offset, &bytes)?;
         self.next += (bytes.len() as u64).div_ceil(CLUSTER_BYTES).max(1);
         Ok(offset)
     }
@@ -108,7 +117,7 @@ impl Qcow2 {
             left -= ones as u64;
             let block = [0u8, 1].repeat(ones);
             let offset = self.next * CLUSTER_BYTES;
-            self.file.write_all_at(&block, offset)?;
+            self.sink.write(offset, &block)?;
             self.next += 1;
             offsets.push(offset);
         }
@@ -141,6 +150,13 @@ impl Target for Qcow2 {
         for_each_nonzero(addr, bytes, |addr, bytes| self.write_data(addr, bytes))
     }
 
+    fn begin_sync(&mut self) {
+        // The last cluster may get more.
+        let behind = self.next.saturating_sub(1).max(self.fresh);
+        self.sink.begin_sync(self.fresh * CLUSTER_BYTES, behind * CLUSTER_BYTES);
+        self.fresh = behind;
+    }
+
     fn finish(&mut self) -> io::Result<()> {
         let tables = std::mem::take(&mut self.tables);
         let mut l1 = vec![0; tables.len()];
@@ -153,11 +169,11 @@ impl Target for Qcow2 {
         let l1_offset = self.write_table(&l1)?;
         let refcounts = self.write_refcounts()?;
         self.tables = tables;
-        self.file.set_len(self.next * CLUSTER_BYTES)?;
+        self.sink.file().set_len(self.next * CLUSTER_BYTES)?;
         // Only an image that is whole and durable gets the header that makes it one.
-        self.file.sync_all()?;
-        self.file.write_all_at(&self.header(l1_offset, refcounts), 0)?;
-        self.file.sync_all()
+        self.sink.file().sync_all()?;
+        self.sink.write(0, &self.header(l1_offset, refcounts))?;
+        self.sink.file().sync_all()
     }
 
     fn written_bytes(&self) -> u64 {

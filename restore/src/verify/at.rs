@@ -4,7 +4,7 @@ use super::{VerifyAtReport, VolumeDigest, replay::Replay};
 use crate::apply::apply;
 use crate::error::{Error, Result};
 use crate::open::Recovery;
-use crate::plan::{Format, Plan, Read, Selection, VolumePlan, plan};
+use crate::plan::{Format, Plan, Selection, VolumePlan, plan};
 use crate::restore::Progress;
 use crate::target::{Raw, Target};
 use crate::time::rfc3339;
@@ -34,22 +34,20 @@ pub fn verify_at(
     let guest = recovery.guest.as_deref();
     let whole = plan(history, point, Selection { guest, disks: &[] }, Format::Raw)?;
     let replay = Replay::new(history, point.seq);
-    let bytes = |volume: &VolumePlan| {
-        volume.data_bytes + replay.bytes(volume.volume.id) + 2 * volume.volume.bytes
-    };
+    let bytes = |volume: &VolumePlan| replay.bytes(volume.volume.id) + 3 * volume.volume.bytes;
     let total_bytes = whole.volumes.iter().map(bytes).sum();
     let mut before_bytes = 0;
     let mut disks = Vec::new();
-    for (index, volume) in whole.volumes.iter().enumerate() {
+    for volume in &whole.volumes {
         let mut report = |bytes: u64| {
             progress(Progress { done_bytes: before_bytes + bytes, total_bytes });
         };
         let meta = &volume.volume;
         let restored = {
-            let file = rebuild(recovery, &whole, index, &mut report)?;
-            digest(&file, meta.bytes, volume.data_bytes, &mut report)?
+            let file = rebuild(recovery, &whole, volume, &mut report)?;
+            digest(&file, meta.bytes, meta.bytes, &mut report)?
         };
-        let base = volume.data_bytes + meta.bytes;
+        let base = 2 * meta.bytes;
         let replayed = {
             let file = scratch()?;
             file.set_len(meta.bytes).map_err(scratch_error)?;
@@ -73,36 +71,18 @@ pub fn verify_at(
     })
 }
 
-/// The part of a plan that is about one volume.
-fn only(plan: &Plan, index: usize) -> Plan {
-    let mut one = Plan {
-        point: plan.point,
-        volumes: vec![plan.volumes[index].clone()],
-        reads: Vec::new(),
-        writes: Vec::new(),
-        data_bytes: plan.volumes[index].data_bytes,
-        skipped: Vec::new(),
-    };
-    for read in plan.reads.iter().filter(|r| r.volume == index) {
-        let first = one.writes.len();
-        one.writes.extend_from_slice(&plan.writes[read.writes.clone()]);
-        one.reads.push(Read { volume: 0, writes: first..one.writes.len(), entry: read.entry });
-    }
-    one
-}
-
 fn rebuild(
     recovery: &Recovery,
     whole: &Plan,
-    index: usize,
+    volume: &VolumePlan,
     report: &mut dyn FnMut(u64),
 ) -> Result<File> {
     let history = &recovery.history;
-    let plan = only(whole, index);
+    let plan = Plan { point: whole.point, volumes: vec![volume.clone()], skipped: Vec::new() };
     let file = scratch()?;
     let raw = file
         .try_clone()
-        .and_then(|file| Raw::new(file, plan.volumes[0].volume.bytes))
+        .and_then(|file| Raw::new(file, volume.volume.bytes))
         .map_err(scratch_error)?;
     let mut targets: Vec<Box<dyn Target>> = vec![Box::new(raw)];
     apply(history, &plan, &mut targets, &mut |p| report(p.done_bytes)).map_err(|fault| {

@@ -5,7 +5,7 @@
 //! a mistake there shows as a different digest. Slow: overwritten data is written all the same.
 
 use afterimage_journal::format::checksum::crc32c;
-use afterimage_journal::format::record::{FLAG_COPIED, HEADER_BYTES, Kind};
+use afterimage_journal::format::record::{FLAG_COPIED, HEADER_BYTES, Kind, Record};
 use afterimage_journal::history::Entry;
 use afterimage_journal::meta::{Copy, CopyEvent, Volume};
 use afterimage_journal::{History, Seq, VolumeId};
@@ -20,51 +20,64 @@ const POISON: u8 = 0xdb;
 /// Bytes of zeroes written at a time.
 const ZERO_BYTES: usize = 1 << 20;
 
-/// A replay up to a position.
+/// A copy, as the records themselves tell of it.
+struct Copied {
+    /// Number of the record that began it.
+    start: Seq,
+    /// The last number among its data.
+    last: Seq,
+}
+
+/// A replay up to a position. Memory: a unit's index, however long the journal is.
 pub(super) struct Replay<'h> {
     history: &'h History,
-    /// The records that count, with their rank, in its order.
-    ranked: Vec<(Seq, Seq, Entry)>,
+    upto: Seq,
+    /// By id.
+    copies: HashMap<u32, Copied>,
+    /// Bytes that the records of each volume cover, counted as often as they are written.
+    bytes: HashMap<VolumeId, u64>,
 }
 
 impl<'h> Replay<'h> {
-    /// Lists the records up to `upto`.
+    /// Finds the copies up to `upto`.
     pub(super) fn new(history: &'h History, upto: Seq) -> Self {
-        let mut starts: HashMap<u32, Seq> = HashMap::new();
-        let all = || history.entries().flatten();
-        for entry in all().filter(|e| e.record.kind == Kind::Copy) {
-            let start = payload(history, &entry)
-                .and_then(|bytes| serde_json::from_slice::<Copy>(&bytes).ok())
-                .filter(|copy| copy.event == CopyEvent::Start);
-            if let Some(copy) = start {
-                starts.insert(copy.id, entry.record.seq);
-            }
-        }
-        let mut ranked = Vec::new();
-        for entry in all() {
+        let mut replay = Self { history, upto, copies: HashMap::new(), bytes: HashMap::new() };
+        // Merging moves nothing in the order of numbers: a copy's start comes before its data.
+        for entry in history.entries().flatten().take_while(|e| e.record.seq <= upto) {
             let record = &entry.record;
-            let data = record.kind == Kind::Write || record.kind == Kind::Zero;
-            if !data || record.seq > upto {
-                continue;
+            if record.kind == Kind::Copy {
+                replay.note(&entry);
+            } else if is_data(record) {
+                let copied = record.flags & FLAG_COPIED != 0;
+                let copy = replay.copies.get_mut(&record.scope).filter(|_| copied);
+                if !copied || copy.is_some() {
+                    *replay.bytes.entry(record.volume).or_default() += u64::from(record.len);
+                }
+                if let Some(copy) = copy {
+                    copy.last = record.seq;
+                }
             }
-            let copied = record.flags & FLAG_COPIED != 0;
-            let rank = if copied { starts.get(&record.scope).copied() } else { Some(record.seq) };
-            ranked.extend(rank.map(|rank| (rank, record.seq, entry)));
         }
-        ranked.sort_by_key(|(rank, seq, entry)| (*rank, *seq, entry.record.addr));
-        Self { history, ranked }
+        replay
     }
 
-    fn of(&self, volume: VolumeId) -> impl Iterator<Item = &Entry> {
-        self.ranked.iter().map(|(_, _, e)| e).filter(move |e| e.record.volume == volume)
+    fn note(&mut self, entry: &Entry) {
+        let start = payload(self.history, entry)
+            .and_then(|bytes| serde_json::from_slice::<Copy>(&bytes).ok())
+            .filter(|copy| copy.event == CopyEvent::Start);
+        if let Some(copy) = start {
+            let start = entry.record.seq;
+            self.copies.insert(copy.id, Copied { start, last: start });
+        }
     }
 
     /// Bytes that a volume's records cover, counted as often as they are written.
     pub(super) fn bytes(&self, volume: VolumeId) -> u64 {
-        self.of(volume).map(|e| u64::from(e.record.len)).sum()
+        self.bytes.get(&volume).copied().unwrap_or(0)
     }
 
-    /// Applies a volume's records to a file of its size, all zero.
+    /// Applies a volume's records to a file of its size, all zero: captured ones in the order of
+    /// their numbers, those of a copy where it began.
     pub(super) fn run(
         &self,
         volume: &Volume,
@@ -72,22 +85,52 @@ impl<'h> Replay<'h> {
         report: &mut dyn FnMut(u64),
     ) -> io::Result<()> {
         let mut done = 0;
-        for entry in self.of(volume.id) {
-            let record = &entry.record;
-            let room = volume.bytes.saturating_sub(record.addr);
-            let len = u64::from(record.len).min(room) as usize;
-            if record.kind == Kind::Zero {
-                zero(file, record.addr, len)?;
-            } else {
-                let whole = payload(self.history, entry).filter(|p| p.len() >= len);
-                let bytes = whole.unwrap_or_else(|| vec![POISON; len]);
-                file.write_all_at(&bytes[..len], record.addr)?;
-            }
-            done += u64::from(record.len);
+        let mut put = |entry: &Entry| {
+            put(self.history, volume, entry, file)?;
+            done += u64::from(entry.record.len);
             report(done);
+            io::Result::Ok(())
+        };
+        let all = self.history.entries().flatten();
+        for entry in all.take_while(|e| e.record.seq <= self.upto) {
+            let record = &entry.record;
+            let begun = self.copies.iter().find(|(_, copy)| copy.start == record.seq);
+            if let Some((id, copy)) = begun {
+                let of_it = |e: &Entry| {
+                    let record = &e.record;
+                    record.flags & FLAG_COPIED != 0 && record.scope == *id && is_data(record)
+                };
+                let copied = self.history.entries_from(copy.start).flatten();
+                let copied = copied.take_while(|e| e.record.seq <= copy.last).filter(of_it);
+                for entry in copied.filter(|e| e.record.volume == volume.id) {
+                    put(&entry)?;
+                }
+            } else if is_data(record)
+                && record.flags & FLAG_COPIED == 0
+                && record.volume == volume.id
+            {
+                put(&entry)?;
+            }
         }
         Ok(())
     }
+}
+
+fn is_data(record: &Record) -> bool {
+    record.kind == Kind::Write || record.kind == Kind::Zero
+}
+
+/// Applies one record.
+fn put(history: &History, volume: &Volume, entry: &Entry, file: &File) -> io::Result<()> {
+    let record = &entry.record;
+    let room = volume.bytes.saturating_sub(record.addr);
+    let len = u64::from(record.len).min(room) as usize;
+    if record.kind == Kind::Zero {
+        return zero(file, record.addr, len);
+    }
+    let whole = payload(history, entry).filter(|p| p.len() >= len);
+    let bytes = whole.unwrap_or_else(|| vec![POISON; len]);
+    file.write_all_at(&bytes[..len], record.addr)
 }
 
 fn zero(file: &File, addr: u64, len: usize) -> io::Result<()> {

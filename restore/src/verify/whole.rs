@@ -5,12 +5,13 @@ use crate::error::Result;
 use crate::open::Recovery;
 use crate::refusal;
 use crate::restore::Progress;
-use crate::runs;
+use crate::runs::{self, Reader};
 use crate::time::rfc3339;
 use afterimage_journal::format::record::{self, Decoded, Record};
 use afterimage_journal::history::{Entry, Unit};
 use afterimage_journal::unit::ScanEnd;
 use afterimage_journal::{History, Seq};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// Most damaged records whose points are made out one by one. All that a record behind those
@@ -73,6 +74,7 @@ impl Check<'_> {
     /// Headers and payloads, in the order in which they lie, a unit at a time.
     fn records(&mut self, progress: &mut dyn FnMut(Progress)) -> u64 {
         let history = self.history;
+        let reader = Reader::new(history);
         let total_bytes = history.units.iter().map(|u| u.payload_bytes).sum();
         let mut done_bytes = 0;
         progress(Progress { done_bytes, total_bytes });
@@ -85,18 +87,14 @@ impl Check<'_> {
                 }
             };
             self.checked += entries.len() as u64;
-            let done: std::result::Result<(), std::convert::Infallible> =
-                runs::for_each(history, &entries, |n, stored| {
-                    let entry = &entries[n];
-                    self.header(entry, &unit.header.salt, stored.header);
-                    if let Err(why) = stored.payload {
-                        self.payload(entry, why);
-                    }
-                    done_bytes += u64::from(entry.record.payload_bytes);
-                    progress(Progress { done_bytes, total_bytes });
-                    Ok(())
-                });
-            let Ok(()) = done;
+            for (n, finding) in findings(&reader, &entries, &unit.header.salt) {
+                match finding {
+                    Finding::Header(what) => self.push(&entries[n], what.into(), None),
+                    Finding::Payload(why) => self.payload(&entries[n], why),
+                }
+            }
+            done_bytes += entries.iter().map(|e| u64::from(e.record.payload_bytes)).sum::<u64>();
+            progress(Progress { done_bytes, total_bytes });
         }
         done_bytes
     }
@@ -111,21 +109,6 @@ impl Check<'_> {
             what,
             refused: needed(self.history, unit.first_seq, None),
         });
-    }
-
-    /// A sealed unit's records are found by its index: their headers are a second copy.
-    fn header(&mut self, entry: &Entry, salt: &[u8; 16], header: &[u8]) {
-        let Some(bytes) = header.first_chunk() else { return };
-        let what = match record::decode(salt, entry.at, bytes) {
-            Decoded::Record(found)
-                if Record { mono_ms: entry.record.mono_ms, ..found } == entry.record =>
-            {
-                return;
-            }
-            Decoded::Record(_) => "its header and the unit's index differ",
-            _ => "its header is damaged; the unit's index has what it said",
-        };
-        self.push(entry, what.into(), None);
     }
 
     fn payload(&mut self, entry: &Entry, why: String) {
@@ -164,6 +147,43 @@ impl Check<'_> {
                 refused: Some(range(self.history, damage.from, damage.to)),
             });
         }
+    }
+}
+
+/// What is wrong with a record.
+enum Finding {
+    Header(&'static str),
+    Payload(String),
+}
+
+/// Reads records of one unit, in the order in which they lie; what is wrong comes in that order, by
+/// index.
+fn findings(reader: &Reader<'_>, entries: &[Entry], salt: &[u8; 16]) -> Vec<(usize, Finding)> {
+    let found = Mutex::new(Vec::new());
+    let runs = runs::runs(entries).into_iter().map(|run| (run, ())).collect();
+    reader.read(entries, runs, |(), n, stored| {
+        let header = header(&entries[n], salt, stored.header).map(Finding::Header);
+        let payload = stored.payload.err().map(Finding::Payload);
+        for finding in header.into_iter().chain(payload) {
+            found.lock().unwrap_or_else(PoisonError::into_inner).push((n, finding));
+        }
+    });
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.sort_by_key(|(n, _)| *n);
+    found
+}
+
+/// What is wrong with a record's header. A sealed unit's records are found by its index: their
+/// headers are a second copy.
+fn header(entry: &Entry, salt: &[u8; 16], header: &[u8]) -> Option<&'static str> {
+    match record::decode(salt, entry.at, header.first_chunk()?) {
+        Decoded::Record(found)
+            if Record { mono_ms: entry.record.mono_ms, ..found } == entry.record =>
+        {
+            None
+        }
+        Decoded::Record(_) => Some("its header and the unit's index differ"),
+        _ => Some("its header is damaged; the unit's index has what it said"),
     }
 }
 

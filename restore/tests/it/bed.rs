@@ -12,6 +12,7 @@ use afterimage_journal::{History, Journal, Options, Seq};
 use afterimage_restore::{Format, Recovery, Report, RestoreOptions, Result, When, open, restore};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -80,9 +81,19 @@ pub fn guest(name: &str) -> Guest {
     }
 }
 
+/// Small units, and time for a disk that other tests keep busy: no guest waits here.
+pub fn options() -> Options {
+    Options { unit_bytes: 1 << 20, unit_wait: Duration::from_secs(20), ..Options::default() }
+}
+
 impl Bed {
     /// A guest with disks of these sizes, being journaled, not yet in a session.
     pub fn new(seed: u64, sizes: &[usize]) -> Self {
+        Self::with(seed, sizes, |_| options())
+    }
+
+    /// As [`Bed::new`], with options made for the state directory's pool.
+    pub fn with(seed: u64, sizes: &[usize], options: impl Fn(&Path) -> Options) -> Self {
         let group = Uuid::from_u128(7);
         let volumes = sizes.iter().enumerate();
         let config = Config {
@@ -108,7 +119,7 @@ impl Bed {
         };
         std::fs::create_dir_all(bed.state().join("pool")).unwrap();
         std::fs::write(bed.state().join("format"), "1\n").unwrap();
-        let options = Options { unit_bytes: 1 << 20, ..Options::default() };
+        let options = options(&bed.state().join("pool"));
         let journal = Journal::create(&bed.journal_dir(), group, GROUP, options).unwrap();
         journal.set_config(&bed.config).unwrap();
         bed.journal = Some(journal);
@@ -282,7 +293,11 @@ impl Bed {
     }
 
     pub fn restart_agent(&mut self) {
-        let options = Options { unit_bytes: 1 << 20, ..Options::default() };
+        self.restart_with(options());
+    }
+
+    pub fn restart_with(&mut self, options: Options) {
+        self.kill_agent();
         self.journal = Some(Journal::open(&self.journal_dir(), options).unwrap().0);
     }
 

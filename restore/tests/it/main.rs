@@ -3,6 +3,7 @@
 mod bed;
 mod damage;
 mod export;
+mod member;
 mod open;
 mod points;
 mod start;
