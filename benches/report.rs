@@ -22,6 +22,17 @@ pub struct Row {
     pub unit: &'static str,
 }
 
+impl Row {
+    /// The name without the aim that it ends with, and the aim.
+    fn name_and_aim(&self) -> (&str, &str) {
+        let parts = self.name.rsplit_once(" (aim").and_then(|(name, aim)| {
+            let aim = aim.strip_suffix(')')?;
+            Some((name, aim.trim_start_matches([':', ' '])))
+        });
+        parts.unwrap_or((&self.name, "-"))
+    }
+}
+
 /// All figures of a run.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -46,11 +57,13 @@ impl Report {
     pub fn print(&self) {
         let mut table = Table::new();
         table.load_style(presets::ASCII_MARKDOWN);
-        table.set_header(["figure", "ours", "peer", "unit", "ratio", "peer is"]);
+        table.set_header(["figure", "aim", "ours", "peer", "unit", "ratio", "peer is"]);
         for row in &self.rows {
             let ratio = row.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+            let (name, aim) = row.name_and_aim();
             table.add_row([
-                row.name.clone(),
+                name.to_owned(),
+                aim.to_owned(),
                 plain(row.ours),
                 plain(row.peer),
                 row.unit.to_owned(),
@@ -58,7 +71,7 @@ impl Report {
                 row.peer_name.clone(),
             ]);
         }
-        for index in [1, 2, 4] {
+        for index in [2, 3, 5] {
             if let Some(column) = table.column_mut(index) {
                 column.set_cell_alignment(CellAlignment::Right);
             }

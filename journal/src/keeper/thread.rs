@@ -17,8 +17,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 const MERGE_FLOOR_BYTES_PER_S: u64 = 32 << 20;
 /// How fast scrubbing reads, bytes a second.
 const SCRUB_BYTES_PER_S: u64 = 4 << 20;
-/// Weight of what was seen last in the rate of capture.
-const RATE_SHARE: u64 = 4;
+/// The rate of capture is that of about the last milliseconds.
+const RATE_MEMORY_MS: u64 = 4000;
 
 /// What keeper and agent tell each other.
 #[derive(Debug)]
@@ -155,6 +155,25 @@ fn open(setup: &Setup, shared: &Shared) -> Option<Keeper> {
     None
 }
 
+/// How fast records are captured, told by the units that are sealed.
+#[derive(Debug, Default)]
+struct CaptureRate {
+    /// Since the last look.
+    sealed_bytes: u64,
+    bytes_per_s: u64,
+}
+
+impl CaptureRate {
+    /// Takes in what was sealed in the milliseconds since the last look. Those must be many: two units
+    /// that were sealed right after each other say nothing of a rate.
+    fn look(&mut self, ms: u64) {
+        let now = std::mem::take(&mut self.sealed_bytes).saturating_mul(1000) / ms.max(1);
+        let share_ms = ms.min(RATE_MEMORY_MS);
+        let before = self.bytes_per_s.saturating_mul(RATE_MEMORY_MS - share_ms);
+        self.bytes_per_s = before.saturating_add(now.saturating_mul(share_ms)) / RATE_MEMORY_MS;
+    }
+}
+
 struct Loop {
     keeper: Keeper,
     shared: Arc<Shared>,
@@ -165,16 +184,15 @@ struct Loop {
 impl Loop {
     fn run(mut self) {
         let mut looked = Instant::now();
-        let mut rate_bytes_per_s = 0;
+        let mut capture = CaptureRate::default();
         while !self.shared.stop.load(Ordering::Relaxed) {
-            let sealed_count = self.take_orders();
+            capture.sealed_bytes += self.take_orders().saturating_mul(self.unit_bytes);
             let stepped = self.keeper.step();
             let since = looked.elapsed();
-            if since >= LOOK_EVERY || sealed_count > 0 {
-                let ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1);
-                let now = sealed_count.saturating_mul(self.unit_bytes).saturating_mul(1000) / ms;
-                rate_bytes_per_s = (rate_bytes_per_s * (RATE_SHARE - 1) + now) / RATE_SHARE;
-                self.pace(rate_bytes_per_s);
+            if since >= LOOK_EVERY {
+                let ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+                capture.look(ms);
+                self.pace(capture.bytes_per_s);
                 self.keeper.scrub(SCRUB_BYTES_PER_S.saturating_mul(ms.min(1000)) / 1000);
                 looked = Instant::now();
             }
@@ -214,5 +232,27 @@ impl Loop {
         let mut state = self.shared.lock();
         state.occupancy = self.keeper.occupancy().clone();
         state.occupancy.error = error;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CaptureRate;
+
+    #[test]
+    fn the_rate_of_capture_is_followed_and_forgotten_within_seconds() {
+        let mut capture = CaptureRate::default();
+        for _ in 0..30 {
+            capture.sealed_bytes = 150_000_000;
+            capture.look(1000);
+        }
+        let steady = capture.bytes_per_s;
+        assert!((149_000_000..=150_000_000).contains(&steady), "{steady}");
+        // One long look says as much as the many short ones that it stands for.
+        capture.sealed_bytes = 10 * 50_000_000;
+        capture.look(10_000);
+        assert_eq!(capture.bytes_per_s, 50_000_000);
+        capture.look(4000);
+        assert_eq!(capture.bytes_per_s, 0);
     }
 }

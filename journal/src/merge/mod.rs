@@ -20,6 +20,7 @@
 //!   they did (I-5).
 
 mod content;
+mod output;
 mod pace;
 pub mod release;
 mod sight;

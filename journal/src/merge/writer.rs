@@ -1,21 +1,19 @@
 //! The merged unit's bytes: laid out first, then written to a draft, then named.
 
 use super::content::{Content, Kept, read_kept};
+use super::output::Output;
 use super::{Job, Outcome, Written, draft_path};
 use crate::error::{Error, Result};
 use crate::format::meta::{Merged, Meta};
 use crate::format::record::{HEADER_BYTES, Kind, Record};
 use crate::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, UnitHeader};
-use crate::format::{align_up, checksum, index, record};
+use crate::format::{align_up, checksum, index};
 use crate::planted;
 use crate::pool::{FileName, Found};
 use crate::storage::{Access, StoredFile};
 use crate::unit::{META_IN_UNIT_BYTES_MAX, fits};
 use std::path::Path;
 use std::sync::Arc;
-
-/// What is gathered before it is written, bytes.
-const BUFFER_BYTES: usize = 1 << 20;
 
 /// A merged unit as it will be.
 pub(super) struct Plan {
@@ -89,15 +87,10 @@ fn write_draft(job: &Job, draft: &Path, plan: &Plan) -> Result<Option<Vec<(u64, 
     let file = opened.map_err(|e| Error::io("create merged unit", draft, e))?;
     let allocated = file.allocate(0, plan.header.unit_bytes);
     allocated.map_err(|e| Error::io("allocate merged unit", draft, e))?;
-    let mut out = Output {
-        file: &file,
-        path: draft,
-        salt: plan.header.salt,
-        buffer: plan.header.encode(),
-        written: 0,
-        records: Vec::with_capacity(plan.content.kept.len() + 1),
-    };
-    out.put(first_record(&plan.content.merged, plan.header.wall_ns), &plan.replaces)?;
+    let header = plan.header.encode();
+    let begin = (plan.header.salt, header.as_slice());
+    let mut out = Output::begin((job.storage.as_ref(), &file), draft, begin)?;
+    out.put_new(first_record(&plan.content.merged, plan.header.wall_ns), &plan.replaces)?;
     let mut payload = Vec::new();
     let mut read: Option<(usize, u64)> = None;
     for item in &plan.content.kept {
@@ -115,7 +108,8 @@ fn write_draft(job: &Job, draft: &Path, plan: &Plan) -> Result<Option<Vec<(u64, 
         let part = part_of(item, &payload)?;
         out.put(new_record(item, part), part)?;
     }
-    let records = out.finish(&plan.header)?;
+    let records = out.finish()?;
+    end(&file, draft, &plan.header, &records)?;
     plan.content.sources.iter().map(|s| &s.file).chain([&file]).for_each(forget_pages);
     Ok(Some(records))
 }
@@ -163,51 +157,20 @@ fn new_record(item: &Kept, payload: &[u8]) -> Record {
     record
 }
 
-struct Output<'a> {
-    file: &'a Arc<dyn StoredFile>,
-    path: &'a Path,
-    salt: [u8; 16],
-    buffer: Vec<u8>,
-    /// Bytes in the file.
-    written: u64,
-    records: Vec<(u64, Record)>,
-}
-
-impl Output<'_> {
-    fn put(&mut self, mut record: Record, payload: &[u8]) -> Result<()> {
-        if record.kind == Kind::Merged {
-            record.payload_bytes = payload.len() as u32;
-            record.payload_crc = checksum::crc32c(payload);
-        }
-        let at = self.written + self.buffer.len() as u64;
-        self.buffer.extend_from_slice(&record::encode(&self.salt, at, &record));
-        self.buffer.extend_from_slice(payload);
-        let end = align_up(self.buffer.len() as u64);
-        self.buffer.resize(end as usize, 0);
-        self.records.push((at, record));
-        if self.buffer.len() >= BUFFER_BYTES { self.write_out() } else { Ok(()) }
-    }
-
-    fn write_out(&mut self) -> Result<()> {
-        let io = |e| Error::io("write merged unit", self.path, e);
-        self.file.write_all_at(&self.buffer, self.written).map_err(io)?;
-        self.written += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    /// Index and footer; everything is durable when this returns. One sync is enough: the file has
-    /// no name yet.
-    fn finish(mut self, header: &UnitHeader) -> Result<Vec<(u64, Record)>> {
-        self.write_out()?;
-        let (index_at, bytes) = index::area(header, &self.records);
-        let io = |e| Error::io("write merged unit", self.path, e);
-        self.file.write_all_at(&bytes, index_at).map_err(io)?;
-        let is_lost = planted::is("release-before-merge-is-durable");
-        let synced = if is_lost { Ok(()) } else { self.file.sync_data() };
-        synced.map_err(|e| Error::io("sync merged unit", self.path, e))?;
-        Ok(self.records)
-    }
+/// Index and footer; everything is durable when this returns. One sync is enough: the file has no
+/// name yet.
+fn end(
+    file: &Arc<dyn StoredFile>,
+    path: &Path,
+    header: &UnitHeader,
+    records: &[(u64, Record)],
+) -> Result<()> {
+    let (index_at, bytes) = index::area(header, records);
+    let wrote = file.write_all_at(&bytes, index_at);
+    wrote.map_err(|e| Error::io("write merged unit", path, e))?;
+    let is_lost = planted::is("release-before-merge-is-durable");
+    let synced = if is_lost { Ok(()) } else { file.sync_data() };
+    synced.map_err(|e| Error::io("sync merged unit", path, e))
 }
 
 /// What was read and written once is of no use in the page cache, where the guests' data may be.

@@ -3,6 +3,7 @@
 mod append;
 mod beside;
 mod catalogue;
+mod cheap;
 mod crash;
 mod faults;
 mod find;
