@@ -296,8 +296,9 @@ fn ring_bytes(options: &Options, unit_bytes: u64) -> u64 {
 /// Seals what the last writer left open, so that it is never scanned again, and units that it had
 /// prepared and that are not replaced, so that the catalogue passes them. Its last seals are written
 /// again: if a sync of one failed, the page cache shows what the device never took, and a later sync
-/// would say that all is well. Where something is damaged, a unit with anything unreadable in it stays as it is: it is evidence. Where nothing is,
-/// what can't be read is what a power cut tore off, or an index that can be made again.
+/// would say that all is well. Where something is damaged, a unit with anything unreadable in it stays
+/// as it is: it is evidence. Where nothing is, what can't be read is what a power cut tore off, or an
+/// index that can be made again.
 fn seal_open_units(history: &History, options: &Options) {
     let torn_only = history.damage.is_empty();
     let replaced = replaced_unit(history).unwrap_or(u64::MAX);

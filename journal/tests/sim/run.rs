@@ -291,7 +291,8 @@ impl Run {
         self.model.check(&history, &at);
     }
 
-    /// Whatever happened, the keeper comes to an end, and the catalogue gets on: without it the window would slide no more.
+    /// Whatever happened, the keeper comes to an end, and the catalogue gets on: without it the window
+    /// would slide no more.
     fn check_progress(&self) {
         let setup = self.keeping();
         let mut keeper = Keeper::open(setup).expect("a keeper");
