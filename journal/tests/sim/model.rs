@@ -196,7 +196,7 @@ impl Model {
         assert!(history.damage.is_empty(), "damage: {:?}", history.damage);
         let head = history.head;
         let edge = history.edge;
-        assert!(edge <= head && (edge <= self.durable || self.durable == 0), "the edge is {edge}");
+        assert!(edge <= head, "the edge is {edge} of {head}");
         let floor = history.floor;
         let mut thinned = Vec::new();
         for seq in 1..=head.min(self.seen) {

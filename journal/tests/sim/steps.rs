@@ -196,19 +196,26 @@ impl Run {
     /// Keeps the window for a while: the catalogue, runs, the edge, merging, releasing.
     pub fn keep(&mut self) {
         let steps = self.rng.below(KEEPER_STEPS_MAX);
+        let mut edge = 0;
         let kept = Keeper::open(self.keeping()).and_then(|mut keeper| {
             for _ in 0..steps {
                 if !keeper.step()? {
                     break;
                 }
             }
+            edge = keeper.occupancy().edge;
             Ok(())
         });
         match kept {
             // A full disk stops neither the journal nor the next try; nor does a unit whose seal failed
             // when the journal was opened: the next opening seals it.
             Err(e) if may_fail(&e) && !self.storage.has_struck() => {}
-            kept => _ = self.survived(kept),
+            kept => {
+                if self.survived(kept) {
+                    // It lies in sealed units: durable, whether or not anybody asked for a sync.
+                    self.model.durable = self.model.durable.max(edge);
+                }
+            }
         }
     }
 
