@@ -1,5 +1,6 @@
 //! Tests of restore over real journals, real files, and `qemu-img`.
 
+mod batches;
 mod bed;
 mod damage;
 mod export;
