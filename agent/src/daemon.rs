@@ -15,7 +15,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Set for the process that undoes what a dead worker left.
@@ -106,14 +106,27 @@ fn work(args: &DaemonArgs, worker: Worker) -> ExitCode {
     code
 }
 
-/// Takes the state directory's lock; held until the process ends.
-fn take_lock(args: &DaemonArgs) -> Result<File, afterimage_journal::Error> {
+/// How long a process that was killed may take to let go of the lock.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes the state directory's lock; held until the process ends. A worker whose guard was killed may be
+/// ending still.
+async fn take_lock(args: &DaemonArgs) -> Result<File, afterimage_journal::Error> {
     layout::check_state(&args.state, true)?;
-    layout::take_lock(&args.state)
+    let begin = Instant::now();
+    loop {
+        match layout::take_lock(&args.state) {
+            Err(e) if e.kind() == ErrorKind::Retry && begin.elapsed() < LOCK_LIMIT => {
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            taken => return taken,
+        }
+    }
 }
 
 async fn serve(args: &DaemonArgs, worker: Worker) -> ExitCode {
-    let lock = match take_lock(args) {
+    let lock = match take_lock(args).await {
         Ok(lock) => lock,
         Err(error) => {
             complain(&error);

@@ -8,6 +8,10 @@
 //!  some stuck, heartbeat and other loops fine ─► shut their sockets: the others lose nothing
 //!       └─ still stuck after the grace ────────► kill
 //!  heartbeat stale, or every loop is stuck ────► kill at once
+//!  heartbeat stale for two thresholds in a
+//!  stopped process that has guests ────────────► kill: between the receipt of a request and
+//!                                                its note, or its note's end and the reply, a guest
+//!                                                may wait that nobody sees
 //!  heartbeat stale for long, though none stuck ► kill: it would never come back by itself
 //! ```
 //!
@@ -29,6 +33,9 @@ pub struct Limits {
 
 /// The least that a process is given to come back by itself while nobody waits.
 const HUNG_NS_MIN: u64 = 10_000_000_000;
+
+/// How many thresholds a stopped process is given while no guest is seen to wait.
+const STOPPED_THRESHOLDS: u64 = 2;
 
 impl Limits {
     /// The limits that keep a guest's stall below `stall_limit_ns`: 0.6 of it to be sure, the rest
@@ -73,8 +80,25 @@ pub struct View<'a> {
     pub heartbeat_ns: u64,
     /// Nothing counts as older than this: raised when the guard itself was kept from running.
     pub floor_ns: u64,
+    /// Whether the process was stopped (SIGSTOP, a debugger); asked for only if it [is
+    /// silent](View::is_silent).
+    pub is_stopped: bool,
     /// Now.
     pub now_ns: u64,
+}
+
+impl View<'_> {
+    fn silent_ns(&self) -> u64 {
+        match self.heartbeat_ns {
+            0 => 0,
+            heartbeat => age(heartbeat.max(self.floor_ns), self),
+        }
+    }
+
+    /// Whether the process has not moved for longer than the threshold.
+    pub fn is_silent(&self, limits: &Limits) -> bool {
+        self.silent_ns() >= limits.threshold_ns
+    }
 }
 
 /// Why a worker was killed.
@@ -153,17 +177,15 @@ pub fn decide(view: &View<'_>, limits: &Limits) -> Vec<Action> {
             kill = kill.or(Some(KillReason::LoopDidNotEnd));
         }
     }
-    let silent_ns = match view.heartbeat_ns {
-        0 => 0,
-        heartbeat => age(heartbeat.max(view.floor_ns), view),
-    };
     if stuck_count == 0 {
-        return match silent_ns >= limits.hung_limit_ns {
+        let for_long = view.silent_ns() >= STOPPED_THRESHOLDS.saturating_mul(limits.threshold_ns);
+        let is_stopped = view.is_stopped && for_long && !view.slots.is_empty();
+        return match is_stopped || view.silent_ns() >= limits.hung_limit_ns {
             true => vec![Action::Kill { reason: KillReason::ProcessHung, stall_ns: 0 }],
             false => shut,
         };
     }
-    if silent_ns >= limits.threshold_ns {
+    if view.is_silent(limits) {
         kill = Some(KillReason::ProcessHung);
     } else if stuck_count == view.slots.len() {
         kill = Some(KillReason::AllLoopsStuck);

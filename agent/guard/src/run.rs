@@ -237,7 +237,10 @@ impl Guard {
             }
             return Phase::Running(running);
         }
-        let actions = decide(&running.watch.look(now_ns), &self.limits);
+        let id = running.process.id();
+        let mut view = running.watch.look(now_ns);
+        view.is_stopped = view.is_silent(&self.limits) && is_stopped(id);
+        let actions = decide(&view, &self.limits);
         for action in actions {
             self.act(&mut running, action, now_ns);
         }
@@ -362,4 +365,10 @@ impl Next {
 
 fn ms(ns: u64) -> u64 {
     ns / 1_000_000
+}
+/// Whether a process was stopped by a signal or a debugger (proc(5), `stat`, third field).
+fn is_stopped(id: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    matches!(state, Some('T' | 't'))
 }

@@ -86,6 +86,7 @@ impl Watch {
             slots: &self.views,
             heartbeat_ns: self.region.worker.heartbeat_ns.load(Acquire),
             floor_ns: self.pace.floor_ns,
+            is_stopped: false,
             now_ns,
         }
     }

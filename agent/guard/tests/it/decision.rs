@@ -31,7 +31,13 @@ fn unread(index: usize, for_ms: u64) -> SlotView {
 }
 
 fn view(slots: &[SlotView], heartbeat_ms: u64) -> View<'_> {
-    View { slots, heartbeat_ns: NOW - heartbeat_ms * MS, floor_ns: 0, now_ns: NOW }
+    View {
+        slots,
+        heartbeat_ns: NOW - heartbeat_ms * MS,
+        floor_ns: 0,
+        is_stopped: false,
+        now_ns: NOW,
+    }
 }
 
 fn kill(reason: KillReason, stall_ms: u64) -> Vec<Action> {
@@ -60,6 +66,16 @@ fn stale_heartbeat_kills_at_once_when_a_guest_waits_and_else_when_it_lasts() {
     }
     let slots = [idle(0), unread(1, 700)];
     assert_eq!(decide(&view(&slots, 600), &limits()), kill(KillReason::ProcessHung, 700));
+}
+
+#[test]
+fn a_stopped_process_is_killed_though_no_guest_is_seen_to_wait() {
+    let slots = [idle(0)];
+    let stopped = |slots, ms| View { is_stopped: true, ..view(slots, ms) };
+    assert_eq!(decide(&stopped(&slots, 1199), &limits()), []);
+    assert_eq!(decide(&stopped(&slots, 1200), &limits()), kill(KillReason::ProcessHung, 0));
+    // It has no guests.
+    assert_eq!(decide(&stopped(&[], 1200), &limits()), []);
 }
 
 #[test]
