@@ -126,5 +126,7 @@ fn a_killed_agent_costs_what_changed_and_no_full_copy() {
         .filter(|e| e.record.seq > gap.from && e.record.seq < gap.to.unwrap())
         .map(|e| u64::from(e.record.payload_bytes))
         .sum();
-    assert!(resent < super::DISK_BYTES / 8, "{resent} bytes were sent for a gap of a moment");
+    // What a quick guest writes from the last confirmed moment on, in two or three seconds; both disks
+    // whole would be four times that.
+    assert!(resent < super::DISK_BYTES / 2, "{resent} bytes were sent for a gap of a moment");
 }
