@@ -367,6 +367,11 @@ impl Control for Arc<Engine> {
             if let (Some(window_s), Some(_)) = (request.window_s, &wish) {
                 steps(wish.clone(), window_s)?;
             }
+            // All is checked before anything changes.
+            let unit_bytes = self.options.unit_bytes;
+            let limit_bytes =
+                request.limit_bytes.map(|b| limit(Some(b), unit_bytes)).transpose()?;
+            let every_ms = request.checkpoint_every_ms.map(checkpoint_every).transpose()?;
             let mut guests = self.guests.lock().await;
             let mut changed = Vec::new();
             for name in &names {
@@ -378,14 +383,14 @@ impl Control for Arc<Engine> {
                     settings.window_s = window_s;
                     settings.want(settings.wanted());
                 }
-                if let Some(bytes) = request.limit_bytes {
-                    settings.limit_bytes = limit(Some(bytes), self.options.unit_bytes)?;
+                if let Some(limit_bytes) = limit_bytes {
+                    settings.limit_bytes = limit_bytes;
                 }
                 if let Some(guarantee_s) = request.guarantee_s {
                     settings.guarantee_s = Some(guarantee_s);
                 }
-                if let Some(ms) = request.checkpoint_every_ms {
-                    settings.checkpoint_every_ms = checkpoint_every(ms)?;
+                if let Some(every_ms) = every_ms {
+                    settings.checkpoint_every_ms = every_ms;
                 }
                 if let Some(rate) = request.rate_bytes_per_s {
                     settings.rate_bytes_per_s = Some(rate).filter(|r| *r > 0);

@@ -28,6 +28,9 @@ fn a_guest_is_protected_changed_let_go_and_nothing_of_ours_stays_in_it() {
 
     let head = history(&scene.agent).head;
     scene.agent.ok(&["set", "vm", "--window", "3h", "--checkpoint-every", "2s", "--rate", "0"]);
+    // Of a wish that is refused nothing is taken, or the next one would shorten the window by it.
+    let refused = scene.agent.run(&["set", "vm", "--window", "1s", "--limit", "1"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
     let status = scene.agent.json(&["status", "vm"]);
     assert_eq!(
         (&status["window_s"], &status["checkpoint_every_ms"]),

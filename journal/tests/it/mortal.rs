@@ -1,10 +1,10 @@
-//! Storage that dies at a chosen call: whatever would change something fails from then on, as after
-//! SIGKILL; what was done stays.
+//! Storage that dies at a chosen call: whatever would change something, or look for files, fails from
+//! then on, as after SIGKILL; what was done stays.
 
 use afterimage_journal::storage::{Access, Lock, LockKind, RealStorage, Room, Storage, StoredFile};
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -30,6 +30,10 @@ impl Mortal {
         }
         Ok(())
     }
+
+    fn look(&self) -> io::Result<()> {
+        if self.is_dead() { Err(io::Error::other("killed")) } else { Ok(()) }
+    }
 }
 
 impl Storage for Mortal {
@@ -37,10 +41,12 @@ impl Storage for Mortal {
         if access == Access::Replace {
             self.change()?;
         }
+        self.look()?;
         let file = RealStorage.open(path, access)?;
         Ok(Arc::new(MortalFile { file, of: self.clone() }))
     }
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.look()?;
         RealStorage.list(dir)
     }
     fn make_dir(&self, dir: &Path) -> io::Result<()> {
@@ -55,6 +61,13 @@ impl Storage for Mortal {
         self.change()?;
         RealStorage.remove(path)
     }
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        self.change()?;
+        RealStorage.remove_dir(dir)
+    }
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        RealStorage.canonical(path)
+    }
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.change()?;
         RealStorage.sync_dir(dir)
@@ -63,9 +76,11 @@ impl Storage for Mortal {
         RealStorage.exists(path)
     }
     fn lock(&self, path: &Path, kind: LockKind) -> io::Result<Lock> {
+        self.look()?;
         RealStorage.lock(path, kind)
     }
     fn room(&self, path: &Path) -> io::Result<Room> {
+        self.look()?;
         RealStorage.room(path)
     }
     fn mount_id(&self, path: &Path) -> u64 {

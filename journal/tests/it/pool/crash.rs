@@ -1,10 +1,11 @@
 //! A death at every step of what changes a pool: it opens again, and what was asked for can be
 //! asked for again.
 
-use super::dying::Dying;
 use super::{Bed, UNIT, drain, state, units};
+use crate::mortal::Mortal;
 use afterimage_journal::pool::{Added, Allocate, DrainStep, Limit, Pool};
-use std::sync::atomic::Ordering;
+use afterimage_journal::storage::Storage;
+use std::sync::Arc;
 
 /// Runs `work` with a disk that dies after 0, 1, 2... changes, until it gets through; `check` sees
 /// each end.
@@ -12,11 +13,12 @@ fn at_every_step(work: impl Fn(&Bed, &Pool), prepare: impl Fn(&Bed), check: impl
     for step in 0.. {
         let bed = Bed::new();
         prepare(&bed);
-        let (storage, left) = Dying::after(step);
+        let mortal = Arc::new(Mortal::new(step));
+        let storage: Arc<dyn Storage> = mortal.clone();
         if let Ok(pool) = Pool::open(&storage, &bed.home()) {
             work(&bed, &pool);
         }
-        let is_dead = left.load(Ordering::Relaxed) < 0;
+        let is_dead = mortal.is_dead();
         check(&bed, step);
         if !is_dead {
             assert!(step > 5, "it changes more than that: {step}");

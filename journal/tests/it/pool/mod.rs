@@ -2,7 +2,6 @@
 
 mod crash;
 mod drain;
-mod dying;
 mod members;
 mod room;
 mod spread;
