@@ -7,7 +7,7 @@ use afterimage_journal::format::record::Kind;
 use afterimage_journal::keeper::{Home, Keeper, Setup};
 use afterimage_journal::log::Draft;
 use afterimage_journal::merge::Unpaced;
-use afterimage_journal::meta::{Config, Guest, Meta, Session, SessionEvent, Volume};
+use afterimage_journal::meta::{Config, Guest, Meta, Session, SessionEvent, Volume, VolumeKind};
 use afterimage_journal::storage::RealStorage;
 use afterimage_journal::window::Limits;
 use afterimage_journal::{Journal, Options, Seq, layout};
@@ -193,6 +193,7 @@ pub fn stamp(addr: u64) -> [u8; 16] {
 fn config(group: Uuid, bytes: u64) -> Config {
     let volume = Volume {
         id: 1,
+        kind: VolumeKind::Disk,
         uuid: Uuid::new_v4(),
         guest: NAME.into(),
         disk: "vda".into(),

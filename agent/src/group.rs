@@ -379,7 +379,7 @@ impl Group {
             )));
         }
         let id = state.next_checkpoint;
-        let seq = journal.append_meta(&Meta::Mark(Checkpoint { id, kind, tag }))?;
+        let seq = journal.append_meta(&Meta::Mark(Checkpoint { id, kind, tag, memory: None }))?;
         state.next_checkpoint += 1;
         Ok(Marked { id, seq })
     }

@@ -50,6 +50,7 @@ mod tests {
     fn volume(id: u16, node: &str, disk: &str) -> Volume {
         Volume {
             id,
+            kind: afterimage_journal::meta::VolumeKind::Disk,
             uuid: Uuid::nil(),
             guest: "vm".into(),
             disk: disk.into(),

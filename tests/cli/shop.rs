@@ -12,7 +12,7 @@ use afterimage_journal::format::record::Kind;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{
     Checkpoint, CheckpointKind, Config, Copy, CopyCause, CopyEvent, Guest, Meta, Session,
-    SessionEvent, Volume,
+    SessionEvent, Volume, VolumeKind,
 };
 use afterimage_journal::{Journal, Options, Seq, layout};
 use std::path::{Path, PathBuf};
@@ -143,6 +143,7 @@ fn tell(dir: &Path, begin_ns: u64) -> [Seq; 4] {
 pub fn config(group: Uuid) -> Config {
     let volume = |id: u16, node: &str| Volume {
         id,
+        kind: VolumeKind::Disk,
         uuid: Uuid::new_v4(),
         guest: "web".into(),
         disk: format!("virtio{id}"),
@@ -189,6 +190,6 @@ pub fn session(journal: &Journal, id: u32, event: SessionEvent) {
 /// Makes a checkpoint.
 pub fn mark(journal: &Journal, id: u64, tag: Option<&str>) -> Seq {
     let tag = tag.map(str::to_owned);
-    let checkpoint = Checkpoint { id, kind: CheckpointKind::Crash, tag };
+    let checkpoint = Checkpoint { id, kind: CheckpointKind::Crash, tag, memory: None };
     journal.append_meta(&Meta::Mark(checkpoint)).unwrap()
 }

@@ -10,7 +10,7 @@ use super::sockets::{check_path, give_to, probe, run_dir};
 use super::task::Context;
 use crate::capture::{Capture, CaptureEvent, Gate, Tap, TapCounters};
 use crate::group::LastSession;
-use afterimage_journal::meta::{CopyCause, Guest, Volume};
+use afterimage_journal::meta::{CopyCause, Guest, Volume, VolumeKind};
 use afterimage_qmp::Qemu;
 use afterimage_qmp::qemu::{
     Attachment, Disk, MirrorSpec, Names, Process, Rotation, RunState, ServerHealth,
@@ -324,6 +324,7 @@ async fn chosen(context: &Context, qemu: &Qemu) -> Result<Vec<Disk>> {
 fn volume_of(context: &Context, disk: &Disk) -> Volume {
     Volume {
         id: 0,
+        kind: VolumeKind::Disk,
         uuid: uuid::Uuid::nil(),
         guest: context.settings.name.clone(),
         disk: disk.identity.to_string(),

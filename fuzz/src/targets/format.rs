@@ -171,7 +171,12 @@ fn metas() -> Vec<Vec<u8>> {
         guests: Vec::new(),
         volumes: Vec::new(),
     };
-    let mark = meta::Checkpoint { id: 1, kind: meta::CheckpointKind::Crash, tag: Some("t".into()) };
+    let mark = meta::Checkpoint {
+        id: 1,
+        kind: meta::CheckpointKind::Crash,
+        tag: Some("t".into()),
+        memory: None,
+    };
     let copy = meta::Copy {
         id: 1,
         volume: 2,

@@ -88,8 +88,13 @@ impl Facts {
             }
             Meta::Mark(checkpoint) => {
                 self.last_checkpoint_id = self.last_checkpoint_id.max(checkpoint.id);
-                let wall_ns = entry.record.wall_ns;
-                self.checkpoints.push(CheckpointAt { seq, wall_ns, checkpoint });
+                let own = (seq, entry.record.wall_ns);
+                let memory = checkpoint.memory.as_ref();
+                let (at, wall_ns) = memory.map_or(own, |m| (m.instant.min(seq), m.wall_ns));
+                // One with memory counts from an instant that lies before others' records.
+                let behind = self.checkpoints.partition_point(|c| c.seq <= at);
+                let point = CheckpointAt { seq: at, committed: seq, wall_ns, checkpoint };
+                self.checkpoints.insert(behind, point);
             }
             Meta::Session(session) => self.take_session(seq, session),
             Meta::Copy(copy) => self.take_copy(seq, &copy),

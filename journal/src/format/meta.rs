@@ -39,16 +39,41 @@ pub struct Guest {
     pub qemu_version: String,
 }
 
-/// A volume: a disk of a guest.
+/// What a volume's bytes are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeKind {
+    /// A disk: changes with each captured write.
+    #[default]
+    Disk,
+    /// A RAM block of a guest: changes only by checkpoints with memory.
+    Ram,
+    /// What a guest's devices hold, as QEMU's migration stream has it: changes as RAM does.
+    DeviceState,
+}
+
+impl VolumeKind {
+    /// Whether it is a disk.
+    #[must_use]
+    pub fn is_disk(&self) -> bool {
+        *self == Self::Disk
+    }
+}
+
+/// A volume: a disk of a guest, or a part of its memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
     /// Its number in records.
     pub id: VolumeId,
+    /// What its bytes are.
+    #[serde(default, skip_serializing_if = "VolumeKind::is_disk")]
+    pub kind: VolumeKind,
     /// Its identity, which survives renames.
     pub uuid: Uuid,
     /// The guest's name.
     pub guest: String,
-    /// Stable name of the disk in its guest: the device path, or QEMU's device id.
+    /// Stable name of the disk in its guest: the device path, or QEMU's device id; of RAM, QEMU's
+    /// name of the block.
     pub disk: String,
     /// QEMU's node name at the last attach.
     pub node: String,
@@ -170,6 +195,51 @@ pub struct Checkpoint {
     /// A person's label.
     #[serde(default)]
     pub tag: Option<String>,
+    /// With it, the guests' memory at the same instant is in the journal: this record commits it (I-6).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+}
+
+/// The memory of a group's guests at one instant. Its pages and device states lie before this record;
+/// the volumes that hold them are read as they are *at this record's number*, the disks at `instant`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// The position of the instant: all guests were stopped, all that their disks had been told before
+    /// is at or below it, nothing of what came after. The checkpoint's position.
+    pub instant: Seq,
+    /// Wall time of the instant, nanoseconds since the Unix epoch.
+    pub wall_ns: u64,
+    /// Each guest's.
+    pub guests: Vec<GuestMemory>,
+}
+
+/// One guest's memory and device state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemory {
+    /// The guest.
+    pub guest: String,
+    /// Its RAM blocks, in the order in which the stream has them.
+    pub blocks: Vec<RamBlock>,
+    /// The volume of its device state: the head of the stream (everything before the section that
+    /// lists the RAM blocks), then its tail (everything behind the last section of RAM), from byte 0.
+    pub state: VolumeId,
+    /// Bytes of the head.
+    pub head_bytes: u64,
+    /// Bytes of the tail.
+    pub tail_bytes: u64,
+    /// How long the guest stood still, microseconds.
+    pub pause_us: u64,
+}
+
+/// A RAM block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamBlock {
+    /// The volume of its pages.
+    pub volume: VolumeId,
+    /// QEMU's name of the block, like `pc.ram`.
+    pub id: String,
+    /// Its used length, in bytes.
+    pub bytes: u64,
 }
 
 /// How consistent a checkpoint is.

@@ -77,8 +77,10 @@ pub struct SessionState {
 /// A checkpoint and its position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointAt {
-    /// Its position.
+    /// Its position. That of one with memory is its instant, before its own record.
     pub seq: Seq,
+    /// The number of its record: the position at which its memory is read, if it has any.
+    pub committed: Seq,
     /// Its time, nanoseconds since the Unix epoch.
     pub wall_ns: u64,
     /// What it is.

@@ -20,6 +20,7 @@
 mod append;
 mod background;
 mod flush;
+mod memory;
 mod open;
 mod prepare;
 mod seal;

@@ -4,7 +4,7 @@ use afterimage_journal::clock::Clock;
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::history::Entry;
 use afterimage_journal::log::Draft;
-use afterimage_journal::meta::{Config, Guest, Meta, Session, SessionEvent, Volume};
+use afterimage_journal::meta::{Config, Guest, Meta, Session, SessionEvent, Volume, VolumeKind};
 use afterimage_journal::{History, Journal, Options, Seq, View, VolumeId};
 use std::path::Path;
 use std::sync::Arc;
@@ -55,6 +55,7 @@ pub fn with_boot(boot: u8) -> Options {
 pub fn config(group: Uuid) -> Config {
     let volume = |id| Volume {
         id,
+        kind: VolumeKind::Disk,
         uuid: Uuid::new_v4(),
         guest: "vm".into(),
         disk: format!("vd{id}"),

@@ -165,7 +165,7 @@ impl Run {
             }
             Op::Mark => {
                 let id = self.marks.len() as u64 + 1;
-                let mark = Checkpoint { id, kind: CheckpointKind::Crash, tag: None };
+                let mark = Checkpoint { id, kind: CheckpointKind::Crash, tag: None, memory: None };
                 let seq = self.journal().append_meta(&Meta::Mark(mark)).unwrap();
                 self.marks.push((seq, self.level));
             }

@@ -108,7 +108,8 @@ impl Bench {
                 1 => self.copy(&journal),
                 2 => {
                     let tag = self.rng.next().is_multiple_of(2).then(|| format!("t{seq}"));
-                    let mark = Checkpoint { id: seq, kind: CheckpointKind::Crash, tag };
+                    let mark =
+                        Checkpoint { id: seq, kind: CheckpointKind::Crash, tag, memory: None };
                     journal.append_meta(&Meta::Mark(mark)).unwrap();
                 }
                 _ => {}

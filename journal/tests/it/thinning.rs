@@ -74,7 +74,7 @@ impl Thinning {
         let tagged = self.bench.rng.next().is_multiple_of(16);
         let tag = tagged.then(|| format!("t{id}"));
         let wall_ns = self.bench.watch.wall_ns();
-        let mark = Meta::Mark(Checkpoint { id, kind: CheckpointKind::Crash, tag });
+        let mark = Meta::Mark(Checkpoint { id, kind: CheckpointKind::Crash, tag, memory: None });
         let seq = journal.append_meta(&mark).unwrap();
         self.marks.push(Mark { seq, wall_ns, tagged });
         self.bench.points.push((seq, self.bench.disk.clone()));

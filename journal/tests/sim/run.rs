@@ -9,7 +9,7 @@ use crate::world::Fault;
 use afterimage_journal::catalogue::Catalogue;
 use afterimage_journal::keeper::Keeper;
 use afterimage_journal::log::Backend;
-use afterimage_journal::meta::{Config, Guest, Volume};
+use afterimage_journal::meta::{Config, Guest, Volume, VolumeKind};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::window::Keep;
 use afterimage_journal::{History, Journal, Options, Result, Seq, VolumeId};
@@ -92,6 +92,7 @@ pub fn options(storage: &SimStorage, clock: &Arc<SimClock>) -> Options {
 pub fn config(sizes: &BTreeMap<VolumeId, u64>) -> Config {
     let volume = |(id, bytes): (&VolumeId, &u64)| Volume {
         id: *id,
+        kind: VolumeKind::Disk,
         uuid: Uuid::from_u128(u128::from(*id)),
         guest: "vm".into(),
         disk: format!("vd{id}"),

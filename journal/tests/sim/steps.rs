@@ -162,7 +162,7 @@ impl Run {
                 let (id, kind) = (self.mark, CheckpointKind::Crash);
                 let tag = (self.wish.thins() && id.is_multiple_of(4)).then(|| format!("t{id}"));
                 let doubt = Doubt::Mark(id, tag.is_some());
-                let _ = self.meta(&Meta::Mark(Checkpoint { id, kind, tag }), &doubt);
+                let _ = self.meta(&Meta::Mark(Checkpoint { id, kind, tag, memory: None }), &doubt);
             }
             64..67 => {
                 let mut sizes = self.sizes.clone();

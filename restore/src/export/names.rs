@@ -59,6 +59,7 @@ mod tests {
     fn volume(id: u16, guest: &str, node: &str, disk: &str) -> Volume {
         Volume {
             id,
+            kind: afterimage_journal::meta::VolumeKind::Disk,
             uuid: Uuid::from_u128(id.into()),
             guest: guest.into(),
             disk: disk.into(),

@@ -6,7 +6,7 @@ use afterimage_journal::format::record::{FLAG_COPIED, Kind};
 use afterimage_journal::history::Entry;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{
-    Config, Copy, CopyCause, CopyEvent, Guest, Meta, Session, SessionEvent, Volume,
+    Config, Copy, CopyCause, CopyEvent, Guest, Meta, Session, SessionEvent, Volume, VolumeKind,
 };
 use afterimage_journal::{History, Journal, Options, Seq};
 use afterimage_restore::{Format, Recovery, Report, RestoreOptions, Result, When, open, restore};
@@ -61,6 +61,7 @@ pub struct Bed {
 pub fn volume(id: u16, guest: &str, node: &str, bytes: u64) -> Volume {
     Volume {
         id,
+        kind: VolumeKind::Disk,
         uuid: Uuid::from_u128(u128::from(id)),
         guest: guest.into(),
         disk: format!("virtio{id}"),
