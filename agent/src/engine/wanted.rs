@@ -3,6 +3,7 @@
 use super::Entry;
 use crate::api::{ApiError, ProtectRequest};
 use crate::settings::GuestSettings;
+use afterimage_journal::Options;
 use afterimage_journal::pool::Pool;
 use afterimage_journal::window::limits::LIMIT_UNITS_MIN;
 use afterimage_journal::window::{Keep, Limits};
@@ -25,11 +26,12 @@ pub(super) fn checkpoint_every(ms: u64) -> Result<u64, ApiError> {
 
 /// What a journal may take; 0 and nothing at all mean that there is no limit.
 pub(super) fn limit(bytes: Option<u64>, unit_bytes: u64) -> Result<Option<u64>, ApiError> {
-    let least = LIMIT_UNITS_MIN.saturating_mul(unit_bytes);
+    let ring_bytes = Options::default().ring_bytes_with(unit_bytes);
+    let least = LIMIT_UNITS_MIN.saturating_mul(unit_bytes).saturating_add(ring_bytes);
     match bytes.filter(|b| *b > 0) {
         Some(bytes) if bytes < least => Err(ApiError::usage(format!(
-            "a limit of {bytes} bytes is too low: the units in use and some history need room for \
-             {LIMIT_UNITS_MIN} units, {least} bytes"
+            "a limit of {bytes} bytes is too low: the ring, the units in use and some history need \
+             {ring_bytes} bytes and room for {LIMIT_UNITS_MIN} units, {least} bytes in all"
         ))),
         limit => Ok(limit),
     }

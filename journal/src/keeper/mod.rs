@@ -38,10 +38,11 @@ use crate::format::unit_header::UnitHeader;
 use crate::layout::{self, Identity};
 use crate::merge::{Pace, release};
 use crate::pool::{FileName, Found, Places};
+use crate::ring;
 use crate::scrub::Scrub;
-use crate::storage::Storage;
+use crate::storage::{Access, Storage};
 use crate::window::age::held_ns;
-use crate::window::limits::DEAD_PERMILLE;
+use crate::window::limits::{DEAD_PERMILLE, MOVING_UNITS};
 use crate::window::{Actions, Capture, Edge, Limits, Stamp, Usage, decide};
 use runs::Runs;
 use std::collections::BTreeMap;
@@ -286,8 +287,11 @@ impl Keeper {
         let worth = self.groups(&rows, &now).into_iter();
         let worth = worth.filter(|g| !self.left_alone.contains_key(&(g.first, g.last)));
         let units: u64 = rows.iter().map(|r| r.file_bytes).sum();
+        let runs = self.runs.bytes();
         let usage = Usage {
-            used_bytes: units + self.runs.bytes(),
+            used_bytes: units + runs + self.fixed_bytes(),
+            // A run is made of others, which go when it is there.
+            moving_bytes: MOVING_UNITS * self.identity.unit_bytes + runs,
             free_bytes: self.setup.ground.free_bytes(&self.setup.dir),
             unit_bytes: self.identity.unit_bytes,
             reclaimable_bytes: worth.map(|g| g.freed_bytes()).sum(),
@@ -303,6 +307,16 @@ impl Keeper {
         self.occupancy.take(&usage, &self.setup.limits, &self.actions);
         self.occupancy.take_reach(&self.catalogue, held_ns(&rows, &now, edge));
         Ok(())
+    }
+
+    /// Bytes on the disk of what does not grow with the history, or hardly: the ring, the catalogue.
+    fn fixed_bytes(&self) -> u64 {
+        let storage = self.setup.storage.as_ref();
+        let allocated = |name| {
+            let file = storage.open(&self.setup.dir.join(name), Access::Read).ok()?;
+            file.allocated_bytes().ok()
+        };
+        [ring::NAME, catalogue::NAME].into_iter().filter_map(allocated).sum()
     }
 
     /// Where a unit lies now: it may have moved to another member.

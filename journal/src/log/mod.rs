@@ -32,10 +32,12 @@ pub use flush::Backend;
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
+use crate::format::record::HEADER_BYTES;
 use crate::layout::Identity;
 use crate::pool::{Allocate, HomeAllocator};
 use crate::ring::Ring;
 use crate::storage::{Lock, RealStorage, Storage};
+use crate::unit::record_bytes_max;
 use crate::{Seq, meta};
 use flush::Flusher;
 use std::path::{Path, PathBuf};
@@ -43,7 +45,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tail::{Ending, Tail};
+use tail::{Ending, PAGE_BYTES, Tail};
 
 /// How a journal is written.
 #[derive(Clone)]
@@ -63,7 +65,7 @@ pub struct Options {
     pub storage: Arc<dyn Storage>,
     /// How bytes get from the ring into the units' files.
     pub backend: Backend,
-    /// Size of the ring, in bytes; at least four times the largest record is taken, in steps of 4096.
+    /// Size of the ring, in bytes; see [`Options::ring_bytes_with`].
     pub ring_bytes: u64,
     /// Where the next unit goes.
     pub allocator: Arc<dyn Allocate>,
@@ -86,6 +88,20 @@ impl Default for Options {
             allocator: Arc::new(HomeAllocator),
             inline: false,
         }
+    }
+}
+
+/// Fewest of the largest records that the ring has room for.
+const RECORDS_IN_RING_MIN: u64 = 4;
+
+impl Options {
+    /// Size of the ring's file for units of a size, in bytes: what is asked for, but room for a few of the
+    /// largest records.
+    #[must_use]
+    pub fn ring_bytes_with(&self, unit_bytes: u64) -> u64 {
+        let record_bytes = record_bytes_max(unit_bytes) + HEADER_BYTES;
+        let data = self.ring_bytes.max(RECORDS_IN_RING_MIN * record_bytes);
+        data.next_multiple_of(PAGE_BYTES)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::background;
 use super::flush::{Flusher, choose};
 use super::prepare::UNITS_AHEAD;
-use super::tail::{PAGE_BYTES, Tail};
+use super::tail::Tail;
 use super::unit::OpenUnit;
 use super::{Handle, Inner, Journal, Options};
 use crate::Seq;
@@ -17,7 +17,7 @@ use crate::pool::Places;
 use crate::pool::tails::{self, UNKNOWN_UNITS};
 use crate::ring::{self, Ring};
 use crate::storage::{Access, Lock, Storage};
-use crate::unit::{self, ScanEnd, record_bytes_max};
+use crate::unit::{self, ScanEnd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -26,8 +26,6 @@ use uuid::Uuid;
 /// Units whose seals may not have been made durable when a writer ended: the open one, and those that
 /// were full or prepared.
 const RESEALED_UNITS: u64 = 3 + UNITS_AHEAD as u64;
-/// The largest records that a ring has room for at least.
-const RECORDS_IN_RING_MIN: u64 = 4;
 
 impl Journal {
     /// Creates a journal in `dir` (made if it isn't there) and opens it.
@@ -88,7 +86,7 @@ impl Journal {
         let path = unit::create(&*options.storage, &slot, &header)?;
         let (device, is_direct) = choose(&options, &path)?;
         let first = OpenUnit::new(&*options.storage, header, path, is_direct)?;
-        let ring_bytes = ring_bytes(&options, header.unit_bytes);
+        let ring_bytes = options.ring_bytes_with(header.unit_bytes);
         let ring = Ring::open(&*options.storage, dir, (group, header.epoch), ring_bytes)?;
         tails::passed(&options.storage, &unknown)?;
         remove_distrust(&*options.storage, dir)?;
@@ -285,12 +283,6 @@ fn remove_unused(history: &History, options: &Options) -> Result<()> {
         storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))?;
     }
     Ok(())
-}
-
-/// The size of the ring: what was asked for, but room for a few of the largest records.
-fn ring_bytes(options: &Options, unit_bytes: u64) -> u64 {
-    let record_bytes = record_bytes_max(unit_bytes) + record::HEADER_BYTES;
-    options.ring_bytes.max(RECORDS_IN_RING_MIN * record_bytes).next_multiple_of(PAGE_BYTES)
 }
 
 /// Seals what the last writer left open, so that it is never scanned again, and units that it had

@@ -36,7 +36,7 @@ struct Choice {
 }
 
 impl Pool {
-    /// Sets or lifts a group's hard limit, in bytes of units on all members.
+    /// Sets or lifts a group's hard limit, in bytes of all that it has on all members, but for what is held.
     pub fn set_limit(&self, group: &str, limit_bytes: Option<u64>) {
         let mut live = lock(&self.live);
         match limit_bytes {
@@ -48,7 +48,7 @@ impl Pool {
     /// Bytes that a group may still take: under its limit, and on the members.
     #[must_use]
     pub fn room(&self, group: &str, unit_bytes: u64) -> u64 {
-        let used = self.usage(group).bytes;
+        let used = self.usage(group).counted_bytes();
         let live = lock(&self.live);
         let limit = live.limits.get(group).copied().unwrap_or(u64::MAX);
         let taking = live.members.iter().filter(|m| m.takes_units());
@@ -140,7 +140,7 @@ impl Pool {
 
     fn check_limit(&self, group: &str, bytes: u64) -> Result<()> {
         let Some(limit) = lock(&self.live).limits.get(group).copied() else { return Ok(()) };
-        let over = |pool: &Self| pool.usage(group).bytes.saturating_add(bytes) > limit;
+        let over = |pool: &Self| pool.usage(group).counted_bytes().saturating_add(bytes) > limit;
         if !over(self) {
             return Ok(());
         }
@@ -151,7 +151,7 @@ impl Pool {
         if !over(self) {
             return Ok(());
         }
-        let used = self.usage(group).bytes;
+        let used = self.usage(group).counted_bytes();
         Err(Error::NoRoom(format!(
             "the journal {group} may take {} and takes {}: there is no room for {} more; raise \
              its limit or shorten its window",

@@ -25,7 +25,7 @@ pub(super) const SPARE_PREFIX: &str = "spare-";
 pub struct Usage {
     /// Units of the log and merged ones.
     pub units: u64,
-    /// Their bytes: what limits are about.
+    /// Their bytes.
     pub bytes: u64,
     /// Bytes that were released while somebody read them.
     pub held_bytes: u64,
@@ -38,6 +38,12 @@ impl Usage {
     #[must_use]
     pub fn all_bytes(&self) -> u64 {
         self.bytes + self.held_bytes + self.other_bytes
+    }
+
+    /// What a group's limit is about: a pin never costs capture.
+    #[must_use]
+    pub fn counted_bytes(&self) -> u64 {
+        self.bytes + self.other_bytes
     }
 
     /// Adds what the group has elsewhere.

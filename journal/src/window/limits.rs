@@ -9,8 +9,9 @@
 //!                                       the guaranteed window
 //! ```
 //!
-//! The hard line is the group's limit, or what its members have room for, whichever is lower. What
-//! readers hold (`held/`) doesn't count: a pin never costs capture.
+//! The hard line is the group's limit less what may come on top of it for a moment ([`Usage::moving_bytes`]),
+//! or what its members have room for, whichever is lower. So what lies on the disk stays below the limit at
+//! every moment. What readers hold (`held/`) doesn't count: a pin never costs capture.
 
 use super::age::{edge, held_ns};
 use super::{Edge, Keep, Row, Stamp, edge_behind, sound_rows};
@@ -21,9 +22,12 @@ pub const WARNING_PERMILLE: u64 = 800;
 pub const DEAD_PERMILLE: u64 = 500;
 /// The same at the hard line.
 pub const DEAD_PERMILLE_UNDER_PRESSURE: u64 = 125;
-/// Fewest units that a limit must have room for: the open one, the next, one that is being sealed,
-/// a merged one that is being written, and as many of history.
-pub const LIMIT_UNITS_MIN: u64 = 8;
+/// Fewest units that a limit must have room for besides the ring: the open one, two that are prepared, one
+/// that is being sealed, as many of history, and what may come on top ([`MOVING_UNITS`]).
+pub const LIMIT_UNITS_MIN: u64 = 8 + MOVING_UNITS;
+/// Units that may be there twice for a moment: one that is being merged, one that is being moved to another
+/// member.
+pub const MOVING_UNITS: u64 = 2;
 /// What a group keeps whatever happens, unless its window is shorter.
 pub const GUARANTEED_NS: u64 = 3600 * 1_000_000_000;
 
@@ -68,8 +72,11 @@ impl Limits {
 /// What is used now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of all that counts: units, merged ones, runs.
+    /// Bytes of all that counts: units, merged ones, runs, the ring, the catalogue.
     pub used_bytes: u64,
+    /// Bytes that may come on top for a moment: of units that are merged or moved, of runs that are made
+    /// anew. A limit has to have room for them.
+    pub moving_bytes: u64,
     /// Bytes that the pool's members can still take.
     pub free_bytes: u64,
     /// Size of a new unit.
@@ -87,7 +94,7 @@ impl Usage {
     #[must_use]
     pub fn hard_bytes(&self, limits: &Limits) -> u64 {
         let room = self.used_bytes.saturating_add(self.free_bytes);
-        limits.limit_bytes.map_or(room, |limit| limit.min(room))
+        limits.limit_bytes.map_or(room, |limit| limit.saturating_sub(self.moving_bytes).min(room))
     }
 }
 
@@ -217,12 +224,15 @@ impl State<'_> {
     fn alarm(&self) -> Option<Alarm> {
         let used = self.usage.used_bytes;
         let percent = u128::from(used) * 100 / u128::from(self.hard.max(1));
-        let line = match self.limits.limit_bytes {
-            Some(limit) if limit <= self.hard => "its limit",
-            _ => "what its members have room for",
+        let moving = self.usage.moving_bytes;
+        let (line, kept) = match self.limits.limit_bytes {
+            Some(limit) if limit.saturating_sub(moving) <= self.hard => {
+                ("its limit", format!("; {} are left free for merging", size(moving)))
+            }
+            _ => ("what its members have room for", String::new()),
         };
         let is = format!(
-            "the journal uses {percent} % of {line} ({} of {})",
+            "the journal uses {percent} % of {line} ({} of {}{kept})",
             size(used),
             size(self.hard)
         );

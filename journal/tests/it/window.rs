@@ -136,6 +136,7 @@ fn numbers_of_the_base_may_end_behind_its_last_unit() {
 fn usage(used_units: u64) -> Usage {
     Usage {
         used_bytes: used_units * UNIT,
+        moving_bytes: 0,
         free_bytes: 1 << 40,
         unit_bytes: UNIT,
         reclaimable_bytes: 0,
@@ -177,6 +178,19 @@ fn each_line_does_what_was_said_before() {
     // No room for another unit.
     assert_eq!((level(50), at(50).capture), (Some(AlarmLevel::Full), Capture::Stop));
     assert!(at(50).alarm.unwrap().text.contains("capture stops now"));
+}
+
+#[test]
+fn what_merging_needs_for_a_moment_is_left_free_below_the_limit_but_not_below_the_disk_s_end() {
+    let rows = minutes(40);
+    let now = stamp(1, 1041, 41);
+    let moving = Usage { moving_bytes: 2 * UNIT, ..usage(48) };
+    assert_eq!(decide(&moving, &rows, &limits(50), &now).capture, Capture::Stop);
+    assert_eq!(decide(&moving, &rows, &limits(51), &now).capture, Capture::Go);
+    // What the members have room for is counted by who gives it out.
+    let on_disk = Usage { free_bytes: UNIT, ..moving };
+    let no_limit = Limits { limit_bytes: None, ..limits(0) };
+    assert_eq!(decide(&on_disk, &rows, &no_limit, &now).capture, Capture::Go);
 }
 
 #[test]
