@@ -62,10 +62,13 @@ pub fn scene(unit: &str) -> Scene {
     Scene { builder, vm, agent, images, dir }
 }
 
-/// Bytes on disk of all that the group has, on every member.
-fn used_bytes(dirs: &[PathBuf]) -> u64 {
+/// Bytes on disk of all that the group has, on every member, and of which files.
+fn used_bytes(dirs: &[PathBuf]) -> (u64, Vec<String>) {
     let files = dirs.iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
-    files.filter_map(|f| f.metadata().ok()).filter(|m| m.is_file()).map(|m| m.blocks() * 512).sum()
+    let files = files.filter_map(|f| Some((f.path(), f.metadata().ok().filter(|m| m.is_file())?)));
+    let sizes: Vec<_> = files.map(|(path, m)| (m.blocks() * 512, path)).collect();
+    let named = sizes.iter().map(|(bytes, path)| format!("{bytes} {}", path.display())).collect();
+    (sizes.iter().map(|(bytes, _)| bytes).sum(), named)
 }
 
 fn run(trial: &Trial) {
@@ -81,10 +84,10 @@ fn run(trial: &Trial) {
     let mut is_member = [false; 2];
     let (begun, mut killed, mut kills) = (Instant::now(), Instant::now(), 0);
     let mut turn = 0;
-    let mut worst_bytes = 0;
+    let mut worst = (0, Vec::new());
     while begun.elapsed() < trial.lasts {
         std::thread::sleep(Duration::from_millis(500));
-        worst_bytes = worst_bytes.max(used_bytes(&dirs));
+        worst = worst.max(used_bytes(&dirs));
         if killed.elapsed() < trial.kill_every {
             continue;
         }
@@ -98,7 +101,7 @@ fn run(trial: &Trial) {
     let acknowledged = scene.vm.ask_last("writer pause", "writer paused");
     let stats = scene.vm.stats("writer");
     assert_eq!(stats.errors, 0, "{stats:?}");
-    assert!(worst_bytes <= trial.limit, "{worst_bytes} bytes used, {limit} allowed");
+    assert!(worst.0 <= trial.limit, "{limit} bytes allowed, used: {worst:#?}");
 
     judge(&scene, trial, kills, acknowledged);
     let latest = scene.restore("latest");

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::record::{SLOT_BYTES, SLOTS, encode, newest_at, place};
-use super::{Disk, SmallFs, VmBuilder, image, prefix};
+use super::{Disk, SmallFs, VmBuilder, image, poll, prefix};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -140,4 +141,19 @@ fn guest_moves_to_another_qemu_and_goes_on() {
     source.kill();
     target.kill();
     assert_eq!(prefix::last(&[&image_path]), Ok(last));
+}
+
+#[test]
+fn a_guest_that_stood_still_says_for_how_long() {
+    let mut vm = VmBuilder::new("pulse").boot();
+    vm.ask("pulse start mib=16 rate=1000", "pulse started");
+    assert!(poll(LIMIT, || (vm.stats("pulse").count > 10).then_some(())).is_some(), "no beat");
+    vm.ask("pulse reset", "pulse reset");
+    // Not by QMP: while QEMU itself has stopped a guest, the guest's clocks stand still too.
+    let pid = Pid::from_raw(i32::try_from(vm.pid()).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    kill_process(pid, Signal::CONT).unwrap();
+    let seen = poll(LIMIT, || Some(vm.stats("pulse")).filter(|s| s.worst_us >= 350_000));
+    assert!(seen.is_some(), "{:?}", vm.stats("pulse"));
 }

@@ -138,9 +138,12 @@ impl Pool {
         wanted.then(|| Spare { path: dir.join(SPARE_DIR).join(name), bytes, from })
     }
 
-    fn check_limit(&self, group: &str, bytes: u64) -> Result<()> {
+    /// Refuses a unit for which there is no room below the group's limit, what merging and moving need for
+    /// a moment included.
+    fn check_limit(&self, group: &str, unit_bytes: u64) -> Result<()> {
         let Some(limit) = lock(&self.live).limits.get(group).copied() else { return Ok(()) };
-        let over = |pool: &Self| pool.usage(group).counted_bytes().saturating_add(bytes) > limit;
+        let needed = |usage: &Usage| usage.counted_bytes() + usage.moving_bytes(unit_bytes);
+        let over = |pool: &Self| needed(&pool.usage(group)).saturating_add(unit_bytes) > limit;
         if !over(self) {
             return Ok(());
         }
@@ -151,13 +154,14 @@ impl Pool {
         if !over(self) {
             return Ok(());
         }
-        let used = self.usage(group).counted_bytes();
+        let usage = self.usage(group);
         Err(Error::NoRoom(format!(
-            "the journal {group} may take {} and takes {}: there is no room for {} more; raise \
-             its limit or shorten its window",
+            "the journal {group} may take {} and takes {}, {} are left free for merging: there is no room \
+             for {} more; raise its limit or shorten its window",
             shown(limit),
-            shown(used),
-            shown(bytes)
+            shown(usage.counted_bytes()),
+            shown(usage.moving_bytes(unit_bytes)),
+            shown(unit_bytes)
         )))
     }
 

@@ -6,7 +6,9 @@
 use super::description::{MEMBER_FILE, POOL_FILE};
 use super::places::FileName;
 use crate::layout;
+use crate::map::RunName;
 use crate::storage::{Access, Storage};
+use crate::window::limits::MOVING_UNITS;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -29,8 +31,11 @@ pub struct Usage {
     pub bytes: u64,
     /// Bytes that were released while somebody read them.
     pub held_bytes: u64,
-    /// Bytes of everything else: maps, the ring, the catalogue.
+    /// Bytes of everything else: map runs, the ring, the catalogue.
     pub other_bytes: u64,
+    /// Of these, bytes of map runs.
+    #[serde(default)]
+    pub run_bytes: u64,
 }
 
 impl Usage {
@@ -46,12 +51,20 @@ impl Usage {
         self.bytes + self.other_bytes
     }
 
+    /// What may come on top of that for a moment, and a limit has to have room for: units of this size that
+    /// are merged or moved, runs that are made of others, which go when it is there.
+    #[must_use]
+    pub fn moving_bytes(&self, unit_bytes: u64) -> u64 {
+        MOVING_UNITS * unit_bytes + self.run_bytes
+    }
+
     /// Adds what the group has elsewhere.
     pub fn add(&mut self, other: &Self) {
         self.units += other.units;
         self.bytes += other.bytes;
         self.held_bytes += other.held_bytes;
         self.other_bytes += other.other_bytes;
+        self.run_bytes += other.run_bytes;
     }
 }
 
@@ -165,6 +178,7 @@ fn count(storage: &Arc<dyn Storage>, dir: &Path, found: &[String]) -> io::Result
             usage.bytes += bytes;
         } else {
             usage.other_bytes += bytes;
+            usage.run_bytes += if RunName::parse(name).is_some() { bytes } else { 0 };
         }
     }
     Ok(usage)

@@ -11,6 +11,7 @@ mod disk;
 mod latency;
 mod load;
 mod port;
+mod pulse;
 mod record;
 mod writer;
 
@@ -25,6 +26,7 @@ struct Roles {
     writer: Option<writer::Writer>,
     load: Option<load::Load>,
     demo: Option<demo::Demo>,
+    pulse: Option<pulse::Pulse>,
 }
 
 fn main() {
@@ -75,6 +77,7 @@ fn take_roles(names: &str, options: &str, port: &Arc<Port>) -> io::Result<Roles>
             }
             "load" => roles.load = Some(load::Load::new(&disks, port.clone())?),
             "demo" => roles.demo = Some(demo::Demo::new(&disks, port.clone())?),
+            "pulse" => roles.pulse = Some(pulse::Pulse::new(port.clone())),
             "none" => {}
             other => return Err(io::Error::other(format!("unknown role {other}"))),
         }
@@ -97,6 +100,9 @@ fn obey_all(lines: &mut Lines, roles: &Roles, port: &Port, ready: impl Fn() -> S
             ("writer", Some(writer), ..) => writer.obey(command),
             ("load", _, Some(load), _) => load.obey(command),
             ("demo", .., Some(demo)) => demo.obey(command),
+            ("pulse", ..) if roles.pulse.is_some() => {
+                roles.pulse.iter().for_each(|pulse| pulse.obey(command));
+            }
             _ => port.say(&format!("unknown line={line}")),
         }
     }
