@@ -410,6 +410,12 @@ impl Reader {
             let what = "bytes of device state behind memory";
             return Err(Fault::Limit { what, max: max as u64 }.into());
         }
+        let needed = self.tail.len() + bytes.len();
+        if needed > self.tail.capacity() {
+            // Twice as much each time, but never past the limit.
+            let room = (2 * needed).min(max);
+            self.tail.reserve_exact(room - self.tail.len());
+        }
         self.tail.extend_from_slice(bytes);
         Ok(bytes.len())
     }
