@@ -406,7 +406,8 @@ impl Reader {
             return Err(Stop::Needs(1));
         }
         let max = self.limits.tail_bytes_max;
-        if bytes.len() > max - self.tail.len() {
+        let bytes = &bytes[..bytes.len().min(max - self.tail.len())];
+        if bytes.is_empty() {
             let what = "bytes of device state behind memory";
             return Err(Fault::Limit { what, max: max as u64 }.into());
         }

@@ -38,7 +38,7 @@ fn made(pages: u64, full: u64, footers: bool, configuration: &[u8]) -> Vec<u8> {
     let mut stream = b"QEVM\0\0\0\x03".to_vec();
     stream.extend(configuration);
     stream.extend(b"\x01\0\0\0\x01\x03ram\0\0\0\0\0\0\0\x04");
-    stream.extend((pages << 12 | 4).to_be_bytes());
+    stream.extend(((pages << 12) | 4).to_be_bytes());
     stream.extend(b"\x01a");
     stream.extend((pages << 12).to_be_bytes());
     end(&mut stream);
@@ -46,7 +46,7 @@ fn made(pages: u64, full: u64, footers: bool, configuration: &[u8]) -> Vec<u8> {
     for page in 0..pages {
         let is_full = page >= pages - full;
         let flags = if is_full { 8 } else { 2 } | if page == 0 { 0 } else { 0x20 };
-        stream.extend((page << 12 | flags).to_be_bytes());
+        stream.extend(((page << 12) | flags).to_be_bytes());
         stream.extend(if page == 0 { b"\x01a".as_slice() } else { b"" });
         stream.extend(vec![0x5a * u8::from(is_full); if is_full { 4096 } else { 1 }]);
     }

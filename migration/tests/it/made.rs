@@ -137,7 +137,7 @@ impl Made {
 
     fn place(self, block: &str, page: u64, flag: u64) -> Made {
         let more = if block.is_empty() { 0x20 } else { 0 };
-        let made = self.word(page * 4096 | flag | more);
+        let made = self.word((page * 4096) | flag | more);
         if block.is_empty() { made } else { made.name(block) }
     }
 
