@@ -23,10 +23,12 @@
 
 pub mod intake;
 pub mod pages;
+mod rebuild;
 pub mod spool;
 pub mod store;
 pub mod table;
 
+pub use afterimage_migration::Block;
 pub use intake::{Event, Intake, Options, Progress, Source, Taken};
 pub use spool::SpoolAt;
 pub use store::{Stored, store};
@@ -65,8 +67,13 @@ pub enum Error {
         error: std::io::Error,
     },
     /// The stream isn't one that can be taken.
-    #[error("QEMU's memory stream: {0}")]
-    Stream(String),
+    #[error("QEMU's memory stream, byte {at}: {fault}")]
+    Stream {
+        /// Where what is wrong begins, in bytes from its first one.
+        at: u64,
+        /// What it is.
+        fault: afterimage_migration::Fault,
+    },
     /// A block's pages did not all come.
     #[error(
         "QEMU sent {missing} of {pages} pages of RAM block {block} not at all, the first at \
@@ -141,3 +148,21 @@ pub enum Error {
 
 /// What this module's functions return.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A refusal by the parser, or by what took its pages.
+    fn of_stream(error: afterimage_migration::Error<Self>) -> Self {
+        match error {
+            afterimage_migration::Error::Sink { error, .. } => error,
+            afterimage_migration::Error::Stream { at, fault } => Self::Stream { at, fault },
+        }
+    }
+
+    /// A refusal at the stream's end, which is no page's.
+    fn of_end(error: afterimage_migration::Error) -> Self {
+        match error {
+            afterimage_migration::Error::Sink { error, .. } => match error {},
+            afterimage_migration::Error::Stream { at, fault } => Self::Stream { at, fault },
+        }
+    }
+}

@@ -9,7 +9,7 @@ use super::spool::{Slot, Spool, SpoolAt, Spooled};
 use super::table::{Known, Table, UNKNOWN, Version, ZERO, is_zero, pages_of};
 use super::{Block, Error, PAGE_BYTES, Progress, Result};
 use afterimage_journal::VolumeId;
-use std::sync::Arc;
+use afterimage_migration::Sink;
 use std::sync::atomic::Ordering;
 
 /// What is to be done with a page; anything from [`STORED_FROM`] on is a place in the spool.
@@ -20,14 +20,25 @@ const ZEROES: Fate = 2;
 const STORED_FROM: Fate = 3;
 
 /// What a stream's pages are compared with, and where they go.
-pub(super) struct Sorter {
+pub(super) struct Sorter<F> {
     table: Table,
     /// QEMU's name and the volume of each block that has one.
     volumes: Vec<(String, VolumeId)>,
     at: SpoolAt,
-    progress: Arc<Progress>,
+    /// Called at the first page.
+    first_page: Option<F>,
+    counts: Counts,
     /// From the list of blocks on.
     sorted: Option<(Vec<Sorted>, Spool)>,
+}
+
+/// See [`Progress`].
+#[derive(Default)]
+struct Counts {
+    total_bytes: u64,
+    pages: u64,
+    changed_pages: u64,
+    zero_pages: u64,
 }
 
 /// A block's pages.
@@ -63,30 +74,30 @@ pub(super) struct Run {
     pub(super) is_zero: bool,
 }
 
-impl Sorter {
+impl<F: FnOnce()> Sorter<F> {
     pub(super) fn new(
         table: Table,
         volumes: Vec<(String, VolumeId)>,
         at: SpoolAt,
-        progress: Arc<Progress>,
+        first_page: F,
     ) -> Self {
-        Self { table, volumes, at, progress, sorted: None }
+        let first_page = Some(first_page);
+        Self { table, volumes, at, first_page, counts: Counts::default(), sorted: None }
     }
 
-    /// The stream's blocks are known.
-    pub(super) fn blocks(&mut self, blocks: &[Block]) -> Result<()> {
-        let mut sorted = Vec::with_capacity(blocks.len());
-        let mut total_bytes = 0u64;
-        for block in blocks {
-            let pages = pages_of(block.bytes)?;
-            total_bytes = total_bytes.saturating_add(block.bytes);
-            let fates = vec![NOT_SEEN; pages];
-            sorted.push(Sorted { block: block.clone(), against: self.against(block), fates });
+    /// Makes its counts seen.
+    pub(super) fn publish(&self, progress: &Progress) {
+        progress.total_bytes.store(self.counts.total_bytes, Ordering::Relaxed);
+        progress.pages.store(self.counts.pages, Ordering::Relaxed);
+        progress.changed_pages.store(self.counts.changed_pages, Ordering::Relaxed);
+        progress.zero_pages.store(self.counts.zero_pages, Ordering::Relaxed);
+    }
+
+    fn came(&mut self) {
+        self.counts.pages += 1;
+        if let Some(first_page) = self.first_page.take() {
+            first_page();
         }
-        self.progress.total_bytes.store(total_bytes, Ordering::Relaxed);
-        let limit_bytes = self.at.spool_bytes_max.unwrap_or(total_bytes);
-        self.sorted = Some((sorted, Spool::create(&self.at.dir, limit_bytes)?));
-        Ok(())
     }
 
     fn against(&self, block: &Block) -> Against {
@@ -97,42 +108,6 @@ impl Sorter {
             }
             Some(_) => Against::Nothing,
         }
-    }
-
-    /// A page with data.
-    pub(super) fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        if is_zero(bytes) {
-            return self.zero(block, offset);
-        }
-        let Some((sorted, spool)) = &mut self.sorted else { return Err(out_of_place()) };
-        let (against, fate) = place(sorted, block, offset)?;
-        self.progress.pages.fetch_add(1, Ordering::Relaxed);
-        let is_same = known(&self.table, against).is_some_and(|known| {
-            let old = known.hashes[(offset / PAGE_BYTES as u64) as usize];
-            // Hashed only when there is something to compare it with.
-            old != ZERO && old != UNKNOWN && old == self.table.hash(bytes)
-        });
-        if is_same {
-            *fate = SAME;
-            return Ok(());
-        }
-        self.progress.changed_pages.fetch_add(1, Ordering::Relaxed);
-        *fate = STORED_FROM + spool.push(bytes)?;
-        Ok(())
-    }
-
-    /// A page of zeroes.
-    pub(super) fn zero(&mut self, block: usize, offset: u64) -> Result<()> {
-        let Some((sorted, _)) = &mut self.sorted else { return Err(out_of_place()) };
-        let (against, fate) = place(sorted, block, offset)?;
-        self.progress.pages.fetch_add(1, Ordering::Relaxed);
-        self.progress.zero_pages.fetch_add(1, Ordering::Relaxed);
-        let is_same = match known(&self.table, against) {
-            Some(known) => known.hashes[(offset / PAGE_BYTES as u64) as usize] == ZERO,
-            None => against == Against::Zeroes,
-        };
-        *fate = if is_same { SAME } else { ZEROES };
-        Ok(())
     }
 
     /// The stream ended whole.
@@ -146,6 +121,59 @@ impl Sorter {
 
     pub(super) fn into_table(self) -> Table {
         self.table
+    }
+}
+
+impl<F: FnOnce()> Sink for Sorter<F> {
+    type Error = Error;
+
+    fn blocks(&mut self, blocks: &[Block]) -> Result<()> {
+        let mut sorted = Vec::with_capacity(blocks.len());
+        let mut total_bytes = 0u64;
+        for block in blocks {
+            let pages = pages_of(block.bytes)?;
+            total_bytes = total_bytes.saturating_add(block.bytes);
+            let fates = vec![NOT_SEEN; pages];
+            sorted.push(Sorted { block: block.clone(), against: self.against(block), fates });
+        }
+        self.counts.total_bytes = total_bytes;
+        let limit_bytes = self.at.spool_bytes_max.unwrap_or(total_bytes);
+        self.sorted = Some((sorted, Spool::create(&self.at.dir, limit_bytes)?));
+        Ok(())
+    }
+
+    fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        if is_zero(bytes) {
+            return self.zero(block, offset);
+        }
+        self.came();
+        let Some((sorted, spool)) = &mut self.sorted else { return Err(out_of_place()) };
+        let (against, fate) = place(sorted, block, offset)?;
+        let is_same = known(&self.table, against).is_some_and(|known| {
+            let old = known.hashes[(offset / PAGE_BYTES as u64) as usize];
+            // Hashed only when there is something to compare it with.
+            old != ZERO && old != UNKNOWN && old == self.table.hash(bytes)
+        });
+        if is_same {
+            *fate = SAME;
+            return Ok(());
+        }
+        self.counts.changed_pages += 1;
+        *fate = STORED_FROM + spool.push(bytes)?;
+        Ok(())
+    }
+
+    fn zero(&mut self, block: usize, offset: u64) -> Result<()> {
+        self.came();
+        let Some((sorted, _)) = &mut self.sorted else { return Err(out_of_place()) };
+        let (against, fate) = place(sorted, block, offset)?;
+        self.counts.zero_pages += 1;
+        let is_same = match known(&self.table, against) {
+            Some(known) => known.hashes[(offset / PAGE_BYTES as u64) as usize] == ZERO,
+            None => against == Against::Zeroes,
+        };
+        *fate = if is_same { SAME } else { ZEROES };
+        Ok(())
     }
 }
 

@@ -82,8 +82,7 @@ fn read_window(
     }
     let is_whole = blocks.read(history, at, bytes).is_ok();
     for (i, (page, known)) in bytes.chunks_mut(PAGE_BYTES).zip(hashes).enumerate() {
-        let is_read =
-            is_whole || blocks.read(history, at + (i * PAGE_BYTES) as u64, page).is_ok();
+        let is_read = is_whole || blocks.read(history, at + (i * PAGE_BYTES) as u64, page).is_ok();
         *known = match is_read {
             false => UNKNOWN,
             true if is_zero(page) => ZERO,

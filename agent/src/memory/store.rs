@@ -85,7 +85,9 @@ fn check(
     }
     if blocks.len() != taken.blocks.len() {
         let (listed, given) = (taken.blocks.len(), blocks.len());
-        return Err(Error::Invalid(format!("the stream has {listed} RAM blocks, {given} were named")));
+        return Err(Error::Invalid(format!(
+            "the stream has {listed} RAM blocks, {given} were named"
+        )));
     }
     for (index, (ours, theirs)) in blocks.iter().zip(&taken.blocks).enumerate() {
         let fits = ours.id == theirs.id && ours.bytes == theirs.bytes;

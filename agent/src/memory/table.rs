@@ -175,7 +175,9 @@ pub(super) fn hash(key: &[u8; 32], page: &[u8]) -> Hash {
 pub(super) fn pages_of(bytes: u64) -> Result<usize> {
     let pages = usize::try_from(bytes / PAGE_BYTES as u64).ok();
     pages.filter(|p| (*p * PAGE_BYTES) as u64 == bytes).ok_or_else(|| {
-        Error::Invalid(format!("{bytes} bytes of memory are not a number of {PAGE_BYTES}-byte pages"))
+        Error::Invalid(format!(
+            "{bytes} bytes of memory are not a number of {PAGE_BYTES}-byte pages"
+        ))
     })
 }
 
@@ -190,7 +192,8 @@ fn random(key: &mut [u8; 32]) -> Result<()> {
     let mut done = 0;
     while done < key.len() {
         let got = rustix::rand::getrandom(&mut key[done..], rustix::rand::GetRandomFlags::empty());
-        done += got.map_err(|e| Error::Invalid(format!("get a random key from the system: {e}")))?;
+        done +=
+            got.map_err(|e| Error::Invalid(format!("get a random key from the system: {e}")))?;
     }
     Ok(())
 }
