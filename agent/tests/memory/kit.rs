@@ -66,10 +66,8 @@ impl Memory {
     }
 
     pub fn listed(&self) -> Vec<Block> {
-        let block = |(id, bytes): &(String, Vec<u8>)| Block {
-            id: id.clone(),
-            bytes: bytes.len() as u64,
-        };
+        let block =
+            |(id, bytes): &(String, Vec<u8>)| Block { id: id.clone(), bytes: bytes.len() as u64 };
         self.blocks.iter().map(block).collect()
     }
 
@@ -153,7 +151,8 @@ impl Bed {
             .zip(blocks)
             .map(|(volume, b)| RamBlock { volume, id: b.id.clone(), bytes: b.bytes })
             .collect();
-        let mut volumes = vec![volume(STATE, VolumeKind::DeviceState, "device-state", STATE_BYTES_MAX)];
+        let mut volumes =
+            vec![volume(STATE, VolumeKind::DeviceState, "device-state", STATE_BYTES_MAX)];
         volumes.extend(ram.iter().map(|b| volume(b.volume, VolumeKind::Ram, &b.id, b.bytes)));
         let guest = Guest {
             name: "vm".into(),
@@ -183,8 +182,10 @@ impl Bed {
         self.table = None;
         let path = self.path();
         self.journal.close().unwrap();
-        let options =
-            afterimage_journal::Options { unit_wait: HANG, ..afterimage_journal::Options::default() };
+        let options = afterimage_journal::Options {
+            unit_wait: HANG,
+            ..afterimage_journal::Options::default()
+        };
         self.journal = Journal::open(&path, options).unwrap().0;
         self
     }

@@ -146,12 +146,8 @@ fn a_page_that_comes_again_counts_as_it_came_last() {
     let zeroes = vec![0; PAGE_BYTES];
     let unchanged = old.blocks[2].1[13 * PAGE_BYTES..14 * PAGE_BYTES].to_vec();
     // Data then other data; data then zeroes; zeroes then data; data then what it was.
-    let again: [(usize, &[u8], &[u8]); 4] = [
-        (10, &data, &other),
-        (11, &data, &zeroes),
-        (12, &zeroes, &other),
-        (13, &data, &unchanged),
-    ];
+    let again: [(usize, &[u8], &[u8]); 4] =
+        [(10, &data, &other), (11, &data, &zeroes), (12, &zeroes, &other), (13, &data, &unchanged)];
     let mut pages: Vec<(usize, usize, &[u8])> = Vec::new();
     for (index, (_, bytes)) in old.blocks.iter().enumerate() {
         pages.extend(bytes.chunks(PAGE_BYTES).enumerate().map(|(i, p)| (index, i * PAGE_BYTES, p)));

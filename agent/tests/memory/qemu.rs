@@ -43,7 +43,8 @@ impl Guest {
         let mut guest = Self { child, monitor: BufReader::new(stream) };
         guest.line();
         guest.run("qmp_capabilities", json!({}));
-        let on = json!({ "capabilities": [{ "capability": "background-snapshot", "state": true }] });
+        let on =
+            json!({ "capabilities": [{ "capability": "background-snapshot", "state": true }] });
         guest.run("migrate-set-capabilities", on);
         guest
     }
