@@ -1,22 +1,17 @@
 //! Taking in one guest's stream, as fast as QEMU sends it.
 //!
 //! One thread of QEMU's scans, sends and unprotects the guest's pages: while it waits for its
-//! socket, so do virtual CPUs that write to a page that it has not sent. So the *reader* thread does
-//! nothing but read. It hands what came to the *worker* thread, which parses, compares and spools,
-//! by a ring of [`BUFFER_COUNT_MAX`] buffers that are used again: hashing is slower than a stopped
-//! guest's stream, and a spool's disk may stand still for a moment.
+//! socket, so do virtual CPUs that write to a page that it has not sent. So the thread that reads
+//! waits for nobody else: it parses, compares and copies what changed to the spool's buffers, and
+//! the spool's own thread writes them. Comparing costs a hash a page, 2 GB/s, several times what a
+//! background snapshot brings; on two cores a thread of its own for it made the intake slower, not
+//! faster (docs/benchmarks.md, "Guest memory").
 //!
-//! ```text
-//!  reader: poll ─ read ─ read .. ──full──► worker: parse, compare, spool ─► outcome
-//!              ▲                                      │
-//!              └───────────── used again ◄────────────┘
-//! ```
-//!
-//! What always holds: no thread waits longer than `stall_limit` for anything without giving up, and
-//! who gives up shuts the socket first, so that QEMU is let go; neither thread allocates for a page.
+//! What always holds: it waits no longer than `stall_limit` for anything without giving up, and
+//! shuts the socket when it does, so that QEMU is let go; no page costs an allocation.
 
 use super::pages::{Changed, Sorter};
-use super::spool::SpoolAt;
+use super::spool::{Patience, SpoolAt};
 use super::table::Table;
 use super::{Block, Error, PAGE_BYTES, Result, STATE_BYTES_MAX};
 use afterimage_journal::VolumeId;
@@ -26,19 +21,16 @@ use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bytes of a buffer between the two threads.
-const BUFFER_BYTES: usize = 1 << 20;
-/// Buffers: what the worker may be behind.
-const BUFFER_COUNT_MAX: usize = 32;
+/// Bytes that are read at a time: more than QEMU sends at a time, and still in a core's cache when
+/// they are hashed.
+const READ_BYTES: usize = 256 << 10;
 /// How often a thread that waits looks whether it is to end.
-const TICK: Duration = Duration::from_millis(50);
-/// How long bytes that came are held back while the worker has others.
-const GATHER: Duration = Duration::from_millis(1);
+pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// Where the stream comes from.
 #[derive(Debug)]
@@ -62,7 +54,7 @@ pub struct Options {
     pub stall_limit: Duration,
 }
 
-/// What the caller is told at once, from one of the two threads: it must not wait there.
+/// What the caller is told at once, from the thread that reads: it must not wait there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// The first page came: QEMU tracks writes from before this on.
@@ -145,24 +137,12 @@ pub struct Intake {
 
 struct Shared {
     progress: Arc<Progress>,
-    is_cancelled: AtomicBool,
-    /// The reader gave up: what the worker still has is for nothing.
-    is_given_up: AtomicBool,
-    /// Buffers that the worker has.
-    queued: AtomicUsize,
+    is_cancelled: Arc<AtomicBool>,
     socket: Mutex<Option<UnixStream>>,
 }
 
-/// What the worker ends with.
-type Outcome = (Result<Taken>, Table);
-
-struct Buffer {
-    bytes: Box<[u8]>,
-    len: usize,
-}
-
 impl Intake {
-    /// Begins. `hear` is called from other threads.
+    /// Begins. `hear` is called from another thread.
     ///
     /// # Errors
     /// A thread can't be started: the table is lost then.
@@ -173,9 +153,7 @@ impl Intake {
     ) -> Result<Self> {
         let shared = Arc::new(Shared {
             progress: Arc::new(Progress::new()),
-            is_cancelled: AtomicBool::new(false),
-            is_given_up: AtomicBool::new(false),
-            queued: AtomicUsize::new(0),
+            is_cancelled: Arc::new(AtomicBool::new(false)),
             socket: Mutex::new(None),
         });
         let (tell, outcome) = sync_channel(1);
@@ -186,7 +164,7 @@ impl Intake {
             let _told = told;
             let _ = tell.send(ours.run(source, options, move || hear(Event::FirstPage)));
         };
-        spawn("memory-read", run)?;
+        spawn("memory-intake", run)?;
         Ok(Self { shared, outcome })
     }
 
@@ -202,7 +180,7 @@ impl Intake {
         self.shared.shut();
     }
 
-    /// Waits for the end. The table is given back as it was, unless a thread hangs or fell with it.
+    /// Waits for the end. The table is given back as it was, unless the thread fell with it.
     #[must_use]
     pub fn wait(self) -> (Result<Taken>, Option<Table>) {
         let fell = || (Err(Error::Thread("fell: report this".into())), None);
@@ -219,70 +197,61 @@ impl<F: Fn(Event)> Drop for Ended<F> {
     }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
     let thread = std::thread::Builder::new().name(name.into()).spawn(run);
     thread.map(drop).map_err(|e| Error::Thread(format!("can't be started: {e}")))
 }
 
 impl Shared {
     fn run(
-        self: &Arc<Self>,
+        &self,
         source: Source,
         options: Options,
-        first_page: impl FnOnce() + Send + 'static,
+        first_page: impl FnOnce(),
     ) -> (Result<Taken>, Option<Table>) {
-        let stall_limit = options.stall_limit;
-        let socket = match self.connected(source, stall_limit) {
-            Ok(socket) => socket,
-            Err(error) => return (Err(error), Some(options.table)),
-        };
-        let (give, full) = sync_channel::<Buffer>(BUFFER_COUNT_MAX);
-        let (give_back, empty) = sync_channel::<Buffer>(BUFFER_COUNT_MAX);
-        let (tell, outcome) = sync_channel(1);
-        let ours = Arc::clone(self);
-        let work = move || {
-            let _ = tell.send(ours.work(options, &full, &give_back, first_page));
-        };
-        if let Err(error) = spawn("memory-sort", work) {
-            return (Err(error), None);
-        }
-        let read = self.read_all(&socket, &give, &empty, stall_limit);
-        if !matches!(read, Ok(true)) {
-            self.is_given_up.store(true, Ordering::Release);
+        let Options { table, volumes, spool, stall_limit } = options;
+        let is_cancelled = Arc::clone(&self.is_cancelled);
+        let patience = Patience { stall_limit, is_cancelled };
+        let mut sorter = Sorter::new(table, volumes, spool, patience, first_page);
+        let taken = self.take(source, stall_limit, &mut sorter);
+        if taken.is_err() {
             self.shut();
         }
-        drop(give);
-        let (taken, table) = self.worked(&outcome, stall_limit);
-        if self.is_cancelled() {
-            return (Err(Error::Cancelled), table);
-        }
-        // Whether the worker ended first (`false`) or not, its error is told.
-        (read.and(taken), table)
+        let taken = if self.is_cancelled() { Err(Error::Cancelled) } else { taken };
+        (taken, Some(sorter.into_table()))
     }
 
-    /// What the worker says in the end: waits as long as it gets on with what it has.
-    fn worked(
+    fn take<F: FnOnce()>(
         &self,
-        outcome: &Receiver<Outcome>,
-        limit: Duration,
-    ) -> (Result<Taken>, Option<Table>) {
-        let (mut left, mut began) = (self.queued.load(Ordering::Acquire), Instant::now());
+        source: Source,
+        stall_limit: Duration,
+        sorter: &mut Sorter<F>,
+    ) -> Result<Taken> {
+        let mut socket = self.connected(source, stall_limit)?;
+        let tail_bytes_max = STATE_BYTES_MAX as usize;
+        let mut reader = Reader::new(Limits { tail_bytes_max, ..Limits::default() });
+        let mut buffer = vec![0; READ_BYTES];
+        let mut last = Instant::now();
         loop {
-            match outcome.recv_timeout(TICK) {
-                Ok((taken, table)) => return (taken, Some(table)),
-                Err(RecvTimeoutError::Disconnected) => {
-                    return (Err(Error::Thread("fell: report this".into())), None);
+            match socket.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(bytes) => {
+                    self.progress.came(bytes);
+                    let fed = reader.feed(&buffer[..bytes], sorter);
+                    sorter.publish(&self.progress);
+                    fed.map_err(Error::of_stream)?;
+                    last = Instant::now();
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(e) if is_passing(&e) => self.wait_for_bytes(&socket, last, stall_limit)?,
+                Err(error) => return Err(Error::Socket { doing: "read", error }),
             }
-            let now = self.queued.load(Ordering::Acquire);
-            if now != left {
-                (left, began) = (now, Instant::now());
-            }
-            if began.elapsed() >= limit {
-                return (Err(Error::Stalled { what: "the spool took nothing", limit }), None);
+            if self.is_cancelled() {
+                return Err(Error::Cancelled);
             }
         }
+        let parts = reader.finish().map_err(Error::of_end)?;
+        let changed = sorter.finish()?;
+        Ok(Taken { blocks: parts.blocks, head: parts.head, tail: parts.tail, changed })
     }
 
     fn is_cancelled(&self) -> bool {
@@ -305,7 +274,7 @@ impl Shared {
                 listener.set_nonblocking(true).map_err(failed)?;
                 let began = Instant::now();
                 loop {
-                    self.wait_for_bytes(&listener, TICK, began, stall_limit)?;
+                    self.wait_for_bytes(&listener, began, stall_limit)?;
                     match listener.accept() {
                         Ok((socket, _)) => break socket,
                         Err(e) if is_passing(&e) => {}
@@ -322,149 +291,19 @@ impl Shared {
     }
 
     /// Waits a little, and no longer than until the limit.
-    fn wait_for_bytes(
-        &self,
-        from: &impl AsFd,
-        wait: Duration,
-        began: Instant,
-        limit: Duration,
-    ) -> Result<()> {
+    fn wait_for_bytes(&self, from: &impl AsFd, began: Instant, limit: Duration) -> Result<()> {
         if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
         if began.elapsed() >= limit {
             return Err(Error::Stalled { what: "QEMU sent nothing", limit });
         }
-        let wait = wait.min(limit);
+        let wait = TICK.min(limit);
         let wait = Timespec { tv_sec: 0, tv_nsec: wait.subsec_nanos().into() };
         match poll(&mut [PollFd::new(from, PollFlags::IN)], Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(e) => Err(Error::Socket { doing: "wait for", error: e.into() }),
         }
-    }
-
-    /// Reads to the end of the stream: `true`. `false` when the worker ended before.
-    fn read_all(
-        &self,
-        mut socket: &UnixStream,
-        give: &SyncSender<Buffer>,
-        empty: &Receiver<Buffer>,
-        stall_limit: Duration,
-    ) -> Result<bool> {
-        let mut made = 0;
-        let Some(mut buffer) = self.next_buffer(empty, &mut made, stall_limit)? else {
-            return Ok(false);
-        };
-        let mut last = Instant::now();
-        loop {
-            let is_due = match socket.read(&mut buffer.bytes[buffer.len..]) {
-                Ok(0) => return Ok(buffer.len == 0 || self.hand(give, buffer)),
-                Ok(bytes) => {
-                    last = Instant::now();
-                    self.progress.came(bytes);
-                    buffer.len += bytes;
-                    buffer.len == buffer.bytes.len()
-                }
-                Err(e) if is_passing(&e) => {
-                    // A worker that has enough is not given little pieces: they would use up the
-                    // buffers.
-                    let is_idle = self.queued.load(Ordering::Acquire) == 0;
-                    if buffer.len == 0 || !is_idle {
-                        let wait = if buffer.len > 0 { GATHER } else { TICK };
-                        self.wait_for_bytes(socket, wait, last, stall_limit)?;
-                    }
-                    buffer.len > 0 && is_idle
-                }
-                Err(error) => return Err(Error::Socket { doing: "read", error }),
-            };
-            if is_due {
-                if !self.hand(give, buffer) {
-                    return Ok(false);
-                }
-                match self.next_buffer(empty, &mut made, stall_limit)? {
-                    Some(next) => buffer = next,
-                    None => return Ok(false),
-                }
-            }
-        }
-    }
-
-    fn hand(&self, give: &SyncSender<Buffer>, buffer: Buffer) -> bool {
-        self.queued.fetch_add(1, Ordering::AcqRel);
-        give.send(buffer).is_ok()
-    }
-
-    /// A used buffer, or a new one while there are less than the limit; `None`: the worker ended.
-    fn next_buffer(
-        &self,
-        empty: &Receiver<Buffer>,
-        made: &mut usize,
-        stall_limit: Duration,
-    ) -> Result<Option<Buffer>> {
-        if let Ok(buffer) = empty.try_recv() {
-            return Ok(Some(buffer));
-        }
-        if *made < BUFFER_COUNT_MAX {
-            *made += 1;
-            let bytes = vec![0; BUFFER_BYTES].into_boxed_slice();
-            return Ok(Some(Buffer { bytes, len: 0 }));
-        }
-        let began = Instant::now();
-        loop {
-            match empty.recv_timeout(TICK) {
-                Ok(buffer) => return Ok(Some(buffer)),
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) if self.is_cancelled() => {
-                    return Err(Error::Cancelled);
-                }
-                Err(RecvTimeoutError::Timeout) if began.elapsed() >= stall_limit => {
-                    let what = "the spool took nothing";
-                    return Err(Error::Stalled { what, limit: stall_limit });
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-        }
-    }
-
-    fn work(
-        &self,
-        options: Options,
-        full: &Receiver<Buffer>,
-        give_back: &SyncSender<Buffer>,
-        first_page: impl FnOnce() + Send,
-    ) -> Outcome {
-        let Options { table, volumes, spool, stall_limit: _ } = options;
-        let mut sorter = Sorter::new(table, volumes, spool, first_page);
-        let taken = self.sort(&mut sorter, full, give_back);
-        (taken, sorter.into_table())
-    }
-
-    fn sort<F: FnOnce()>(
-        &self,
-        sorter: &mut Sorter<F>,
-        full: &Receiver<Buffer>,
-        give_back: &SyncSender<Buffer>,
-    ) -> Result<Taken> {
-        let limits = Limits { tail_bytes_max: STATE_BYTES_MAX as usize, ..Limits::default() };
-        let mut reader = Reader::new(limits);
-        while let Ok(mut buffer) = full.recv() {
-            if self.is_given_up.load(Ordering::Acquire) || self.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let fed = reader.feed(&buffer.bytes[..buffer.len], sorter);
-            sorter.publish(&self.progress);
-            fed.map_err(Error::of_stream)?;
-            buffer.len = 0;
-            // The reader may have ended.
-            let _ = give_back.send(buffer);
-            self.queued.fetch_sub(1, Ordering::AcqRel);
-        }
-        if self.is_given_up.load(Ordering::Acquire) {
-            return Err(Error::Cancelled);
-        }
-        let parts = reader.finish().map_err(Error::of_end)?;
-        let changed = sorter.finish()?;
-        Ok(Taken { blocks: parts.blocks, head: parts.head, tail: parts.tail, changed })
     }
 }
 

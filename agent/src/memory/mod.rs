@@ -1,10 +1,10 @@
 //! From QEMU's stream of a guest's memory to records of the journal.
 //!
 //! ```text
-//!  QEMU ══ socket ══► reader thread ──ring of buffers──► worker thread
-//!                     (reads, never waits               parser ─► compare with the table ─► spool
-//!                      for a disk)                                                            │
-//!  journal ◄── store: runs in the order of addresses, zeroes, device state ◄── whole stream ◄─┘
+//!  QEMU ══ socket ══► a thread that never waits for a disk            a thread for the disk
+//!                     parser ─► compare with the table ─► buffers ═════► spool
+//!                                                                         │ the stream ended whole
+//!  journal ◄── store: runs in the order of addresses, zeroes, device state ◄┘
 //! ```
 //!
 //! [`intake`] reads one guest's stream, [`table`] knows what the journal holds of each page,
@@ -17,9 +17,9 @@
 //!   was seen;
 //! * the table tells what the journal holds *now*, named by a mark or not: a checkpoint that was
 //!   cut off costs the next one nothing but bytes;
-//! * no payload is kept in memory beyond the ring and the spool's buffer; what a guest's checkpoint
-//!   costs while it lasts is 4 bytes a page, what the table costs always is 16 bytes a page
-//!   (4 MiB for each GiB of RAM).
+//! * no payload is kept in memory beyond the spool's buffers (32 MiB); what a guest's checkpoint costs
+//!   while it lasts is 4 bytes a page, what the table costs always is 16 bytes a page (4 MiB for
+//!   each GiB of RAM).
 
 pub mod intake;
 pub mod pages;

@@ -5,7 +5,7 @@
 //! comes more than once counts as it came last, and what is to be stored is found in the order of
 //! addresses, in whatever order it came.
 
-use super::spool::{Slot, Spool, SpoolAt, Spooled};
+use super::spool::{Patience, Slot, Spool, SpoolAt, Spooled};
 use super::table::{Known, Table, UNKNOWN, Version, ZERO, is_zero, pages_of};
 use super::{Block, Error, PAGE_BYTES, Progress, Result};
 use afterimage_journal::VolumeId;
@@ -25,6 +25,7 @@ pub(super) struct Sorter<F> {
     /// QEMU's name and the volume of each block that has one.
     volumes: Vec<(String, VolumeId)>,
     at: SpoolAt,
+    patience: Patience,
     /// Called at the first page.
     first_page: Option<F>,
     counts: Counts,
@@ -79,10 +80,12 @@ impl<F: FnOnce()> Sorter<F> {
         table: Table,
         volumes: Vec<(String, VolumeId)>,
         at: SpoolAt,
+        patience: Patience,
         first_page: F,
     ) -> Self {
         let first_page = Some(first_page);
-        Self { table, volumes, at, first_page, counts: Counts::default(), sorted: None }
+        let counts = Counts::default();
+        Self { table, volumes, at, patience, first_page, counts, sorted: None }
     }
 
     /// Makes its counts seen.
@@ -138,7 +141,8 @@ impl<F: FnOnce()> Sink for Sorter<F> {
         }
         self.counts.total_bytes = total_bytes;
         let limit_bytes = self.at.spool_bytes_max.unwrap_or(total_bytes);
-        self.sorted = Some((sorted, Spool::create(&self.at.dir, limit_bytes)?));
+        let spool = Spool::create(&self.at.dir, limit_bytes, self.patience.clone())?;
+        self.sorted = Some((sorted, spool));
         Ok(())
     }
 
