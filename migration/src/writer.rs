@@ -131,7 +131,7 @@ fn check_blocks(blocks: &[Block]) -> Result<u64, Fault> {
     let mut total = 0;
     for (index, block) in blocks.iter().enumerate() {
         // The total shares its word with flags, so it can't be all of 2^64.
-        let left = (u64::MAX & !wire::FLAGS_MASK) - total;
+        let left = !wire::FLAGS_MASK - total;
         check_block(&blocks[..index], block, left, usize::MAX)?;
         total += block.bytes;
     }
