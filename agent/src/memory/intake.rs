@@ -181,7 +181,6 @@ impl Intake {
     }
 
     /// Waits for the end. The table is given back as it was, unless the thread fell with it.
-    #[must_use]
     pub fn wait(self) -> (Result<Taken>, Option<Table>) {
         let fell = || (Err(Error::Thread("fell: report this".into())), None);
         self.outcome.recv().unwrap_or_else(|_| fell())
