@@ -5,6 +5,7 @@ mod bed;
 mod damage;
 mod export;
 mod member;
+mod memory;
 mod open;
 mod points;
 mod start;
