@@ -5,6 +5,7 @@
 //!                                     ─mirror─► nbdkit memory
 //! direct   fio ─► our capture, nbdkit file, qemu-nbd               in turn
 //! guest    8 writers in a real guest; the agent killed or stopped, and left alone, in turn
+//! checkpoint  a guest's memory by us, and by QEMU alone            A B C A B C ..
 //! append   the journal's append path by each way to the disk, fio, pwrite   A .. Z, Z .. A ..
 //! lookup   a block of a file by pread, through a mapping
 //! export   the first block of a random moment: a long journal, a short one   A B B A ..
@@ -21,6 +22,7 @@
 
 mod append;
 mod capture;
+mod checkpoint;
 mod direct;
 mod export;
 mod fio;
@@ -96,10 +98,11 @@ fn main() -> ExitCode {
 type Measure = fn(&Scale, &mut Report) -> Result<()>;
 
 /// In the order in which they run; what each one measures, for errors.
-const SECTIONS: [(&str, &str, Measure); 10] = [
+const SECTIONS: [(&str, &str, Measure); 11] = [
     ("mirror", "hot attach beside nbdkit memory", mirror::measure),
     ("direct", "NBD server beside its peers", direct::measure),
     ("guest", "worst write of a guest", guest::measure),
+    ("checkpoint", "checkpoints of a guest's memory", |_, report| checkpoint::measure(report)),
     ("append", "appends beside fio and pwrite", append::measure),
     ("lookup", "blocks by pread and by mapping", lookup::measure),
     ("export", "first block of an export", |_, report| export::measure(report)),
