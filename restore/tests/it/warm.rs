@@ -1,0 +1,1 @@
+//! Checkpoints with memory, as a model has it.
