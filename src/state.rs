@@ -9,7 +9,7 @@ use afterimage_agent::settings::GuestSettings;
 use afterimage_journal::history::{Point, When};
 use afterimage_journal::meta::Volume;
 use afterimage_journal::{History, layout};
-use afterimage_restore::Recovery;
+use afterimage_restore::{Recovery, WarmPoint};
 use jiff::Timestamp;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -103,7 +103,10 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
             } else {
                 (GuestState::Detached, NOT_PROTECTED.to_owned())
             };
-            let volumes = config.volumes.iter().filter(|v| v.active && v.guest == guest.name);
+            let volumes = config
+                .volumes
+                .iter()
+                .filter(|v| v.active && v.kind.is_disk() && v.guest == guest.name);
             GuestStatus {
                 guest: guest.name.clone(),
                 state,
@@ -189,6 +192,20 @@ pub fn time(wall_ns: u64) -> Timestamp {
 /// # Errors
 /// It can't be restored: the nearest points are named.
 pub fn resolve(recovery: &Recovery, wanted: &When) -> Outcome<Point> {
+    check_past(recovery, wanted)?;
+    Ok(recovery.resolve(wanted)?)
+}
+
+/// The checkpoint with memory that a wanted moment means.
+///
+/// # Errors
+/// It means none: the nearest ones are named.
+pub fn resolve_warm(recovery: &Recovery, wanted: &When) -> Outcome<WarmPoint> {
+    check_past(recovery, wanted)?;
+    Ok(recovery.resolve_warm(wanted)?)
+}
+
+fn check_past(recovery: &Recovery, wanted: &When) -> Outcome {
     if let When::Time(ns) = wanted
         && time(*ns) > Timestamp::now()
     {
@@ -196,5 +213,5 @@ pub fn resolve(recovery: &Recovery, wanted: &When) -> Outcome<Point> {
         let what = format!("{} lies in the future", time(*ns));
         return Err(afterimage_restore::Error::NotRestorable { what, nearest }.into());
     }
-    Ok(recovery.resolve(wanted)?)
+    Ok(())
 }

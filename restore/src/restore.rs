@@ -185,11 +185,7 @@ impl Work<'_> {
     }
 
     /// Writes the images; returns the bytes of data in them.
-    fn write_disks(
-        &self,
-        drafts: &[Draft],
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<u64> {
+    fn write_disks(&self, drafts: &[Draft], progress: &mut dyn FnMut(Progress)) -> Result<u64> {
         let history = &self.recovery.history;
         let guest = self.recovery.guest.as_deref();
         let mut targets = open_targets(self.plan, self.format, drafts)?;

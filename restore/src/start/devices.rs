@@ -207,7 +207,9 @@ impl<'a> Devices<'a> {
             !["tap", "type", "fd", "fds", "vhost", "vhostfd", "vhostfds", "queues"].contains(&key)
                 && !["script", "downscript", "ifname", "br", "helper"].contains(&key)
         };
-        new.extend(fields.iter().filter(|(k, _)| own(k)).map(|(k, v)| format!("{k}={}", on_off(v))));
+        new.extend(
+            fields.iter().filter(|(k, _)| own(k)).map(|(k, v)| format!("{k}={}", on_off(v))),
+        );
         new.extend(["script=no".to_owned(), "downscript=no".to_owned()]);
         let queues = field(fields, "queues").or((queues > 1).then(|| queues.to_string()));
         new.extend(queues.map(|queues| format!("queues={queues}")));
@@ -302,3 +304,7 @@ fn device(value: &str, fields: &[(String, String)]) -> Adapted {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "devices_tests.rs"]
+mod tests;

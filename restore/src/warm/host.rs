@@ -41,7 +41,9 @@ fn program_of(program: &str) -> Program {
         Err(e) => Program::Missing(e.to_string()),
         Ok(text) => Program::Found {
             version: version(&text),
-            machines: answer(program, &["-machine", "help"]).map(|t| machines(&t)).unwrap_or_default(),
+            machines: answer(program, &["-machine", "help"])
+                .map(|t| machines(&t))
+                .unwrap_or_default(),
         },
     }
 }
@@ -100,9 +102,7 @@ fn kvm_of(program: &str) -> Kvm {
     match boot(program.as_ref(), "kvm", "host") {
         Ok(Boot::Ran) => Kvm::Works,
         Ok(Boot::Ended(why)) => Kvm::Unusable(format!("QEMU fails on it: {why}")),
-        Ok(Boot::Hung) => {
-            Kvm::Unusable(format!("a guest on it hangs ({} s)", BOOT_MAX.as_secs()))
-        }
+        Ok(Boot::Hung) => Kvm::Unusable(format!("a guest on it hangs ({} s)", BOOT_MAX.as_secs())),
         Err(e) => Kvm::Unusable(format!("it could not be tried: {e}")),
     }
 }

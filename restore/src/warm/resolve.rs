@@ -6,7 +6,7 @@ use crate::open::Recovery;
 use crate::time::wall_clock;
 use afterimage_journal::Seq;
 use afterimage_journal::history::{CheckpointAt, Point, When};
-use afterimage_journal::meta::{GuestMemory, Memory};
+use afterimage_journal::meta::GuestMemory;
 use std::fmt;
 
 /// A checkpoint with memory.
@@ -43,7 +43,9 @@ impl fmt::Display for NearestWarm {
             (Some(b), Some(a)) => write!(f, "Nearest with memory: {b} before, {a} behind."),
             (Some(b), None) => write!(f, "Nearest with memory: {b} before, none behind."),
             (None, Some(a)) => write!(f, "Nearest with memory: {a} behind, none before."),
-            (None, None) => write!(f, "There is no checkpoint with memory: `mark --memory` makes one."),
+            (None, None) => {
+                write!(f, "There is no checkpoint with memory: `mark --memory` makes one.")
+            }
         }
     }
 }
@@ -96,10 +98,13 @@ impl Recovery {
         let ranges = self.ranges();
         let restorable = move |seq: Seq| ranges.iter().any(|r| r.from <= seq && seq <= r.to);
         let all = self.history.checkpoints.iter().filter(move |c| restorable(c.seq));
-        all.filter_map(|at| self.warm_point(at, at.checkpoint.memory.as_ref()?))
+        all.filter_map(|at| self.memory_of(at))
     }
 
-    fn warm_point(&self, at: &CheckpointAt, memory: &Memory) -> Option<WarmPoint> {
+    /// What a checkpoint has of the memory of the guests that were asked for, if it has any.
+    #[must_use]
+    pub fn memory_of(&self, at: &CheckpointAt) -> Option<WarmPoint> {
+        let memory = at.checkpoint.memory.as_ref()?;
         let wanted = |g: &&GuestMemory| self.guest.as_ref().is_none_or(|name| *name == g.guest);
         let guests: Vec<GuestMemory> = memory.guests.iter().filter(wanted).cloned().collect();
         let point = Point { seq: at.seq, wall_ns: at.wall_ns };

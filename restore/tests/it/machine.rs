@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 #[path = "../../../agent/qmp/tests/it/guest.rs"]
+#[allow(dead_code)]
 mod guest;
 
 pub const DISK_BYTES: usize = 16 << 20;
@@ -118,7 +119,7 @@ impl Machine {
         loop {
             let said = self.execute("query-migrate", json!({}));
             match said["status"].as_str() {
-                Some("completed") => return Ram::read(to),
+                Some("completed") => return Ram::parse(&std::fs::read(to).unwrap(), false),
                 Some("failed") => panic!("{said}"),
                 _ => assert!(Instant::now() < deadline, "{said}"),
             }

@@ -50,16 +50,18 @@ impl Ram {
 
     /// What a stream holds.
     pub fn read(stream: &Path) -> Self {
-        Self::parse(&std::fs::read(stream).unwrap())
+        Self::parse(&std::fs::read(stream).unwrap(), true)
     }
 
-    pub fn parse(stream: &[u8]) -> Self {
+    /// As [`Ram::read`]; QEMU's own may hold pages twice, and in any order.
+    pub fn parse(stream: &[u8], one_of_ours: bool) -> Self {
         let mut reader = Reader::new(Limits::default());
         let mut pages = Pages::default();
         for piece in stream.chunks(1 << 20) {
             reader.feed(piece, &mut pages).unwrap();
         }
         let parts = reader.finish().unwrap();
+        assert!(!one_of_ours || pages.is_in_order, "pages out of order, or one twice");
         Self { parts, bytes: pages.bytes }
     }
 
