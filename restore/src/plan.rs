@@ -128,9 +128,8 @@ pub(crate) fn choose<'h>(
     seq: Seq,
     selection: Selection<'_>,
 ) -> Result<(Vec<&'h Volume>, Vec<String>)> {
-    let mut all = history.volumes_at(seq);
-    // Memory is no disk, and is there only where a checkpoint says so.
-    all.retain(|v| v.kind.is_disk() && selection.guest.is_none_or(|g| v.guest == g));
+    let mut all = history.disks_at(seq);
+    all.retain(|v| selection.guest.is_none_or(|g| v.guest == g));
     all.sort_by_key(|v| v.id);
     let wanted = select(&all, selection.disks)?;
     let (whole, rest): (Vec<_>, Vec<_>) =

@@ -5,11 +5,13 @@ use crate::progress::Bar;
 use crate::state::{self, StateArgs};
 use crate::{show, when};
 use afterimage_restore::{Progress, Recovery, VerifyAtReport, VerifyReport};
+use std::collections::BTreeSet;
 
 /// Check a journal: every checksum, or with --at one moment rebuilt in two ways
 ///
 /// With --at the disks are rebuilt as `restore` does it, and once more by a simple replay of every
-/// record; the digests of both must agree. Works without an agent. Exit code 3: something is
+/// record; the digests of both must agree. The memory of a checkpoint with memory is checked in the
+/// same way, as the stream that a warm restore writes. Works without an agent. Exit code 3: something is
 /// damaged.
 #[derive(Debug, clap::Args)]
 pub struct VerifyArgs {
@@ -76,7 +78,11 @@ fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Ou
         lines +=
             &format!("\n  can't be restored: seq:{} ({}) to {end}", range.from, range.from_time);
     }
-    lines += if report.refused.is_empty() {
+    let cold: BTreeSet<u64> = report.damage.iter().flat_map(|d| &d.memory).copied().collect();
+    for id in &cold {
+        lines += &format!("\n  checkpoint #{id} can be restored cold only: its memory is damaged");
+    }
+    lines += if report.refused.is_empty() && cold.is_empty() {
         "\nno recovery point needs what is damaged"
     } else {
         "\nall other points can; a copy of the pool, if there is one, may have these"
@@ -87,7 +93,7 @@ fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Ou
 fn tell_point(args: &VerifyArgs, recovery: &Recovery, report: &VerifyAtReport) -> Outcome {
     let name = recovery.name();
     let mut text = String::new();
-    for disk in &report.disks {
+    for disk in report.disks.iter().chain(&report.memory) {
         let verdict = if disk.is_equal() { "equal" } else { "DIFFERENT" };
         let (guest, node, size) = (&disk.guest, &disk.node, show::bytes(disk.bytes));
         text += &format!("{guest} {node} ({size}): {verdict}, {}\n", disk.restored);

@@ -58,8 +58,7 @@ pub(crate) fn disks<'a>(
         let planned = plan.volumes.iter().find(|v| v.volume.id == volume.id);
         planned.map(|v| dir.join(&v.file_name))
     };
-    let own = |v: &&Volume| v.active && v.kind.is_disk() && v.guest == guest;
-    let own = config.volumes.iter().filter(own);
+    let own = config.disks().filter(|v| v.active && v.guest == guest);
     own.map(|volume| RestoredDisk { volume, image: image(volume) }).collect()
 }
 

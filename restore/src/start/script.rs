@@ -69,7 +69,8 @@ pub(super) fn resume_script(
              else\n  \
                # Memory and disks of two moments would destroy what is on the disks.\n  \
                for disk in {}; do\n    \
-                 if [ -n \"$(find \"$disk\" -newer \"$memory\")\" ]; then\n      \
+                 newer=$(find \"$disk\" -newer \"$memory\") || exit 1\n    \
+                 if [ -n \"$newer\" ]; then\n      \
                    echo \"not resumed: $disk was written to after $memory, which belongs to it as \
                    it was restored. Boot it: $0 cold; or restore again. (Copied since, and never \
                    started? touch $memory)\" >&2\n      \

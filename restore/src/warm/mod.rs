@@ -29,6 +29,6 @@ pub use plan::{WarmPlan, plan_warm};
 pub use probe::{BOOT_MAX, Boot, boot};
 pub use resolve::{NearestWarm, WarmPoint};
 
-pub(crate) use plan::GuestPlan;
+pub(crate) use plan::{GuestPlan, guest_plan};
 pub(crate) use state::DeviceState;
 pub(crate) use stream::{StreamFile, StreamJob};

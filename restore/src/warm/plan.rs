@@ -102,28 +102,9 @@ impl Making<'_> {
         config: Option<&Config>,
         host: &dyn Host,
     ) -> Result<GuestPlan> {
-        let history = &self.recovery.history;
-        let ram = ram_plan(history, self.point, memory)
-            .map_err(|why| self.recovery.memory_damaged(self.point, why))?;
-        let state = DeviceState::read(history, memory, self.point.committed)
-            .map_err(|e| self.recovery.memory_damaged(self.point, e.to_string()))?;
-        let head = Head::parse(&state.head)
-            .map_err(|e| self.recovery.memory_damaged(self.point, e.to_string()))?;
-        let mut plan = GuestPlan {
-            memory: memory.clone(),
-            ram,
-            blocks: blocks(memory),
-            file_name: format!("{}.memory", sanitised(&memory.guest)),
-            line: None,
-            warnings: Vec::new(),
-        };
-        if let Some(stays) = state.stays {
-            plan.warnings.push(format!(
-                "it was {stays:?} when the checkpoint was made, and so will its copy be"
-            ));
-        }
+        let (mut plan, machine) = guest_plan(self.recovery, self.point, memory)?;
         if let Some(config) = config {
-            self.line(&mut plan, config, head.machine.as_deref(), host)?;
+            self.line(&mut plan, config, machine.as_deref(), host)?;
         }
         if plan.line.is_none() {
             plan.warnings.push(
@@ -168,6 +149,37 @@ impl Making<'_> {
         plan.line = Some(line);
         Ok(())
     }
+}
+
+/// What is read for a guest, and the machine type in its stream.
+///
+/// # Errors
+/// [`Error::MemoryDamaged`].
+pub(crate) fn guest_plan(
+    recovery: &Recovery,
+    point: &WarmPoint,
+    memory: &GuestMemory,
+) -> Result<(GuestPlan, Option<String>)> {
+    let history = &recovery.history;
+    let damaged = |why: String| recovery.memory_damaged(point, why);
+    let ram = ram_plan(history, point, memory).map_err(damaged)?;
+    let state = DeviceState::read(history, memory, point.committed);
+    let state = state.map_err(|e| damaged(e.to_string()))?;
+    let head = Head::parse(&state.head).map_err(|e| damaged(e.to_string()))?;
+    let mut plan = GuestPlan {
+        memory: memory.clone(),
+        ram,
+        blocks: blocks(memory),
+        file_name: format!("{}.memory", sanitised(&memory.guest)),
+        line: None,
+        warnings: Vec::new(),
+    };
+    if let Some(stays) = state.stays {
+        plan.warnings.push(format!(
+            "it was {stays:?} when the checkpoint was made, and so will its copy be"
+        ));
+    }
+    Ok((plan, head.machine))
 }
 
 fn blocks(memory: &GuestMemory) -> Vec<Block> {

@@ -57,8 +57,7 @@ impl<W: Write> MemoryStream<W> {
         while !rest.is_empty() {
             let within = (addr % PAGE) as usize;
             self.advance(block, addr - within as u64)?;
-            let whole =
-                if within == 0 && self.part.is_none() { rest.len() / PAGE_BYTES } else { 0 };
+            let whole = if within == 0 { rest.len() / PAGE_BYTES } else { 0 };
             let taken = if whole > 0 {
                 let taken = whole * PAGE_BYTES;
                 for page in rest[..taken].chunks_exact(PAGE_BYTES) {

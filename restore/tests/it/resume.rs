@@ -8,7 +8,8 @@ use afterimage_restore::{
 };
 use serde_json::json;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// A journal of a guest that runs, with one disk.
 struct Captured {
@@ -79,6 +80,24 @@ impl Captured {
     }
 }
 
+/// Runs a script that must end with an error; what it says.
+fn refused(dir: &Path) -> String {
+    let mut command = Command::new(dir.join("web.start.sh"));
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    for _ in 0..1000 {
+        if let Some(status) = child.try_wait().unwrap() {
+            let said = child.wait_with_output().unwrap().stderr;
+            let said = String::from_utf8_lossy(&said).into_owned();
+            assert_eq!(status.code(), Some(1), "{said}");
+            return said;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    panic!("it was started");
+}
+
 #[test]
 fn a_copy_goes_on_from_its_instant_while_the_original_runs() {
     let mut captured = Captured::new(1);
@@ -108,9 +127,7 @@ fn a_copy_goes_on_from_its_instant_while_the_original_runs() {
             check_disk(&image(&dir), done);
         }
         // Its memory is of another moment than its disk now.
-        let again = Command::new(dir.join("web.start.sh")).output().unwrap();
-        let said = String::from_utf8_lossy(&again.stderr).into_owned();
-        assert_eq!(again.status.code(), Some(1), "{said}");
+        let said = refused(&dir);
         assert!(said.contains("not resumed") && said.contains("web.start.sh cold"), "{said}");
         let mut cold = captured.start(&dir, "q3", &["cold"]);
         cold.until("running");
