@@ -6,6 +6,7 @@
 //! off.
 
 mod boot;
+mod counter;
 mod demo;
 mod disk;
 mod latency;
@@ -25,6 +26,7 @@ struct Roles {
     writer: Option<writer::Writer>,
     load: Option<load::Load>,
     demo: Option<demo::Demo>,
+    counter: Option<counter::Counter>,
 }
 
 fn main() {
@@ -75,6 +77,7 @@ fn take_roles(names: &str, options: &str, port: &Arc<Port>) -> io::Result<Roles>
             }
             "load" => roles.load = Some(load::Load::new(&disks, port.clone())?),
             "demo" => roles.demo = Some(demo::Demo::new(&disks, port.clone())?),
+            "counter" => roles.counter = Some(counter::Counter::new(&disks, port.clone())?),
             "none" => {}
             other => return Err(io::Error::other(format!("unknown role {other}"))),
         }
@@ -87,6 +90,10 @@ fn obey_all(lines: &mut Lines, roles: &Roles, port: &Port, ready: impl Fn() -> S
     loop {
         let line = lines.next();
         let (role, command) = line.split_once(' ').unwrap_or((&line, ""));
+        if let ("counter", Some(counter)) = (role, &roles.counter) {
+            counter.obey(command);
+            continue;
+        }
         match (role, &roles.writer, &roles.load, &roles.demo) {
             ("", ..) => {}
             ("hello", ..) => port.say(&ready()),
