@@ -36,7 +36,8 @@ pub use afterimage_journal::history::{Point, When};
 pub use batch::{BATCH_BYTES_MAX, BATCH_PIECES_MAX, Batch, Batches, Extent, Read, Write};
 pub use error::{DamagedRecord, Error, Kind, Nearest, Result};
 pub use export::{
-    ExportOptions, ExportReport, ExportedDisk, Exporting, SOCKET_PATH_BYTES_MAX, export,
+    ExportOptions, ExportReport, ExportedDisk, ExportedMemory, Exporting, SOCKET_PATH_BYTES_MAX,
+    WarmExport, export, export_warm,
 };
 pub use open::{Recovery, open};
 pub use plan::{Format, Plan, Selection, VolumePlan, plan};

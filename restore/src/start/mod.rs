@@ -6,12 +6,14 @@
 
 mod command_line;
 mod devices;
+mod nbd;
 mod option;
 mod script;
 mod xml;
 
 pub(crate) use command_line::{CommandLine, rewrite_to_resume};
 pub(crate) use devices::Place;
+pub(crate) use nbd::{Export, over_nbd};
 pub(crate) use option::{field, fields};
 
 use crate::names::sanitised;
@@ -84,14 +86,26 @@ pub(crate) fn warm_texts(
     dir: &Path,
 ) -> Vec<Text> {
     let images = disks.iter().filter_map(|d| d.image.clone()).collect();
-    let resume = script::Resume {
-        memory: dir.join(&plan.file_name),
-        images,
-        pause_us: plan.memory.pause_us,
-        warnings: &plan.warnings,
-    };
-    let script = plan.line.as_ref().map(|l| script::resume_script(guest, l, point, &resume));
-    all(guest, disks, format, script, Some(&resume.memory))
+    let memory = dir.join(&plan.file_name);
+    let source = script::Source::File { memory: memory.clone(), images };
+    let script = resume(guest, point, plan, source);
+    all(guest, disks, format, script, Some(&memory))
+}
+
+/// The script that resumes a guest from what a command gives.
+pub(crate) fn export_script(
+    guest: &Guest,
+    point: Point,
+    plan: &GuestPlan,
+    command: Vec<String>,
+) -> Option<String> {
+    resume(guest, point, plan, script::Source::Command(command))
+}
+
+fn resume(guest: &Guest, point: Point, plan: &GuestPlan, source: script::Source) -> Option<String> {
+    let (pause_us, warnings) = (plan.memory.pause_us, &plan.warnings[..]);
+    let resume = script::Resume { source, pause_us, warnings };
+    plan.line.as_ref().map(|line| script::resume_script(guest, line, point, &resume))
 }
 
 fn all(

@@ -4,14 +4,25 @@ use super::command_line::CommandLine;
 use crate::time::rfc3339;
 use afterimage_journal::history::Point;
 use afterimage_journal::meta::Guest;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// Where a script gets the memory from.
+pub(super) enum Source {
+    /// A file, with the images that are of the same instant; all absolute.
+    File {
+        /// The stream.
+        memory: PathBuf,
+        /// The images.
+        images: Vec<PathBuf>,
+    },
+    /// A command whose output is the stream.
+    Command(Vec<String>),
+}
 
 /// What a script resumes from.
 pub(super) struct Resume<'a> {
-    /// The stream, absolute.
-    pub memory: PathBuf,
-    /// The images that are of the same instant.
-    pub images: Vec<PathBuf>,
+    /// The memory.
+    pub source: Source,
     /// How long the original stood still for it, microseconds.
     pub pause_us: u64,
     /// What may go wrong.
@@ -56,34 +67,42 @@ pub(super) fn resume_script(
     for warning in resume.warnings {
         text += &format!("# NOTE: {}\n", comment(warning));
     }
-    let images: Vec<String> = resume.images.iter().map(|i| quoted(&i.to_string_lossy())).collect();
-    let memory = resume.memory.to_string_lossy();
-    let incoming = quoted(&format!("file:{memory}"));
-    let memory = quoted(&memory);
+    let (look, incoming) = match &resume.source {
+        Source::File { memory, images } => {
+            (look(memory, images), format!("file:{}", memory.display()))
+        }
+        Source::Command(words) => {
+            let words: Vec<String> = words.iter().map(|w| quoted(w)).collect();
+            (String::new(), format!("exec:{}", words.join(" ")))
+        }
+    };
     text + "\n"
         + &check(line)
-        + &format!(
-            "memory={memory}\n\
-             if [ \"${{1-}}\" = cold ]; then\n  \
-               shift\n\
-             else\n  \
-               # Memory and disks of two moments would destroy what is on the disks.\n  \
-               for disk in {}; do\n    \
-                 newer=$(find \"$disk\" -newer \"$memory\") || exit 1\n    \
-                 if [ -n \"$newer\" ]; then\n      \
-                   echo \"not resumed: $disk was written to after $memory, which belongs to it as \
-                   it was restored. Boot it: $0 cold; or restore again. (Copied since, and never \
-                   started? touch $memory)\" >&2\n      \
-                   exit 1\n    \
-                 fi\n  \
-               done\n  \
-               set -- -incoming {incoming} \"$@\"\n\
-             fi\n\
-             exec ",
-            images.join(" ")
-        )
+        + "if [ \"${1-}\" = cold ]; then\n  shift\nelse\n"
+        + &look
+        + &format!("  set -- -incoming {} \"$@\"\nfi\nexec ", quoted(&incoming))
         + &options(line)
         + " \"$@\"\n"
+}
+
+/// What refuses to resume on disks that were written to since.
+fn look(memory: &Path, images: &[PathBuf]) -> String {
+    let images: Vec<String> = images.iter().map(|i| quoted(&i.to_string_lossy())).collect();
+    let memory = quoted(&memory.to_string_lossy());
+    format!(
+        "  # Memory and disks of two moments would destroy what is on the disks.\n  \
+           memory={memory}\n  \
+           for disk in {}; do\n    \
+             newer=$(find \"$disk\" -newer \"$memory\") || exit 1\n    \
+             if [ -n \"$newer\" ]; then\n      \
+               echo \"not resumed: $disk was written to after $memory, which belongs to it as it \
+               was restored. Boot it: $0 cold; or restore again. (Copied since, and never started? \
+               touch $memory)\" >&2\n      \
+               exit 1\n    \
+             fi\n  \
+           done\n",
+        images.join(" ")
+    )
 }
 
 /// What is to be known of the arguments, as comments.

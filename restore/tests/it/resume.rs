@@ -4,9 +4,12 @@ use crate::bed::{Bed, GUEST};
 use crate::machine::{DISK_BYTES, Machine, arguments, check_disk, image, make_disk};
 use crate::memory::Ram;
 use afterimage_restore::{
-    Format, RestoreOptions, ThisHost, When, plan_warm, restore, restore_warm,
+    ExportOptions, Format, RestoreOptions, ThisHost, WarmExport, When, export_warm, plan_warm,
+    restore, restore_warm,
 };
 use serde_json::json;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -179,4 +182,60 @@ fn a_stream_differs_from_qemus_own_in_nothing_but_the_run_state() {
     assert_eq!((report.disks.len(), report.memory), (1, None));
     let script = std::fs::read_to_string(to.join("web.start.sh")).unwrap();
     assert!(!script.contains("incoming"), "{script}");
+}
+
+#[test]
+fn a_copy_runs_on_an_export_with_nothing_copied_first() {
+    let mut captured = Captured::new(4);
+    let (ram, rounds) = captured.checkpoint(1, None);
+    let dir = tempfile::tempdir().unwrap();
+    let recovery = captured.bed.open();
+    let point = recovery.resolve_warm(&When::Latest).unwrap();
+    let options = ExportOptions {
+        socket: dir.path().join("nbd"),
+        disks: vec![],
+        writable: true,
+        scratch: Some(dir.path().to_owned()),
+    };
+    // What the program's own `fetch-memory` does.
+    let fetch = "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n\
+                 while True:\n d=s.recv(65536)\n if not d: break\n sys.stdout.buffer.write(d)";
+    let fetch = ["python3", "-c", fetch].map(str::to_owned).to_vec();
+    let warm = WarmExport { socket: None, fetch };
+    let exporting = export_warm(recovery, &point, &options, &warm, &ThisHost).unwrap();
+    let [memory] = &exporting.report.memories[..] else { panic!("{:?}", exporting.report) };
+    let read = || {
+        let mut stream = Vec::new();
+        let mut socket = UnixStream::connect(&memory.socket).unwrap();
+        socket.read_to_end(&mut stream).unwrap();
+        stream
+    };
+    // Several readers at a time, each a whole stream.
+    let streams: Vec<_> = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..6).map(|_| scope.spawn(read)).collect();
+        readers.into_iter().map(|r| r.join().unwrap()).collect()
+    });
+    for stream in &streams {
+        assert!(Ram::parse(stream, true).bytes == ram.bytes);
+    }
+    let script = memory.script.clone().unwrap();
+    let mut copy = Machine::start(&mut Command::new(&script), dir.path(), "qmp");
+    copy.until("running");
+    assert!(copy.rounds() >= rounds);
+    copy.run(300);
+    copy.execute("stop", json!({}));
+    copy.quit();
+    // Its disks are of another moment now.
+    assert_eq!(read().len(), 0);
+    let mut cold = Command::new(&script);
+    let mut cold = Machine::start(cold.arg("cold"), dir.path(), "qmp2");
+    cold.run(1);
+    assert!(cold.rounds() < rounds);
+    drop(cold);
+    let socket = memory.socket.clone();
+    // A reader that takes nothing holds up no end.
+    let idle = UnixStream::connect(&socket).unwrap();
+    exporting.end();
+    drop(idle);
+    assert!(!socket.exists() && !script.exists());
 }
