@@ -60,6 +60,9 @@ pub struct ExportOptions {
     pub scratch: Option<PathBuf>,
 }
 
+/// Set when a layer is first written to.
+type Touched = Arc<AtomicBool>;
+
 /// A disk that is exported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportedDisk {
@@ -149,7 +152,7 @@ fn serve(
     recovery: &Arc<Recovery>,
     point: Point,
     options: &ExportOptions,
-) -> Result<(Exporting, Vec<Arc<AtomicBool>>)> {
+) -> Result<(Exporting, Vec<Touched>)> {
     check_socket(&options.socket)?;
     let history = &recovery.history;
     let guest = recovery.guest.as_deref();
@@ -210,7 +213,7 @@ fn open(
     point: Point,
     cache: &Arc<PayloadCache>,
     scratch: Option<&Path>,
-) -> Result<(Arc<dyn Export>, Option<Arc<AtomicBool>>)> {
+) -> Result<(Arc<dyn Export>, Option<Touched>)> {
     let shown = format!("{} at seq:{}", plan::shown(volume), point.seq);
     let at_point = VolumeAt::new(Arc::clone(recovery), volume, point.seq)?;
     let bytes = at_point.bytes();
