@@ -1,8 +1,8 @@
 //! Checkpoints of a real guest's memory, beside what QEMU does without us.
 //!
 //! Two guests of the same kind run the same load, one protected by our agent, one alone. In turn, each
-//! round: a checkpoint with memory of ours; of the other guest a background snapshot into `cat
-//! >/dev/null`, and `stop`, `migrate` to nowhere, `cont`. Pauses are the time between QEMU's own events
+//! round: a checkpoint with memory of ours; of the other guest a background snapshot into
+//! `cat >/dev/null`, and `stop`, `migrate` to nowhere, `cont`. Pauses are the time between QEMU's own events
 //! STOP and RESUME, gaps are those of a 1 ms timer in the guest, by its own clock (which doesn't see the
 //! pause), durations are QEMU's own. Half of the RAM holds data.
 

@@ -3,7 +3,7 @@
 use crate::kit::{Agent, Disk, Vm, VmBuilder, image};
 use crate::{bench_dir, kit};
 use anyhow::{Context, Result, anyhow, bail};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -95,7 +95,8 @@ impl Guest {
 
     fn pause_ms(&mut self) -> Result<f64> {
         let mut at = |name: &str| -> Result<f64> {
-            let event = self.vm.qmp().wait_event(name, LIMIT).map_err(|e| anyhow!("{name}: {e}"))?;
+            let event =
+                self.vm.qmp().wait_event(name, LIMIT).map_err(|e| anyhow!("{name}: {e}"))?;
             let part = |key: &str| event["timestamp"][key].as_f64();
             let (s, us) = part("seconds").zip(part("microseconds")).context("a time stamp")?;
             Ok(s * 1000.0 + us / 1000.0)
@@ -192,9 +193,4 @@ impl Peer {
             None => bail!("the migration to {uri} does not end"),
         }
     }
-}
-
-/// What `status` says of the last checkpoint with memory.
-pub fn last(agent: &Agent) -> Value {
-    agent.json(&["status", NAME])["memory"]["last"].clone()
 }

@@ -1,13 +1,17 @@
 //! Tests of restore over real journals, real files, and `qemu-img`.
 
+mod apart;
 mod batches;
 mod bed;
 mod damage;
 mod export;
+mod machine;
 mod member;
 mod memory;
 mod open;
 mod points;
+mod resume;
 mod start;
 mod target;
 mod verify;
+mod warm;
