@@ -180,7 +180,7 @@ fn without_memory_a_warm_restore_is_refused_and_says_what_there_is() {
         let base = ["restore", "web", "--at", at, "--to", &to, "--warm"];
         shop.cli.run(&[&base[..], more].concat())
     };
-    for (when, word) in [("#2", "#2 has no memory"), ("latest", "newest"), ("seq:4", "seq:4")] {
+    for (when, word) in [("#2", "#2 has no memory"), ("latest", "newest"), ("seq:6", "seq:6")] {
         let outcome = restore(when, &[]);
         assert_eq!(outcome.code, 3, "{when}: {outcome:?}");
         assert!(outcome.stderr.contains(word), "{when}: {outcome:?}");
@@ -191,5 +191,5 @@ fn without_memory_a_warm_restore_is_refused_and_says_what_there_is() {
     assert_eq!(both.code, 2, "{both:?}");
     assert!(!Path::new(&to).exists());
     let help = shop.cli.ok(&["restore", "--help"]);
-    assert!(help.contains("--warm") && help.contains("newest of them"), "{help}");
+    assert!(help.contains("--warm") && help.contains("`latest`, the newest"), "{help}");
 }

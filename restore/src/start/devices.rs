@@ -5,6 +5,7 @@
 //! |---|---|
 //! | monitors, and sockets of nothing else | none: no device of the guest |
 //! | sockets and descriptors behind serial ports, guest agent, display | sockets beside the images |
+//! | files that serial ports are written to | files beside the images |
 //! | descriptors of a network | a tap of its own, or a hub: both on no network |
 //! | memory in a file, which a copy would share | memory of its own |
 //! | an alias of a machine type (`q35`) | the type in the stream (`pc-q35-10.0`) |
@@ -107,6 +108,12 @@ impl<'a> Devices<'a> {
         (path.len() <= SOCKET_PATH_BYTES_MAX).then_some(path)
     }
 
+    /// The path of a file of the copy's own.
+    fn log(&self, what: &str) -> String {
+        let name = format!("{}.{}.log", self.place.name, crate::names::sanitised(what));
+        self.place.dir.join(name).display().to_string()
+    }
+
     /// The next number of an option of this kind.
     fn next(&mut self, kind: &str) -> usize {
         let count = self.replaced.entry(kind.to_owned()).or_default();
@@ -137,8 +144,17 @@ impl<'a> Devices<'a> {
             return Adapted::Dropped;
         }
         let kind = field(fields, "backend").or_else(|| fields.first().map(|(k, _)| k.clone()));
-        if !matches!(kind.as_deref(), Some("socket" | "udp" | "dbus")) {
-            return Adapted::Kept;
+        match kind.as_deref() {
+            Some("socket" | "udp" | "dbus") => {}
+            Some("file") => {
+                let path = ("path=", format!("path={}", self.log(&id)));
+                return changed("chardev", &with(value, &[path]));
+            }
+            _ if value.contains("logfile=") => {
+                let path = ("logfile=", format!("logfile={}", self.log(&id)));
+                return changed("chardev", &with(value, &[path]));
+            }
+            _ => return Adapted::Kept,
         }
         let mut new = match self.socket(&id) {
             Some(path) => vec![
@@ -157,6 +173,10 @@ impl<'a> Devices<'a> {
     /// A serial or parallel line without a chardev of its own.
     fn line(&mut self, flag: &str, value: &str) -> Adapted {
         let bare = value.strip_prefix("mon:").unwrap_or(value);
+        if bare.starts_with("file:") {
+            let number = self.next(flag);
+            return changed(flag, &[format!("file:{}", self.log(&format!("{flag}{number}")))]);
+        }
         let is_socket = ["unix:", "tcp:", "telnet:", "udp:", "websocket:"];
         if !is_socket.iter().any(|p| bare.starts_with(p)) {
             return Adapted::Kept;
@@ -223,6 +243,15 @@ fn changed(flag: &str, parts: &[String]) -> Adapted {
 
 fn changed_to(flag: &str, value: String) -> Adapted {
     Adapted::Changed(vec![format!("-{flag}"), value])
+}
+
+/// The parts of a value, those that begin in some way replaced.
+fn with(value: &str, replaced: &[(&str, String)]) -> Vec<String> {
+    let new = |part: String| {
+        let found = replaced.iter().find(|(begin, _)| part.starts_with(begin));
+        found.map_or(part, |(_, new)| new.clone())
+    };
+    parts(value).into_iter().map(new).collect()
 }
 
 /// The chardevs that a value names.

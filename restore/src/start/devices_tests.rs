@@ -42,7 +42,12 @@ fn every_device_stays_with_something_else_behind_it() {
             "-chardev socket,id=u,path=/out/web.u.sock,server=on,wait=off",
         ),
         ("-chardev pty,id=serial0", "-chardev pty,id=serial0"),
-        ("-chardev file,id=log,path=/tmp/log", "-chardev file,id=log,path=/tmp/log"),
+        (
+            "-chardev file,id=log,path=/tmp/log,append=on",
+            "-chardev file,id=log,path=/out/web.log.log,append=on",
+        ),
+        ("-chardev pty,id=s0,logfile=/var/log/s0", "-chardev pty,id=s0,logfile=/out/web.s0.log"),
+        ("-serial file:/tmp/console", "-serial file:/out/web.serial0.log"),
         (
             "-device virtserialport,chardev=ga,name=org.qemu.guest_agent.0",
             "-device virtserialport,chardev=ga,name=org.qemu.guest_agent.0",
