@@ -6,8 +6,9 @@
 use super::content::{Kept, Source};
 use crate::error::{Error, Result};
 use crate::format::checksum;
-use crate::format::payload::{self, Packer};
+use crate::format::payload::{self, PLAIN, Packer};
 use crate::format::record::Record;
+use crate::planted;
 use crate::unit::{self, read_payload};
 
 /// See the module.
@@ -48,11 +49,12 @@ impl<'c> Copier<'c> {
         }
         let broken = |why: &str| Error::Invalid(format!("record {}: {why}", original.seq));
         let data = payload::unpack(original, &self.stored, &mut self.unpacked).map_err(broken)?;
-        let from = item.skip as usize;
+        let is_lost = original.compression != PLAIN && planted::is("packed-part-from-its-start");
+        let from = if is_lost { 0 } else { item.skip as usize };
         let part = data.get(from..from + item.len as usize);
         let part = part.ok_or_else(|| broken("it is shorter than what it covers"))?;
         let (compression, payload) = match original.compression {
-            payload::PLAIN => (payload::PLAIN, part),
+            PLAIN => (PLAIN, part),
             _ => self.packer.pack(part),
         };
         record.compression = compression;
