@@ -52,7 +52,7 @@ impl Life {
                 // What a mirror's end is not the cause of.
                 let known = monitor_lost || reason == attach::MIGRATED_AWAY;
                 close(&reason, confirmed);
-                self.attached.session.store(0, Ordering::Relaxed);
+                self.attached.shared.session.store(0, Ordering::Relaxed);
                 match self.fate(&reason).await {
                     Some(ended) => {
                         if let Some(session) = session {
@@ -276,7 +276,7 @@ impl Drop for Life {
         if let Some(syncing) = &self.syncing {
             syncing.abort();
         }
-        self.attached.session.store(0, Ordering::Relaxed);
+        self.attached.shared.session.store(0, Ordering::Relaxed);
         let captures: Vec<_> =
             self.attached.disks.iter_mut().filter_map(|d| d.capture.take()).collect();
         if !captures.is_empty() {

@@ -80,7 +80,7 @@ impl Life {
             disks,
             pull_socket: attached.dir.join("pull.sock"),
             progress: Arc::clone(&progress),
-            gate: Arc::clone(&attached.gate),
+            gate: Arc::clone(&attached.shared.gate),
         };
         let state = match cause {
             CopyCause::Initial => GuestState::InitialSync,
@@ -90,7 +90,7 @@ impl Life {
             let mut shown = task.context.face.shown();
             shown.disks = attached.disks.iter().map(disk_face).collect();
             shown.copy = Some(Arc::clone(&progress));
-            shown.gate = Some(Arc::clone(&attached.gate));
+            shown.gate = Some(Arc::clone(&attached.shared.gate));
         }
         task.context.face.show(state, None);
         task.answer(Ok(()));
@@ -238,7 +238,7 @@ impl Life {
         };
         let disk = self.attached.disks.iter().find(|d| d.volume.id == volume)?;
         let why = format!("the mirror of disk {} lost its connection ({reason})", disk.disk.node);
-        if self.attached.gate.is_shut() {
+        if self.attached.shared.gate.is_shut() {
             return Some(Ending::Lost(why));
         }
         if disk.counters.connected.load(Ordering::Acquire) > 0 {
@@ -255,7 +255,7 @@ impl Life {
         if let Some(stopped) = task.context.group.stopped() {
             return Some(Ending::Stopped(stopped));
         }
-        if self.attached.gate.is_shut() {
+        if self.attached.shared.gate.is_shut() {
             return Some(Ending::Lost(why.to_owned()));
         }
         match self.attached.qemu.jobs().await {
@@ -320,7 +320,7 @@ impl Life {
             group.close_session(name, "never proved", Some(session.from.saturating_sub(1)));
             return Some(ending);
         }
-        self.attached.session.store(session.id, Ordering::Relaxed);
+        self.attached.shared.session.store(session.id, Ordering::Relaxed);
         task.context.face.shown().copy = None;
         task.context.face.show(GuestState::Protected, None);
         for (node, map) in &level.spent {
