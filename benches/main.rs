@@ -11,6 +11,7 @@
 //! restore  afterimage restore, cp of what it restored
 //! space    bytes kept for bytes captured
 //! sliding  capture at a steady rate, with merging behind it and without
+//! memory-intake  a guest's memory over a unix socket: compared and spooled, read to nowhere
 //! ```
 //!
 //! What always holds: both sides of a figure are measured in the same run, in short rounds that
@@ -29,6 +30,7 @@ mod journal;
 mod kit;
 mod lookup;
 mod mapped;
+mod memory;
 mod mirror;
 mod peers;
 mod report;
@@ -94,7 +96,7 @@ fn main() -> ExitCode {
 type Measure = fn(&Scale, &mut Report) -> Result<()>;
 
 /// In the order in which they run; what each one measures, for errors.
-const SECTIONS: [(&str, &str, Measure); 9] = [
+const SECTIONS: [(&str, &str, Measure); 10] = [
     ("mirror", "hot attach beside nbdkit memory", mirror::measure),
     ("direct", "NBD server beside its peers", direct::measure),
     ("guest", "worst write of a guest", guest::measure),
@@ -104,6 +106,7 @@ const SECTIONS: [(&str, &str, Measure); 9] = [
     ("restore", "restore beside cp", |_, report| restore::measure(report)),
     ("space", "bytes kept for bytes captured", |_, report| space::measure(report)),
     ("sliding", "capture beside merging", |_, report| sliding::measure(report)),
+    ("memory-intake", "guest memory taken in", memory::measure),
 ];
 
 fn run(words: &[String]) -> Result<()> {

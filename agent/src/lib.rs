@@ -23,5 +23,6 @@ pub mod engine;
 pub mod group;
 pub mod guest;
 pub mod intent;
+pub mod memory;
 pub mod pool;
 pub mod settings;

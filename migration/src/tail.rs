@@ -1,0 +1,22 @@
+//! The tail: device sections, the end mark, the description of the devices.
+//!
+//! Device sections carry no length, so the only proof that a tail is whole is what it ends with:
+//! the end mark, and a description in JSON whose length ends exactly where the tail does.
+
+use crate::wire::{DESCRIPTION, EOF};
+
+/// Bytes before the description: end mark, type, length.
+const FRAME_BYTES: usize = 6;
+
+/// Whether a tail ends with the description of its devices.
+pub fn is_whole(tail: &[u8]) -> bool {
+    let Some(last) = tail.len().checked_sub(FRAME_BYTES + 2) else { return false };
+    // JSON holds no byte below 0x20, so the last frame is found before a chance one.
+    (0..=last).rev().any(|at| is_description(&tail[at..]))
+}
+
+fn is_description(rest: &[u8]) -> bool {
+    let [EOF, DESCRIPTION, a, b, c, d, json @ ..] = rest else { return false };
+    let bytes = u32::from_be_bytes([*a, *b, *c, *d]);
+    json.len() == bytes as usize && json.first() == Some(&b'{') && json.last() == Some(&b'}')
+}
