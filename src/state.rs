@@ -103,7 +103,7 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
             } else {
                 (GuestState::Detached, NOT_PROTECTED.to_owned())
             };
-            let volumes = config.volumes.iter().filter(|v| v.active && v.guest == guest.name);
+            let volumes = config.disks().filter(|v| v.active && v.guest == guest.name);
             GuestStatus {
                 guest: guest.name.clone(),
                 state,

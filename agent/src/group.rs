@@ -271,7 +271,7 @@ impl Group {
         Ok(())
     }
 
-    /// The volume of a guest's disk: the one it had, or a new one.
+    /// The volume of a guest's disk, or of a part of its memory: the one it had, or a new one.
     ///
     /// # Errors
     /// The journal stopped; or there are no numbers left.
@@ -282,10 +282,11 @@ impl Group {
                 Some(known) => *known = guest.clone(),
                 None => config.guests.push(guest.clone()),
             }
-            let known = config
-                .volumes
-                .iter_mut()
-                .find(|v| v.guest == wanted.guest && v.disk == wanted.disk);
+            // A block of RAM may have a disk's name.
+            let is_it = |v: &Volume| {
+                v.kind == wanted.kind && v.guest == wanted.guest && v.disk == wanted.disk
+            };
+            let known = config.volumes.iter_mut().find(|v| is_it(v));
             let volume = match known {
                 Some(known) => {
                     *known = Volume { id: known.id, uuid: known.uuid, ..wanted.clone() };

@@ -128,7 +128,7 @@ pub(crate) fn choose<'h>(
     seq: Seq,
     selection: Selection<'_>,
 ) -> Result<(Vec<&'h Volume>, Vec<String>)> {
-    let mut all = history.volumes_at(seq);
+    let mut all = history.disks_at(seq);
     all.retain(|v| selection.guest.is_none_or(|g| v.guest == g));
     all.sort_by_key(|v| v.id);
     let wanted = select(&all, selection.disks)?;

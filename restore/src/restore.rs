@@ -150,8 +150,7 @@ fn write_texts(recovery: &Recovery, plan: &Plan, format: Format, dir: &Path) -> 
     for guest in &config.guests {
         let restored = |id| plan.volumes.iter().find(|v| v.volume.id == id);
         let disks: Vec<RestoredDisk> = config
-            .volumes
-            .iter()
+            .disks()
             .filter(|v| v.active && v.guest == guest.name)
             .map(|volume| RestoredDisk {
                 volume,

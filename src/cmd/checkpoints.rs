@@ -61,8 +61,7 @@ fn row(at: &CheckpointAt) -> Row<'_> {
         time: state::time(at.wall_ns),
         kind: at.checkpoint.kind,
         tag: at.checkpoint.tag.as_deref(),
-        // A memory checkpoint is a kind that this version neither makes nor lists.
-        memory: false,
+        memory: at.is_warm(),
     }
 }
 

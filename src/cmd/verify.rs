@@ -5,6 +5,7 @@ use crate::progress::Bar;
 use crate::state::{self, StateArgs};
 use crate::{show, when};
 use afterimage_restore::{Progress, Recovery, VerifyAtReport, VerifyReport};
+use std::collections::BTreeSet;
 
 /// Check a journal: every checksum, or with --at one moment rebuilt in two ways
 ///
@@ -76,7 +77,11 @@ fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Ou
         lines +=
             &format!("\n  can't be restored: seq:{} ({}) to {end}", range.from, range.from_time);
     }
-    lines += if report.refused.is_empty() {
+    let cold: BTreeSet<u64> = report.damage.iter().flat_map(|d| &d.memory).copied().collect();
+    for id in &cold {
+        lines += &format!("\n  checkpoint #{id} can be restored cold only: its memory is damaged");
+    }
+    lines += if report.refused.is_empty() && cold.is_empty() {
         "\nno recovery point needs what is damaged"
     } else {
         "\nall other points can; a copy of the pool, if there is one, may have these"

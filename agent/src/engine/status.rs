@@ -163,7 +163,7 @@ fn disks(
     faces: &[crate::guest::DiskFace],
 ) -> Vec<DiskStatus> {
     let config = group.config();
-    let volumes = config.volumes.iter().filter(|v| v.guest == settings.name && v.active);
+    let volumes = config.disks().filter(|v| v.guest == settings.name && v.active);
     volumes
         .map(|v| {
             let state = group.volume_state(v.id);

@@ -46,7 +46,7 @@ impl Group {
         };
         let mut state = self.lock();
         let volumes: Vec<_> =
-            state.config.volumes.iter().filter(|v| v.guest == guest).map(|v| v.id).collect();
+            state.config.disks().filter(|v| v.guest == guest).map(|v| v.id).collect();
         for volume in volumes {
             let known = state.volumes.entry(volume).or_default();
             (known.owes_compare, known.owes_maps) = (false, false);

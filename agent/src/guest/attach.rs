@@ -130,8 +130,9 @@ async fn begin(
     let mut found = Vec::new();
     for disk in disks {
         let wanted = volume_of(context, &disk);
-        let before = context.group.config().volumes;
-        let before = before.iter().find(|v| v.guest == wanted.guest && v.disk == wanted.disk);
+        let before = context.group.config();
+        let mut before = before.disks();
+        let before = before.find(|v| v.guest == wanted.guest && v.disk == wanted.disk);
         let resized = before.is_some_and(|v| v.bytes != disk.bytes);
         if let Some(before) = before.filter(|_| resized) {
             context.group.owe(before.id, CopyCause::Compare)?;
@@ -332,11 +333,11 @@ fn volume_of(context: &Context, disk: &Disk) -> Volume {
     }
 }
 
-/// Disks that are no longer there, or no longer wanted, leave the group.
+/// Disks that are no longer there, or no longer wanted, leave the group. Of its memory nothing does.
 fn forget_others(context: &Context, ids: &[u16]) -> Result<()> {
     context.group.update_config(|config| {
-        let disks = config.volumes.iter_mut().filter(|v| v.kind.is_disk());
-        for volume in disks.filter(|v| v.guest == context.settings.name) {
+        let of_guest = |v: &&mut Volume| v.kind.is_disk() && v.guest == context.settings.name;
+        for volume in config.volumes.iter_mut().filter(of_guest) {
             volume.active = ids.contains(&volume.id);
         }
     })?;

@@ -88,18 +88,26 @@ impl Facts {
             }
             Meta::Mark(checkpoint) => {
                 self.last_checkpoint_id = self.last_checkpoint_id.max(checkpoint.id);
-                let own = (seq, entry.record.wall_ns);
-                let memory = checkpoint.memory.as_ref();
-                let (at, wall_ns) = memory.map_or(own, |m| (m.instant.min(seq), m.wall_ns));
+                let at = checkpoint.position(seq);
+                let instant = checkpoint.memory.as_ref().map(|m| m.wall_ns);
+                let wall_ns = instant.unwrap_or(entry.record.wall_ns);
                 // One with memory counts from an instant that lies before others' records.
                 let behind = self.checkpoints.partition_point(|c| c.seq <= at);
-                let point = CheckpointAt { seq: at, committed: seq, wall_ns, checkpoint };
+                let memory_lost = None;
+                let point =
+                    CheckpointAt { seq: at, committed: seq, wall_ns, checkpoint, memory_lost };
                 self.checkpoints.insert(behind, point);
             }
             Meta::Session(session) => self.take_session(seq, session),
             Meta::Copy(copy) => self.take_copy(seq, &copy),
             Meta::Merged(_) => {}
         }
+    }
+
+    /// The volumes of guests' memory: a configuration has all that there ever were.
+    pub(crate) fn memory_volumes(&self) -> BTreeSet<VolumeId> {
+        let newest = self.configs.last().map(|(_, config)| config);
+        newest.into_iter().flat_map(Config::memory_volumes).map(|v| v.id).collect()
     }
 
     fn take_session(&mut self, seq: Seq, session: Session) {

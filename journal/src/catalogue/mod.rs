@@ -44,6 +44,10 @@ pub struct Catalogue {
     /// the merged units lost nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) kept: Option<Vec<Seq>>,
+    /// The numbers of the records that commit the memory of positions in `kept`, ascending: there
+    /// memory volumes stay as they are. Counts only with `kept`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) kept_memory: Vec<Seq>,
     /// Every number below this one was found, is void, or lies at or below the edge.
     pub(crate) next: Seq,
     /// Records at or above `next`: numbers in between may come with the next unit.
@@ -277,6 +281,13 @@ impl Catalogue {
         self.kept.as_deref()
     }
 
+    /// The numbers of the records that commit the memory of such positions, ascending; count only with
+    /// [`Catalogue::kept`].
+    #[must_use]
+    pub fn kept_memory(&self) -> &[Seq] {
+        &self.kept_memory
+    }
+
     /// Every number below this one is settled: durable, in a sealed unit.
     #[must_use]
     pub fn settled_below(&self) -> Seq {
@@ -291,6 +302,7 @@ impl Catalogue {
         if let Some(kept) = &mut self.kept {
             kept.retain(|seq| *seq >= floor);
         }
+        self.kept_memory.retain(|seq| *seq >= floor);
     }
 
     /// Moves the base's end forward; it is the last number of a unit.
@@ -301,25 +313,29 @@ impl Catalogue {
     }
 
     /// Moves the edge forward (it is the last number of a unit), and says which positions between floor
-    /// and edge stay restorable: of those before the present edge, none that was given up.
-    pub fn thin(&mut self, edge: Seq, kept: Vec<Seq>) {
+    /// and edge stay restorable: of those before the present edge, none that was given up. `memory` has
+    /// the numbers of the records that commit theirs.
+    pub fn thin(&mut self, edge: Seq, kept: Vec<Seq>, memory: Vec<Seq>) {
         let before = (self.kept.take().unwrap_or_default(), self.edge);
+        let memory_before = std::mem::take(&mut self.kept_memory);
         self.raise(edge, 0);
         self.next = self.next.max(self.edge + 1);
         let floor = self.floor();
         let judged = |(kept, edge): (&[Seq], Seq), u: &Unit| {
             crate::window::keep::judges(kept, edge, u.first_seq, u.last_seq)
         };
-        let after = (kept.as_slice(), self.edge);
+        let (after, memory_after) = ((kept.as_slice(), self.edge), (memory.as_slice(), self.edge));
         for unit in self.units.iter_mut().filter(|u| u.last_seq > floor) {
             // What is still needed of it has to be counted anew.
             if unit.last_seq > before.1
                 || judged((&before.0, before.1), unit) != judged(after, unit)
+                || judged((&memory_before, before.1), unit) != judged(memory_after, unit)
             {
                 unit.live_bytes = None;
             }
         }
         self.kept = Some(kept);
+        self.kept_memory = memory;
         self.drop_checkpoints();
     }
 

@@ -3,6 +3,10 @@
 //! JSON because they are few and small, a person with a hex dump can read them, and a field that
 //! an older program doesn't know is skipped. An unknown *value* (a new kind of event) is an error.
 
+mod merged;
+
+pub use merged::{EpochStart, Made, MemoryKept, Merged};
+
 use crate::{Seq, VolumeId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -21,6 +25,18 @@ pub struct Config {
     pub guests: Vec<Guest>,
     /// All volumes, those of removed disks too: an id is never used again.
     pub volumes: Vec<Volume>,
+}
+
+impl Config {
+    /// Its disks, those that were removed too: the volumes that are no part of a guest's memory.
+    pub fn disks(&self) -> impl Iterator<Item = &Volume> {
+        self.volumes.iter().filter(|v| v.kind.is_disk())
+    }
+
+    /// The volumes of guests' memory and device states, those of removed guests too.
+    pub fn memory_volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.volumes.iter().filter(|v| !v.kind.is_disk())
+    }
 }
 
 /// A guest, with what is needed to start a restored copy the same way.
@@ -200,6 +216,14 @@ pub struct Checkpoint {
     pub memory: Option<Memory>,
 }
 
+impl Checkpoint {
+    /// The position that it names, in a record with this number.
+    #[must_use]
+    pub fn position(&self, seq: Seq) -> Seq {
+        self.memory.as_ref().map_or(seq, |m| m.instant.min(seq))
+    }
+}
+
 /// The memory of a group's guests at one instant. Its pages and device states lie before this record;
 /// the volumes that hold them are read as they are *at this record's number*, the disks at `instant`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,6 +235,18 @@ pub struct Memory {
     pub wall_ns: u64,
     /// Each guest's.
     pub guests: Vec<GuestMemory>,
+}
+
+impl Memory {
+    /// Each volume that it is read from, what it must be, and how many bytes of it are needed.
+    pub fn needs(&self) -> impl Iterator<Item = (VolumeId, VolumeKind, u64)> {
+        self.guests.iter().flat_map(|guest| {
+            let state_bytes = guest.head_bytes.saturating_add(guest.tail_bytes);
+            let state = (guest.state, VolumeKind::DeviceState, state_bytes);
+            let blocks = guest.blocks.iter().map(|b| (b.volume, VolumeKind::Ram, b.bytes));
+            blocks.chain([state])
+        })
+    }
 }
 
 /// One guest's memory and device state.
@@ -250,79 +286,6 @@ pub enum CheckpointKind {
     Crash,
     /// File systems were frozen by the guest agent.
     Application,
-}
-
-/// Where an epoch begins, and the last valid number before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EpochStart {
-    /// The epoch.
-    pub epoch: u64,
-    /// Its first number.
-    pub first_seq: Seq,
-    /// Numbers above this one are void in units of older epochs.
-    pub prev_last_seq: Seq,
-}
-
-/// The first record of a merged unit: what it replaces.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Merged {
-    /// Number of the first unit that it replaces.
-    pub first: u64,
-    /// Number of the last one.
-    pub last: u64,
-    /// The edge as of which it was merged: positions from here on lost nothing.
-    pub edge: Seq,
-    /// The epochs that began in what it replaces, so that void numbers stay void.
-    #[serde(default)]
-    pub epochs: Vec<EpochStart>,
-    /// Positions before the edge for which everything was kept, too; ascending.
-    #[serde(default)]
-    pub kept: Vec<Seq>,
-    /// Where the base ended then: nothing below it is restorable. Not there: at the edge.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub floor: Option<Seq>,
-    /// When the last unit that it replaces was made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub made: Option<Made>,
-    /// Lowest number of a record in what it replaces (0: there was none).
-    #[serde(default)]
-    pub first_seq: Seq,
-    /// Highest number of a record in what it replaces.
-    #[serde(default)]
-    pub last_seq: Seq,
-    /// Wall time of its first record, nanoseconds since the Unix epoch.
-    #[serde(default)]
-    pub first_wall_ns: u64,
-    /// Wall time of its last record.
-    #[serde(default)]
-    pub last_wall_ns: u64,
-}
-
-/// When a unit was made: proves that all numbers up to `after_seq` are older.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Made {
-    /// The newest number that had been given out.
-    pub after_seq: Seq,
-    /// Wall time, nanoseconds since the Unix epoch.
-    pub wall_ns: u64,
-    /// Monotonic time since the boot, nanoseconds.
-    pub mono_ns: u64,
-    /// The boot.
-    pub boot_id: Uuid,
-}
-
-impl Merged {
-    /// Where the base ended when it was made.
-    #[must_use]
-    pub fn floor(&self) -> Seq {
-        self.floor.unwrap_or(self.edge).min(self.edge)
-    }
-
-    /// Whether nothing is gone that a position needs.
-    #[must_use]
-    pub fn is_exact_at(&self, seq: Seq) -> bool {
-        seq >= self.edge || seq < self.first_seq || self.kept.binary_search(&seq).is_ok()
-    }
 }
 
 /// The body of a record that isn't data.

@@ -1,6 +1,6 @@
 //! Restorable ranges, gaps and checkpoints, from sessions, damage and the window's edge.
 
-use super::{Damage, Gap, History, SessionState, thinned};
+use super::{Damage, Gap, History, SessionState, memory, thinned};
 use crate::Seq;
 use crate::meta::{Config, LevelRange};
 
@@ -18,6 +18,7 @@ pub(super) fn finish(history: &mut History) {
         ranges.get(at).is_some_and(|r| r.from <= c.seq)
     });
     history.level = ranges;
+    memory::judge(history);
     history.gaps = gaps(history);
 }
 
@@ -29,7 +30,7 @@ fn heal(history: &mut History) {
         let healed = config.guests.iter().map(|g| {
             let sessions = history.sessions.iter().filter(|s| s.guest == g.name);
             let whole = sessions.filter(|s| s.full && s.from > damage.last).filter(|s| {
-                let disks = config.volumes.iter().filter(|v| v.active && v.guest == g.name);
+                let disks = config.disks().filter(|v| v.active && v.guest == g.name);
                 disks.map(|v| v.id).all(|id| {
                     history.copies.values().any(|c| {
                         let ended = c.ended.is_some_and(|end| end <= s.from);

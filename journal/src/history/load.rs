@@ -99,6 +99,7 @@ fn empty(storage: &Arc<dyn Storage>, dir: &Path, identity: &Identity) -> History
         edge: 0,
         floor: 0,
         kept: None,
+        kept_memory: Vec::new(),
         level: Vec::new(),
         gaps: Vec::new(),
         damage: Vec::new(),
@@ -131,6 +132,7 @@ impl<'h> Tail<'h> {
         history.edge = catalogue.edge;
         history.floor = catalogue.floor();
         history.kept = catalogue.kept.take();
+        history.kept_memory = std::mem::take(&mut catalogue.kept_memory);
         for unit in &history.units {
             history.epoch = history.epoch.max(unit.header.epoch);
             let seen = unit.last_seq.max(unit.header.after_seq);

@@ -13,6 +13,7 @@ pub(crate) mod level;
 mod load;
 mod locator;
 mod map;
+mod memory;
 mod payload;
 mod pin;
 mod resolve;
@@ -83,8 +84,11 @@ pub struct CheckpointAt {
     pub committed: Seq,
     /// Its time, nanoseconds since the Unix epoch.
     pub wall_ns: u64,
-    /// What it is.
+    /// What it is. In a [`History`], `memory` is there only if all of it can be restored.
     pub checkpoint: Checkpoint,
+    /// Why it has no memory any more, though it was made with it.
+    #[serde(skip)]
+    pub memory_lost: Option<String>,
 }
 
 /// An interval without recovery points.
@@ -175,6 +179,8 @@ pub struct History {
     /// The positions between floor and edge that stay restorable; `None`: those for which the merged
     /// units lost nothing.
     kept: Option<Vec<Seq>>,
+    /// The numbers of the records that commit the memory of such positions; counts with `kept`.
+    kept_memory: Vec<Seq>,
     storage: Arc<dyn Storage>,
     /// While it is held, nothing that is listed here is deleted (I-7).
     pin: Option<Lock>,
@@ -252,7 +258,15 @@ impl History {
         self.configs[..after].last().map(|(_, c)| c)
     }
 
-    /// The volumes that belong to the group at a position.
+    /// The disks that belong to the group at a position.
+    #[must_use]
+    pub fn disks_at(&self, seq: Seq) -> Vec<&Volume> {
+        let mut disks = self.volumes_at(seq);
+        disks.retain(|v| v.kind.is_disk());
+        disks
+    }
+
+    /// The volumes that belong to the group at a position: disks, and what holds guests' memory.
     #[must_use]
     pub fn volumes_at(&self, seq: Seq) -> Vec<&Volume> {
         self.config_at(seq)

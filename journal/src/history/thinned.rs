@@ -7,7 +7,7 @@
 use super::History;
 use super::resolve::{NotRestorable, Point};
 use crate::Seq;
-use crate::meta::{LevelRange, Merged};
+use crate::meta::LevelRange;
 
 /// Times are shown to people to the millisecond: a kept position is found by what was shown.
 const SHOWN_NS: u64 = 1_000_000;
@@ -18,7 +18,8 @@ pub(super) fn ranges(history: &History) -> Vec<LevelRange> {
     if floor >= edge {
         return Vec::new();
     }
-    let exact = exact(floor, edge, history.units.iter().filter_map(|u| u.merged.as_ref()));
+    let merged = history.units.iter().filter_map(|u| u.merged.as_ref());
+    let exact = exact(floor, edge, merged.map(|m| (m.first_seq, m.disks_kept())));
     let Some(kept) = &history.kept else { return exact };
     let is_exact = |seq: &&Seq| {
         let at = exact.partition_point(|r| r.to < **seq);
@@ -27,12 +28,17 @@ pub(super) fn ranges(history: &History) -> Vec<LevelRange> {
     kept.iter().filter(is_exact).map(|&seq| LevelRange { from: seq, to: seq }).collect()
 }
 
-/// What lies in `floor..edge` and in no hole of a merged unit.
-fn exact<'m>(floor: Seq, edge: Seq, merged: impl Iterator<Item = &'m Merged>) -> Vec<LevelRange> {
+/// What lies in `floor..edge` and in no hole of a merged unit: of each its first number, the positions
+/// that it kept, and from where on it lost nothing.
+pub(super) fn exact<'m>(
+    floor: Seq,
+    edge: Seq,
+    merged: impl Iterator<Item = (Seq, (&'m [Seq], Seq))>,
+) -> Vec<LevelRange> {
     let mut holes: Vec<(Seq, Seq)> = Vec::new();
-    for unit in merged {
-        let mut from = unit.first_seq;
-        for stop in unit.kept.iter().copied().chain([unit.edge]) {
+    for (first_seq, (kept, unit_edge)) in merged {
+        let mut from = first_seq;
+        for stop in kept.iter().copied().chain([unit_edge]) {
             holes.push((from, stop));
             from = stop.saturating_add(1);
         }

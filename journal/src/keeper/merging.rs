@@ -42,6 +42,7 @@ impl Keeper {
         let journal = &self.setup.dir;
         let into = self.setup.ground.place(journal, self.identity.unit_bytes)?;
         let epochs = self.epochs();
+        let memory_volumes = self.catalogue.facts.memory_volumes();
         let job = Job {
             storage: &self.setup.storage,
             group: self.identity.group,
@@ -49,6 +50,8 @@ impl Keeper {
             edge: self.catalogue.edge(),
             floor: self.catalogue.floor(),
             kept: self.catalogue.kept().unwrap_or_default(),
+            kept_memory: self.catalogue.kept_memory(),
+            memory_volumes: &memory_volumes,
             epochs: &epochs,
             unit_bytes_max: self.identity.unit_bytes,
             salt: self.setup.clock.salt(),

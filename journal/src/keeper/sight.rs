@@ -1,4 +1,5 @@
-//! Which records count in thinned history: each is judged at the first kept position from its own on.
+//! Which records count in thinned history: each is judged at the first kept position from its own on at
+//! which volumes of its part, disks or memory, are read.
 //!
 //! Only what was written up to there and not before it can hide a captured record, so the map that it
 //! is looked for in needs the units from its own on alone. A copied one may be hidden by what was
@@ -12,7 +13,7 @@ use crate::format::meta::EpochStart;
 use crate::format::record::Record;
 use crate::map::levels::{UnitRow, cover};
 use crate::map::{Layer, MemRun, Placed, Run, Stack, record_pieces};
-use crate::merge::Sight;
+use crate::merge::{Part, Sight};
 use crate::planted;
 use crate::window::keep::{Interval, intervals};
 use std::collections::VecDeque;
@@ -27,11 +28,12 @@ const BATCH_PIECES: usize = 1 << 19;
 pub(super) struct Thinned<'k> {
     keeper: &'k Keeper,
     epochs: Vec<EpochStart>,
-    intervals: Vec<Interval>,
+    disks: Vec<Interval>,
+    memory: Vec<Interval>,
     rows: Vec<UnitRow>,
     levels: Vec<Arc<Run>>,
     held: VecDeque<(usize, Arc<[Record]>)>,
-    last: Option<(Seq, Arc<Stack>)>,
+    last: Option<((Part, Seq), Arc<Stack>)>,
 }
 
 impl<'k> Thinned<'k> {
@@ -41,7 +43,8 @@ impl<'k> Thinned<'k> {
         Self {
             keeper,
             epochs: keeper.epochs(),
-            intervals: intervals(kept, 0, catalogue.edge()),
+            disks: intervals(kept, 0, catalogue.edge()),
+            memory: intervals(catalogue.kept_memory(), 0, catalogue.edge()),
             rows: catalogue.units().iter().map(|u| row_of(u, catalogue)).collect(),
             levels: keeper.runs.levels().cloned().collect(),
             held: VecDeque::new(),
@@ -49,10 +52,14 @@ impl<'k> Thinned<'k> {
         }
     }
 
-    fn interval(&self, seq: Seq) -> Interval {
-        let at = self.intervals.partition_point(|i| i.upto < seq);
+    fn interval(&self, part: Part, seq: Seq) -> Interval {
+        let intervals = match part {
+            Part::Disks => &self.disks,
+            Part::Memory => &self.memory,
+        };
+        let at = intervals.partition_point(|i| i.upto < seq);
         let edge = self.keeper.catalogue.edge();
-        self.intervals.get(at).copied().unwrap_or(Interval { after: 0, upto: edge })
+        intervals.get(at).copied().unwrap_or(Interval { after: 0, upto: edge })
     }
 
     fn records(&mut self, index: usize) -> Result<Arc<[Record]>> {
@@ -99,23 +106,23 @@ impl<'k> Thinned<'k> {
 }
 
 impl Sight for Thinned<'_> {
-    fn judged_at(&self, seq: Seq) -> Seq {
+    fn judged_at(&self, part: Part, seq: Seq) -> Seq {
         if planted::is("thinning-drops-what-a-kept-point-needs") {
             return self.keeper.catalogue.edge();
         }
-        self.interval(seq).upto
+        self.interval(part, seq).upto
     }
 
-    fn stack(&mut self, at: Seq, unit: u64) -> Result<Arc<Stack>> {
-        if let Some((_, stack)) = self.last.as_ref().filter(|(of, _)| *of == at) {
+    fn stack(&mut self, part: Part, at: Seq, unit: u64) -> Result<Arc<Stack>> {
+        if let Some((_, stack)) = self.last.as_ref().filter(|(of, _)| *of == (part, at)) {
             return Ok(Arc::clone(stack));
         }
         let of = match planted::is("thinning-drops-what-a-kept-point-needs") {
             true => Interval { after: 0, upto: at },
-            false => self.interval(at),
+            false => self.interval(part, at),
         };
         let stack = Arc::new(Stack::new(self.layers(of, unit)?));
-        self.last = Some((at, Arc::clone(&stack)));
+        self.last = Some(((part, at), Arc::clone(&stack)));
         Ok(stack)
     }
 }

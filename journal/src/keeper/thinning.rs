@@ -8,9 +8,11 @@ use super::advance::{LiveBytes, PIECE_BYTES, stopped};
 use super::sight::Thinned;
 use crate::Seq;
 use crate::error::Result;
+use crate::history::CheckpointAt;
 use crate::history::level::level_ranges;
-use crate::merge::Sight;
+use crate::merge::{Part, Sight};
 use crate::meta::LevelRange;
+use crate::planted;
 use crate::window::age::{ages, spans};
 use crate::window::keep::{Candidate, judges};
 use crate::window::{AlarmLevel, Edge, Group, Row, Stamp, victims};
@@ -35,7 +37,7 @@ impl Keeper {
         }
         let target = self.actions.edge.map_or(0, |e| e.seq).max(present);
         let rows = self.rows()?;
-        let kept = self.chosen(&rows, target);
+        let (kept, memory) = self.chosen(&rows, target);
         let aged = rows.iter().filter(|r| r.last_seq > present && r.last_seq <= target).count();
         let is_new = target > present && kept.last().is_some_and(|k| *k >= present);
         let is_due = match self.catalogue.kept() {
@@ -48,7 +50,7 @@ impl Keeper {
             }
         };
         if is_due {
-            self.catalogue.thin(target, kept);
+            self.catalogue.thin(target, kept, memory);
             // Should it not be saved now, it is before anything else is done.
             self.unsaved = true;
             self.save()?;
@@ -56,8 +58,9 @@ impl Keeper {
         Ok(is_due)
     }
 
-    /// What is to be kept of the checkpoints up to a position that are restorable now.
-    fn chosen(&self, rows: &[Row], upto: Seq) -> Vec<Seq> {
+    /// What is to be kept of the checkpoints up to a position that are restorable now: their positions,
+    /// and the numbers of the records that commit the memory of those that have one.
+    fn chosen(&self, rows: &[Row], upto: Seq) -> (Vec<Seq>, Vec<Seq>) {
         let catalogue = &self.catalogue;
         let (floor, edge) = (catalogue.floor(), catalogue.edge());
         let facts = &catalogue.facts;
@@ -74,21 +77,34 @@ impl Keeper {
             Some(kept) if seq < edge => kept.binary_search(&seq).is_ok(),
             _ => is_level(seq) && merged().all(|m| m.is_exact_at(seq)),
         };
+        let is_warm = |point: &CheckpointAt| {
+            let seq = point.committed;
+            point.is_warm()
+                && match catalogue.kept() {
+                    Some(_) if seq < edge => catalogue.kept_memory().binary_search(&seq).is_ok(),
+                    _ => merged().all(|m| m.is_memory_exact_at(seq)),
+                }
+        };
         let ages = ages(rows, &Stamp::now(self.setup.clock.as_ref()));
         let (mut row, mut reach) = (0, rows.first().map_or(0, |r| r.last_seq));
-        let mut candidates = Vec::new();
+        let (mut candidates, mut commits) = (Vec::new(), Vec::new());
         for point in facts.checkpoints.iter().filter(|c| (floor..=upto).contains(&c.seq)) {
             while reach < point.seq && row + 1 < rows.len() {
                 row += 1;
                 reach = reach.max(rows[row].last_seq);
             }
             if is_restorable(point.seq) {
+                let warm = is_warm(point);
+                if warm {
+                    commits.push((point.seq, point.committed));
+                }
                 candidates.push(Candidate {
                     seq: point.seq,
                     wall_ns: point.wall_ns,
                     // What nothing proves to be old is young.
                     age_ns: ages.get(row).copied().flatten().unwrap_or(0),
                     tagged: point.checkpoint.tag.is_some(),
+                    warm,
                 });
             }
         }
@@ -99,7 +115,17 @@ impl Keeper {
         kept.extend(young.map(|c| c.seq));
         kept.sort_unstable();
         kept.dedup();
-        kept
+        let mut memory: Vec<Seq> = commits
+            .into_iter()
+            .filter(|(seq, _)| kept.binary_search(seq).is_ok())
+            .map(
+                |(seq, commit)| {
+                    if planted::is("memory-kept-at-instant-only") { seq } else { commit }
+                },
+            )
+            .collect();
+        memory.sort_unstable();
+        (kept, memory)
     }
 
     /// Indexes of the rows of thinned history: behind the base, with nothing behind the edge.
@@ -146,20 +172,27 @@ impl Keeper {
         let last_seq = seqs().map(|u| u.last_seq).max().unwrap_or(0);
         let mut live = LiveBytes::new(counted);
         let mut sight = Thinned::new(self);
+        let memory_volumes = self.catalogue.facts.memory_volumes();
         let kept = self.catalogue.kept().unwrap_or_default();
-        let mut after = first_seq.saturating_sub(1);
-        for at in judges(kept, self.catalogue.edge(), first_seq, last_seq) {
-            let stack = sight.stack(at, first.number())?;
-            for placed in stack.all() {
-                let (_, piece) = placed?;
-                if !self.setup.pace.spend(PIECE_BYTES) {
-                    return Err(stopped());
-                }
-                if piece.seq > after && piece.seq <= at {
-                    live.add(&piece);
-                }
+        for (part, kept) in [(Part::Disks, kept), (Part::Memory, self.catalogue.kept_memory())] {
+            if part == Part::Memory && memory_volumes.is_empty() {
+                continue;
             }
-            after = at;
+            let mut after = first_seq.saturating_sub(1);
+            for at in judges(kept, self.catalogue.edge(), first_seq, last_seq) {
+                let stack = sight.stack(part, at, first.number())?;
+                for placed in stack.all() {
+                    let (volume, piece) = placed?;
+                    if !self.setup.pace.spend(PIECE_BYTES) {
+                        return Err(stopped());
+                    }
+                    let counts = memory_volumes.contains(&volume) == (part == Part::Memory);
+                    if counts && piece.seq > after && piece.seq <= at {
+                        live.add(&piece);
+                    }
+                }
+                after = at;
+            }
         }
         live.store(&mut self.catalogue.units[part]);
         self.unsaved = true;

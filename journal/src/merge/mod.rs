@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Units of the base are judged at its end; those of thinned history each record at the first position
-//! from its own on that stays restorable. What is superseded there is so at every later one.
+//! from its own on that stays restorable: of disks that is a checkpoint's, of memory the number of the
+//! record that commits one. What is superseded there is so at every later one.
 //!
 //! What always holds:
 //! * a merged unit has its name only when all of it is durable, and a name is never used twice: what
@@ -28,9 +29,8 @@ mod writer;
 
 pub use pace::{Pace, Throttle, Unpaced};
 pub use release::{Give, Remove};
-pub use sight::{AtFloor, Sight};
+pub use sight::{AtFloor, Part, Sight};
 
-use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::meta::{EpochStart, Merged};
 use crate::format::record::Record;
@@ -38,6 +38,8 @@ use crate::format::unit_header::UnitHeader;
 use crate::pool::{FileName, Found};
 use crate::storage::Storage;
 use crate::window::Stamp;
+use crate::{Seq, VolumeId};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -56,6 +58,10 @@ pub struct Job<'a> {
     pub floor: Seq,
     /// The positions in between that stay restorable, ascending.
     pub kept: &'a [Seq],
+    /// The numbers of the records that commit their memory, ascending.
+    pub kept_memory: &'a [Seq],
+    /// The volumes that hold guests' memory.
+    pub memory_volumes: &'a BTreeSet<VolumeId>,
     /// Where epochs began: older units' numbers above an epoch's `prev_last_seq` are void.
     pub epochs: &'a [EpochStart],
     /// The largest file that may come out.
@@ -68,6 +74,12 @@ pub struct Job<'a> {
     pub mount_id: u64,
     /// How fast it may go.
     pub pace: &'a dyn Pace,
+}
+
+impl Job<'_> {
+    fn part_of(&self, volume: VolumeId) -> Part {
+        if self.memory_volumes.contains(&volume) { Part::Memory } else { Part::Disks }
+    }
 }
 
 /// A merged unit that was written.

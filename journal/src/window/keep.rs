@@ -4,7 +4,7 @@
 //! an hour up to a month. Tagged checkpoints stay as long as the last step reaches.
 //!
 //! What always holds: of each slot of the wall clock (the minute, the hour) the first checkpoint that is
-//! still there is kept, so choosing again among what was kept gives the same, and nothing that an
+//! still there is kept, and the first one with memory: those are few, and would seldom be the first. So choosing again among what was kept gives the same, and nothing that an
 //! earlier choice gave up is ever wanted again.
 
 use crate::Seq;
@@ -42,6 +42,8 @@ pub struct Candidate {
     pub age_ns: u64,
     /// Whether a person named it.
     pub tagged: bool,
+    /// Whether it has guests' memory.
+    pub warm: bool,
 }
 
 /// Records in `after+1..=upto` of which only the newest of each byte is needed.
@@ -105,14 +107,19 @@ impl Keep {
     #[must_use]
     pub fn choose(&self, checkpoints: &[Candidate]) -> Vec<Seq> {
         let mut kept = Vec::new();
-        let mut before: Option<u64> = None;
+        let (mut before, mut warm_before): (Option<u64>, Option<u64>) = (None, None);
         for point in checkpoints.iter().filter(|c| c.age_ns >= self.every_write_ns) {
             // One before it in its slot, in whatever step and however old, was the slot's first.
             let earlier = before.replace(point.wall_ns);
+            let earlier_warm = match point.warm {
+                true => warm_before.replace(point.wall_ns),
+                false => None,
+            };
             let step = self.steps.iter().find(|s| point.age_ns <= s.upto_ns);
             let Some(every_ns) = step.map(|s| s.every_ns) else { continue };
             let slot = |wall_ns: u64| wall_ns / every_ns;
-            if point.tagged || earlier.map(slot) != Some(slot(point.wall_ns)) {
+            let is_first = |earlier: Option<u64>| earlier.map(slot) != Some(slot(point.wall_ns));
+            if point.tagged || is_first(earlier) || (point.warm && is_first(earlier_warm)) {
                 kept.push(point.seq);
             }
         }

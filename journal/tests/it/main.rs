@@ -9,6 +9,7 @@ mod faults;
 mod find;
 mod fixture;
 mod keeping;
+mod memory;
 mod model;
 mod mortal;
 mod pool;

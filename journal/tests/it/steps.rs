@@ -77,6 +77,7 @@ fn thinning_keeps_the_first_of_each_slot_and_all_that_have_names() {
         wall_ns: min * MINUTE,
         age_ns: (now_min - min) * MINUTE,
         tagged,
+        warm: false,
     };
     let all: Vec<_> = (9800..10_000).map(|min| point(min, min == 9855)).collect();
     let kept = keep.choose(&all);
@@ -91,18 +92,35 @@ fn thinning_keeps_the_first_of_each_slot_and_all_that_have_names() {
     assert_eq!(intervals(&[9820], 9830, 9830), []);
 }
 
+#[test]
+fn thinning_keeps_the_first_with_memory_of_each_slot_too() {
+    let keep: Keep = "1h,10m:3h".parse().unwrap();
+    let point = |min: u64| Candidate {
+        seq: min,
+        wall_ns: min * MINUTE,
+        age_ns: (10_000 - min) * MINUTE,
+        tagged: false,
+        warm: min % 4 == 3,
+    };
+    let kept = keep.choose(&(9820..9850).map(point).collect::<Vec<_>>());
+    assert_eq!(kept, [9820, 9823, 9830, 9831, 9840, 9843]);
+}
+
 proptest! {
     #[test]
     fn what_thinning_gave_up_is_never_wanted_again(
-        gaps in prop::collection::vec((1u64..40, prop::bool::weighted(0.05)), 1..200),
+        gaps in prop::collection::vec(
+            (1u64..40, (prop::bool::weighted(0.05), prop::bool::weighted(0.2))),
+            1..200,
+        ),
         later in 0u64..3000,
     ) {
         let keep: Keep = "2h,10m:8h,1h:40h".parse().unwrap();
         let mut min = 1000;
-        let times: Vec<_> = gaps.iter().map(|(gap, tagged)| { min += gap; (min, *tagged) }).collect();
-        let at = |now: u64, times: &[(u64, bool)]| {
-            let points: Vec<_> = times.iter().map(|&(t, tagged)| Candidate {
-                seq: t, wall_ns: t * MINUTE, age_ns: now.saturating_sub(t) * MINUTE, tagged,
+        let times: Vec<_> = gaps.iter().map(|(gap, is)| { min += gap; (min, *is) }).collect();
+        let at = |now: u64, times: &[(u64, (bool, bool))]| {
+            let points: Vec<_> = times.iter().map(|&(t, (tagged, warm))| Candidate {
+                seq: t, wall_ns: t * MINUTE, age_ns: now.saturating_sub(t) * MINUTE, tagged, warm,
             }).collect();
             keep.choose(&points)
         };

@@ -36,8 +36,11 @@ pub struct DamageFound {
     pub seq: Option<Seq>,
     /// What is wrong.
     pub what: String,
-    /// The points that need it; `None`: none does.
+    /// The points whose disks need it; `None`: none does.
     pub refused: Option<RefusedRange>,
+    /// The checkpoints whose memory needs it, by number: they can be restored cold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory: Vec<u64>,
 }
 
 /// The result of [`verify`].

@@ -9,6 +9,7 @@ use crate::runs::{self, Reader};
 use crate::time::rfc3339;
 use afterimage_journal::format::record::{self, Decoded, Record};
 use afterimage_journal::history::{Entry, Unit};
+use afterimage_journal::meta::Memory;
 use afterimage_journal::unit::ScanEnd;
 use afterimage_journal::{History, Seq};
 use std::sync::{Mutex, PoisonError};
@@ -66,6 +67,7 @@ impl Check<'_> {
                            records' own headers, or is missing below"
                         .into(),
                     refused: None,
+                    memory: Vec::new(),
                 });
             }
         }
@@ -89,7 +91,7 @@ impl Check<'_> {
             self.checked += entries.len() as u64;
             for (n, finding) in findings(&reader, &entries, &unit.header.salt) {
                 match finding {
-                    Finding::Header(what) => self.push(&entries[n], what.into(), None),
+                    Finding::Header(what) => self.push(&entries[n], what.into(), None, Vec::new()),
                     Finding::Payload(why) => self.payload(&entries[n], why),
                 }
             }
@@ -108,31 +110,46 @@ impl Check<'_> {
             seq: None,
             what,
             refused: needed(self.history, unit.first_seq, None),
+            memory: warm(self.history, unit.first_seq, None, |_| true),
         });
     }
 
     fn payload(&mut self, entry: &Entry, why: String) {
-        let record = &entry.record;
-        let refused = if !record.kind.is_data() {
+        let (history, record) = (self.history, &entry.record);
+        if !record.kind.is_data() {
             self.claimed.push(record.seq);
-            let known = self.history.damage.iter().find(|d| d.from == record.seq);
-            known.map(|d| range(self.history, d.from, d.to))
-        } else if self.judged < JUDGED_RECORDS_MAX {
-            self.judged += 1;
-            needed(self.history, record.seq, refusal::needed_until(self.history, entry))
+            let known = history.damage.iter().find(|d| d.from == record.seq);
+            let refused = known.map(|d| range(history, d.from, d.to));
+            return self.push(entry, why, refused, Vec::new());
+        }
+        let is_judged = self.judged < JUDGED_RECORDS_MAX;
+        self.judged += usize::from(is_judged);
+        let until = if is_judged { refusal::needed_until(history, entry) } else { None };
+        let is_disk = history.config().is_none_or(|c| c.disks().any(|v| v.id == record.volume));
+        if is_disk {
+            self.push(entry, why, needed(history, record.seq, until), Vec::new());
         } else {
-            needed(self.history, record.seq, None)
-        };
-        self.push(entry, why, refused);
+            let reads = |m: &Memory| {
+                m.needs().any(|(id, _, bytes)| id == record.volume && record.addr < bytes)
+            };
+            self.push(entry, why, None, warm(history, record.seq, until, reads));
+        }
     }
 
-    fn push(&mut self, entry: &Entry, what: String, refused: Option<RefusedRange>) {
+    fn push(
+        &mut self,
+        entry: &Entry,
+        what: String,
+        refused: Option<RefusedRange>,
+        memory: Vec<u64>,
+    ) {
         self.damage.push(DamageFound {
             unit: self.history.units.get(entry.unit as usize).map(|u| u.path.clone()),
             at: Some(entry.at),
             seq: Some(entry.record.seq),
             what,
             refused,
+            memory,
         });
     }
 
@@ -145,6 +162,7 @@ impl Check<'_> {
                 seq: None,
                 what: damage.what.clone(),
                 refused: Some(range(self.history, damage.from, damage.to)),
+                memory: Vec::new(),
             });
         }
     }
@@ -194,6 +212,20 @@ fn needed(history: &History, from: Seq, until: Option<Seq>) -> Option<RefusedRan
     let first = history.level.iter().find(hit)?.from.max(from);
     let end = history.level.iter().rfind(hit)?.to.min(last);
     Some(range(history, first, until.map(|_| end + 1)))
+}
+
+/// The checkpoints that read their memory at a position from `from` up to before `until`, and of it
+/// what `reads` asks for.
+fn warm(
+    history: &History,
+    from: Seq,
+    until: Option<Seq>,
+    reads: impl Fn(&Memory) -> bool,
+) -> Vec<u64> {
+    let at = from..until.unwrap_or(Seq::MAX);
+    let hit = history.checkpoints.iter().filter(|c| at.contains(&c.committed));
+    let hit = hit.filter(|c| c.checkpoint.memory.as_ref().is_some_and(&reads));
+    hit.map(|c| c.checkpoint.id).collect()
 }
 
 /// The range from `from` up to before `until`.
