@@ -79,13 +79,14 @@ fn text(recovery: &Recovery, rows: &[Row<'_>]) -> String {
                     CheckpointKind::Crash => "crash".into(),
                     CheckpointKind::Application => "application".into(),
                 },
+                if r.memory { "yes" } else { "" }.into(),
                 r.seq.to_string(),
                 r.tag.unwrap_or_default().to_owned(),
             ]
         })
         .collect();
-    let header = ["ID", "TIME", "AGE", "KIND", "SEQ", "TAG"];
-    let mut text = show::table(&header, &[0, 2, 4], &lines);
+    let header = ["ID", "TIME", "AGE", "KIND", "MEMORY", "SEQ", "TAG"];
+    let mut text = show::table(&header, &[0, 2, 5], &lines);
     if rows.is_empty() {
         text = format!("{} has no checkpoint to show\n", recovery.name());
     }

@@ -43,6 +43,10 @@ impl Life {
         };
         let close = |reason: &str, upto: Option<Seq>| close_as(GuestState::Gap, reason, upto);
         let monitor_lost = matches!(ending, Ending::MonitorLost(_));
+        self.recall("the agent lets go of the guest");
+        if ending.is_wanted() {
+            self.given_back().await;
+        }
         let outcome = match ending {
             Ending::Stopped(reason) => {
                 close(&reason, None);

@@ -5,6 +5,7 @@
 
 use super::attach::{self, Attached};
 use super::face::{DiskFace, Progress};
+use super::lend::Lent;
 use super::plan::Plan;
 use super::sync::{Level, Sync};
 use super::task::{Task, Waiting};
@@ -49,6 +50,8 @@ pub(super) struct Life {
     pub(super) cancelled: Option<String>,
     pub(super) counted: (u64, u64, Instant),
     pub(super) ticks: u32,
+    /// Somebody takes its memory.
+    pub(super) lent: Option<Lent>,
 }
 
 /// What the watching ended with.
@@ -61,6 +64,13 @@ pub(super) enum Ending {
     Unprotect(Waiting),
     Stop(Waiting),
     Abandoned,
+}
+
+impl Ending {
+    /// Nothing went wrong: somebody asked for it.
+    pub(super) fn is_wanted(&self) -> bool {
+        !matches!(self, Self::Lost(_) | Self::Stopped(_) | Self::MonitorLost(_))
+    }
 }
 
 impl Life {
@@ -114,6 +124,7 @@ impl Life {
             cancelled: None,
             counted: (0, 0, Instant::now()),
             ticks: 0,
+            lent: None,
         }
     }
 
@@ -151,6 +162,7 @@ impl Life {
                 self.progress.rate_bytes_per_s.store(rate, Ordering::Relaxed);
                 let _ = reply.send(task.change_settings(*settings));
             }
+            Command::Lend(reply) => drop(reply.send(self.lend(task))),
             Command::Mark(request, reply) => match marks::make(&task.context, request).await {
                 Ok(made) => {
                     let (proved, ending) = self.prove(task, made.seq).await;
@@ -351,7 +363,8 @@ impl Life {
             return None;
         }
         match self.attached.qemu.run_state().await {
-            Ok(RunState::PostMigrate) => {
+            // One whose memory is read while it stands still looks like that, too.
+            Ok(RunState::PostMigrate) if !self.is_lent() => {
                 return Some(Ending::Lost(attach::MIGRATED_AWAY.into()));
             }
             Ok(_) => {}
