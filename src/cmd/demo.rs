@@ -27,7 +27,7 @@ use agent::Daemon;
 use commands::Commands;
 use guest::{Accel, Guest, GuestFiles};
 use rows::{Checked, Moment, in_flight, judge};
-use warm::{Taken, Warm};
+use warm::Taken;
 
 /// The name under which the demo protects its guest.
 const NAME: &str = "demo";

@@ -102,13 +102,17 @@ fn run(trial: &Trial) {
     }
     println!("{}", scene.agent.json(&["status", "vm"])["memory"]);
     // Whoever needs them restores them with neither the guest nor the agent there.
-    let listed = with_memory(&scene);
+    let mut listed = with_memory(&scene);
+    assert!(listed.len() >= wanted, "{listed:?}");
     let cli = Cli::clone(&scene.agent);
     let Scene { vm, agent, dir, .. } = scene;
     vm.quit();
     agent.stop();
-    for _ in 0..trial.restores {
-        let checkpoint = &listed[random.below(listed.len() as u64) as usize];
+    // In random order; more than once only where there are fewer.
+    for at in (1..listed.len()).rev() {
+        listed.swap(at, random.below(at as u64 + 1) as usize);
+    }
+    for checkpoint in listed.iter().cycle().take(trial.restores) {
         let at = format!("#{}", checkpoint["id"]);
         let warm = Warm::restore(&cli, "vm", &at);
         assert_eq!(warm.report["seq"], checkpoint["seq"]);

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use super::guest::{Counted, Guest, MEMORY_MIB, TMPFS_BYTES};
 use super::rows::{Moment, judge};
