@@ -7,6 +7,7 @@
 //! guest    8 writers in a real guest; the agent killed or stopped, and left alone, in turn
 //! append   the journal's append path by each way to the disk, fio, pwrite   A .. Z, Z .. A ..
 //! lookup   a block of a file by pread, through a mapping
+//! stream   a migration stream in memory: read, hashed, written, copied   in turn
 //! export   the first block of a random moment: a long journal, a short one   A B B A ..
 //! restore  afterimage restore, cp of what it restored
 //! space    bytes kept for bytes captured
@@ -35,6 +36,7 @@ mod report;
 mod restore;
 mod sliding;
 mod space;
+mod stream;
 
 use anyhow::{Context, Result, bail};
 use report::Report;
@@ -94,12 +96,13 @@ fn main() -> ExitCode {
 type Measure = fn(&Scale, &mut Report) -> Result<()>;
 
 /// In the order in which they run; what each one measures, for errors.
-const SECTIONS: [(&str, &str, Measure); 9] = [
+const SECTIONS: [(&str, &str, Measure); 10] = [
     ("mirror", "hot attach beside nbdkit memory", mirror::measure),
     ("direct", "NBD server beside its peers", direct::measure),
     ("guest", "worst write of a guest", guest::measure),
     ("append", "appends beside fio and pwrite", append::measure),
     ("lookup", "blocks by pread and by mapping", lookup::measure),
+    ("stream", "migration stream beside memcpy", stream::measure),
     ("export", "first block of an export", |_, report| export::measure(report)),
     ("restore", "restore beside cp", |_, report| restore::measure(report)),
     ("space", "bytes kept for bytes captured", |_, report| space::measure(report)),

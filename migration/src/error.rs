@@ -264,7 +264,7 @@ impl Fault {
 
     /// The fault of a command of the stream: `migration/savevm.c`.
     pub(crate) fn command(number: u16) -> Fault {
-        let postcopy = "turn off the capabilities return-path and postcopy-ram";
+        let postcopy = "turn off the capabilities return-path, postcopy-ram and dirty-bitmaps";
         let (name, remedy) = match number {
             1 => ("OPEN_RETURN_PATH", postcopy),
             2 => ("PING", postcopy),

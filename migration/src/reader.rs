@@ -406,9 +406,16 @@ impl Reader {
             return Err(Stop::Needs(1));
         }
         let max = self.limits.tail_bytes_max;
-        if bytes.len() > max - self.tail.len() {
+        let bytes = &bytes[..bytes.len().min(max - self.tail.len())];
+        if bytes.is_empty() {
             let what = "bytes of device state behind memory";
             return Err(Fault::Limit { what, max: max as u64 }.into());
+        }
+        let needed = self.tail.len() + bytes.len();
+        if needed > self.tail.capacity() {
+            // Twice as much each time, but never past the limit.
+            let room = (2 * needed).min(max);
+            self.tail.reserve_exact(room - self.tail.len());
         }
         self.tail.extend_from_slice(bytes);
         Ok(bytes.len())

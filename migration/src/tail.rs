@@ -2,8 +2,9 @@
 //!
 //! Device sections carry no length, so the only proof that a tail is whole is what it ends with:
 //! the end mark, and a description in JSON whose length ends exactly where the tail does.
+//! What always holds: it begins with a device section, or with the end mark where there is none.
 
-use crate::wire::{DESCRIPTION, EOF};
+use crate::wire::{DESCRIPTION, EOF, FULL};
 
 /// Bytes before the description: end mark, type, length.
 const FRAME_BYTES: usize = 6;
@@ -11,6 +12,9 @@ const FRAME_BYTES: usize = 6;
 /// Whether a tail ends with the description of its devices.
 pub fn is_whole(tail: &[u8]) -> bool {
     let Some(last) = tail.len().checked_sub(FRAME_BYTES + 2) else { return false };
+    if !matches!(tail, [FULL, ..] | [EOF, DESCRIPTION, ..]) {
+        return false;
+    }
     // JSON holds no byte below 0x20, so the last frame is found before a chance one.
     (0..=last).rev().any(|at| is_description(&tail[at..]))
 }

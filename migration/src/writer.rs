@@ -7,7 +7,7 @@
 use crate::head::footer;
 use crate::reader::check_block;
 use crate::wire;
-use crate::{Block, Fault, Head, PAGE_BYTES};
+use crate::{Block, Fault, Head, PAGE_BYTES, tail};
 use std::io::{self, BufWriter, Write};
 
 /// Bytes that are gathered before they are written out.
@@ -91,8 +91,7 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// `InvalidInput` when the tail is not what a reader gives; and those of `out`.
     pub fn finish(mut self, tail: &[u8]) -> io::Result<W> {
-        let begins = matches!(tail.first(), Some(&(wire::FULL | wire::EOF)));
-        if !begins || !crate::tail::is_whole(tail) {
+        if !tail::is_whole(tail) {
             return Err(refused(format!("a tail of {} bytes that is none", tail.len())));
         }
         self.end_section()?;

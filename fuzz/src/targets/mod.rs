@@ -2,6 +2,7 @@
 
 mod files;
 mod format;
+mod migration;
 mod nbd;
 mod qmp;
 mod stored;
@@ -26,6 +27,7 @@ pub fn all() -> Vec<Target> {
     all.extend(format::targets());
     all.extend(files::targets());
     all.extend(stored::targets());
+    all.extend(migration::targets());
     all.extend(nbd::targets());
     all.extend(qmp::targets());
     all.extend(text::targets());
