@@ -6,7 +6,7 @@ mod damage;
 mod export;
 mod machine;
 mod member;
-mod memory;
+mod ram;
 mod open;
 mod points;
 mod resume;
