@@ -306,6 +306,7 @@ fn record(seq: u64, payload_bytes: u32, payload_crc: u32) -> Record {
         wall_ns: since.as_nanos() as u64,
         payload_crc,
         payload_bytes,
+        compression: 0,
         seq,
     }
 }

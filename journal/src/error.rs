@@ -104,6 +104,12 @@ pub enum Error {
         /// Whether it was the want of space.
         space: bool,
     },
+    /// What comes second was not taken in: the disk was busy with what comes first.
+    #[error("the journal's disk was busy with the guests' writes for {waited:?}: try again later")]
+    Busy {
+        /// How long it waited.
+        waited: std::time::Duration,
+    },
     /// The pool has no room for a unit, or a limit forbids it.
     #[error("{0}")]
     NoRoom(String),
@@ -143,7 +149,7 @@ impl Error {
             Self::NewerFormat { .. } | Self::Unusable { .. } | Self::Invalid(_) => {
                 ErrorKind::FixInput
             }
-            Self::Locked { .. } => ErrorKind::Retry,
+            Self::Locked { .. } | Self::Busy { .. } => ErrorKind::Retry,
             Self::Damaged { .. } | Self::Missing { .. } => ErrorKind::NotRestorable,
             Self::NoRoom(_) | Self::Stopped { space: true, .. } => ErrorKind::FreeSpace,
             Self::Stopped { .. } | Self::TooLarge { .. } | Self::BadRun { .. } => ErrorKind::Broken,

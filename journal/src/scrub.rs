@@ -10,7 +10,7 @@ use crate::keeper::ScrubProgress;
 use crate::layout::Identity;
 use crate::pool::FileName;
 use crate::storage::{Storage, StoredFile};
-use crate::unit::{ScanEnd, read_payload, read_unit};
+use crate::unit::{ScanEnd, read_data, read_unit};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -55,9 +55,9 @@ impl Scrub {
                 self.end();
                 continue;
             };
-            self.payload.resize(record.payload_bytes as usize, 0);
+            self.payload.resize(record.data_bytes() as usize, 0);
             let (file, path) = (reading.file.as_ref(), &reading.path);
-            let read = read_payload(file, path, at, &record, &mut self.payload);
+            let read = read_data(file, path, at, &record, &mut self.payload);
             left = left.saturating_sub(u64::from(record.payload_bytes).max(1));
             match read {
                 Ok(()) => {}

@@ -8,6 +8,7 @@
 use crate::direct::{self, Aligned};
 use afterimage_journal::History;
 use afterimage_journal::format::checksum;
+use afterimage_journal::format::payload::unpack;
 use afterimage_journal::format::record::HEADER_BYTES;
 use afterimage_journal::history::Entry;
 use afterimage_journal::unit::ScanEnd;
@@ -29,7 +30,7 @@ const SKIP_BYTES_MAX: u64 = 64 << 10;
 pub(crate) struct Stored<'b> {
     /// The header's bytes, unchecked.
     pub header: &'b [u8],
-    /// The payload; `Err`: its checksum doesn't match, or it can't be read.
+    /// The payload as it was captured; `Err`: its checksum doesn't match, or it can't be read.
     pub payload: Result<&'b [u8], String>,
 }
 
@@ -129,6 +130,7 @@ impl<'h> Reader<'h> {
             }
             return;
         }
+        let mut unpacked = Vec::new();
         for i in run {
             let begin = match &read {
                 Ok(begin) => *begin,
@@ -142,8 +144,11 @@ impl<'h> Reader<'h> {
             let (from, to) = span(entry);
             let bytes = &buffer[begin + (from - start) as usize..begin + (to - start) as usize];
             let (header, payload) = bytes.split_at(HEADER_BYTES as usize);
-            let whole = checksum::crc32c(payload) == entry.record.payload_crc;
-            let payload = if whole { Ok(payload) } else { Err(MISMATCH.to_owned()) };
+            let is_whole = checksum::crc32c(payload) == entry.record.payload_crc;
+            let payload = match is_whole {
+                true => unpack(&entry.record, payload, &mut unpacked).map_err(str::to_owned),
+                false => Err(MISMATCH.to_owned()),
+            };
             take(i, Stored { header, payload });
         }
     }

@@ -6,15 +6,16 @@ use afterimage_journal::format::index::{self, ENTRY_BYTES, FOOTER_BYTES, Footer}
 use afterimage_journal::format::meta::{self, Meta};
 use afterimage_journal::format::record::{self, Decoded, HEADER_BYTES, Kind, Record};
 use afterimage_journal::format::unit_header::{HeaderError, UnitHeader};
-use afterimage_journal::format::{ALIGN_BYTES, checksum};
+use afterimage_journal::format::{ALIGN_BYTES, checksum, payload};
 
 const SALT: [u8; 16] = *b"salt of the unit";
 const UNIT_BYTES: u64 = 1 << 20;
 
-pub(super) fn targets() -> [Target; 5] {
+pub(super) fn targets() -> [Target; 6] {
     [
         Target { name: "unit_header", examples: headers, words: &[b"AIMGUNIT"], run: unit_header },
         Target { name: "record", examples: records, words: &[b"AIrc"], run: record_header },
+        Target { name: "payload", examples: payloads, words: &[], run: packed_payload },
         Target { name: "index", examples: indexes, words: &[], run: index_entries },
         Target { name: "footer", examples: footers, words: &[b"AIMGSEAL"], run: footer },
         Target { name: "meta", examples: metas, words: WORDS, run: meta_json },
@@ -70,13 +71,21 @@ fn example(kind: Kind, seq: u64) -> Record {
         wall_ns: 6,
         payload_crc: 7,
         payload_bytes: if kind == Kind::Write { 512 } else { 0 },
+        compression: 0,
         seq,
     }
 }
 
+/// A compressed record.
+fn packed(seq: u64) -> Record {
+    let compression = payload::ZSTD;
+    Record { len: 4096, payload_bytes: 600, compression, ..example(Kind::Write, seq) }
+}
+
 fn records() -> Vec<Vec<u8>> {
     let all = [Kind::Write, Kind::Zero, Kind::Mark, Kind::Tick, Kind::Watermark, Kind::Close];
-    all.iter().map(|kind| record::encode(&SALT, 4096, &example(*kind, 5)).to_vec()).collect()
+    let all = all.iter().map(|kind| example(*kind, 5)).chain([packed(5)]);
+    all.map(|record| record::encode(&SALT, 4096, &record).to_vec()).collect()
 }
 
 fn record_header(input: &[u8]) {
@@ -104,8 +113,35 @@ fn record_header(input: &[u8]) {
     }
 }
 
+/// Length of the data, then what is stored of it.
+fn payloads() -> Vec<Vec<u8>> {
+    let data: Vec<u8> = (0..3 * 4096).map(|i| b"payload "[i % 8] ^ (i / 4096) as u8).collect();
+    let Ok(mut packer) = payload::Packer::new() else { return Vec::new() };
+    let (_, stored) = packer.pack(&data);
+    vec![[&(data.len() as u32).to_le_bytes(), stored].concat(), vec![0; 20]]
+}
+
+fn packed_payload(input: &[u8]) {
+    let Some((len, stored)) = input.split_first_chunk::<4>() else { return };
+    let (len, payload_bytes) = (u32::from_le_bytes(*len) % (1 << 18), stored.len() as u32);
+    let record = Record { len, payload_bytes, ..packed(1) };
+    let header = record::encode(&SALT, 4096, &record);
+    let Decoded::Record(record) = record::decode(&SALT, 4096, &header) else {
+        let is_short = (1..len).contains(&payload_bytes);
+        assert!(len > payload::PACKED_LEN_BYTES_MAX || !is_short, "lengths that can be");
+        return;
+    };
+    let mut room = Vec::new();
+    if let Ok(data) = payload::unpack(&record, stored, &mut room) {
+        assert_eq!(data.len(), len as usize);
+    }
+    assert!(room.len() <= payload::PACKED_LEN_BYTES_MAX as usize);
+}
+
 fn indexes() -> Vec<Vec<u8>> {
-    let records: Vec<_> = (0..4).map(|i| (4096 + i * 640, example(Kind::Write, i + 1))).collect();
+    let mut records: Vec<_> =
+        (0..4).map(|i| (4096 + i * 640, example(Kind::Write, i + 1))).collect();
+    records.push((4096 + 4 * 640, packed(5)));
     vec![index::encode(&records), Vec::new()]
 }
 
@@ -121,7 +157,8 @@ fn index_entries(input: &[u8]) {
     let same = |all: &Vec<(u64, Record)>| {
         let mut all = all.clone();
         all.sort_by_key(|(at, r)| (*at, r.seq, r.addr, r.len));
-        all.iter().map(|(at, r)| (*at, r.seq, r.addr, r.len, r.kind)).collect::<Vec<_>>()
+        let said = |(at, r): &(u64, Record)| (*at, r.seq, r.addr, r.len, r.kind, r.compression);
+        all.iter().map(said).collect::<Vec<_>>()
     };
     assert_eq!(again.as_ref().map(same), Some(same(&records)), "not what was read");
 }
@@ -184,7 +221,22 @@ fn metas() -> Vec<Vec<u8>> {
         cause: meta::CopyCause::Bitmap,
         upto: 4096,
     };
-    let all = [(8, Meta::Config(config)), (4, Meta::Mark(mark)), (7, Meta::Copy(copy))];
+    let guest = meta::GuestMemory {
+        guest: "vm".into(),
+        blocks: vec![meta::RamBlock { volume: 2, id: "pc.ram".into(), bytes: 1 << 30 }],
+        state: 3,
+        head_bytes: 100,
+        tail_bytes: 200,
+        pause_us: 50,
+    };
+    let memory = Some(meta::Memory { instant: 9, wall_ns: 1, guests: vec![guest] });
+    let warm = meta::Checkpoint { memory, ..mark.clone() };
+    let all = [
+        (8, Meta::Config(config)),
+        (4, Meta::Mark(mark)),
+        (4, Meta::Mark(warm)),
+        (7, Meta::Copy(copy)),
+    ];
     let mut examples: Vec<Vec<u8>> = all
         .iter()
         .filter_map(|(kind, body)| Some([&[*kind][..], &body.encode().ok()?].concat()))

@@ -5,6 +5,7 @@
 //! rotten record header costs nothing while the index is good.
 
 use super::checksum;
+use super::payload::{PLAIN, ZSTD, is_possible};
 use super::record::{HEADER_BYTES, Kind, Record};
 use super::unit_header::UnitHeader;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -15,6 +16,8 @@ pub const ENTRY_BYTES: u64 = 48;
 /// Bytes of the footer: the last bytes of the unit's file.
 pub const FOOTER_BYTES: u64 = 64;
 const MAGIC: [u8; 8] = *b"AIMGSEAL";
+/// Flag of an entry alone: the record is compressed with zstd.
+const FLAG_ZSTD: u8 = 0x80;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -149,7 +152,7 @@ pub fn encode(records: &[(u64, Record)]) -> Vec<u8> {
             at: u32::try_from(at / super::ALIGN_BYTES).unwrap_or(u32::MAX).into(),
             scope: record.scope.into(),
             kind: record.kind as u8,
-            flags: record.flags,
+            flags: record.flags | if record.compression == ZSTD { FLAG_ZSTD } else { 0 },
             volume: record.volume.into(),
         };
         bytes.extend_from_slice(entry.as_bytes());
@@ -174,12 +177,16 @@ pub fn decode_entry(bytes: &[u8], unit_bytes: u64) -> Option<(u64, Record)> {
     let entry = Entry::read_from_bytes(bytes).ok()?;
     let at = u64::from(entry.at.get()) * super::ALIGN_BYTES;
     let end = at + HEADER_BYTES + u64::from(entry.payload_bytes.get());
-    if end > unit_bytes || entry.flags & !super::record::FLAGS_KNOWN != 0 {
+    let kind = Kind::from_u8(entry.kind)?;
+    let flags = entry.flags & !FLAG_ZSTD;
+    let compression = if flags == entry.flags { PLAIN } else { ZSTD };
+    let packed = is_possible(kind, compression, entry.len.get(), entry.payload_bytes.get());
+    if end > unit_bytes || flags & !super::record::FLAGS_KNOWN != 0 || !packed {
         return None;
     }
     let record = Record {
-        kind: Kind::from_u8(entry.kind)?,
-        flags: entry.flags,
+        kind,
+        flags,
         volume: entry.volume.get(),
         addr: entry.addr.get(),
         len: entry.len.get(),
@@ -188,6 +195,7 @@ pub fn decode_entry(bytes: &[u8], unit_bytes: u64) -> Option<(u64, Record)> {
         wall_ns: entry.wall_ns.get(),
         payload_crc: entry.payload_crc.get(),
         payload_bytes: entry.payload_bytes.get(),
+        compression,
         seq: entry.seq.get(),
     };
     Some((at, record))

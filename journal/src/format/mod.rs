@@ -7,6 +7,7 @@
 pub mod checksum;
 pub mod index;
 pub mod meta;
+pub mod payload;
 pub mod record;
 pub mod unit_header;
 

@@ -6,6 +6,7 @@
 //! steps over it (I-2). A sequence number of 0 means "not committed".
 
 use super::checksum;
+use super::payload::is_possible;
 use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -106,8 +107,16 @@ pub struct Record {
     pub payload_crc: u32,
     /// Bytes stored behind the header.
     pub payload_bytes: u32,
+    /// How they are compressed: [`super::payload::PLAIN`] or [`super::payload::ZSTD`].
+    #[serde(default, skip_serializing_if = "is_plain")]
+    pub compression: u8,
     /// Position in the journal.
     pub seq: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_plain(compression: &u8) -> bool {
+    *compression == super::payload::PLAIN
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -190,7 +199,7 @@ pub fn encode(salt: &[u8; 16], at: u64, record: &Record) -> [u8; HEADER_BYTES as
         payload_crc: record.payload_crc.into(),
         wall_ns: record.wall_ns.into(),
         checksum: checksum::CRC32C,
-        compression: 0,
+        compression: record.compression,
         key: 0.into(),
         header_crc: 0.into(),
         seq: record.seq.into(),
@@ -219,10 +228,11 @@ pub fn decode(salt: &[u8; 16], at: u64, bytes: &[u8; HEADER_BYTES as usize]) -> 
     if seq == 0 {
         return Decoded::Reserved { payload_bytes };
     }
-    let plain = raw.compression == 0 && raw.key.get() == 0;
-    let known = raw.checksum == checksum::CRC32C && plain && raw.flags & !FLAGS_KNOWN == 0;
+    let plain = raw.checksum == checksum::CRC32C && raw.key.get() == 0;
+    let known = plain && raw.flags & !FLAGS_KNOWN == 0;
+    let packed = |kind| is_possible(kind, raw.compression, raw.len.get(), payload_bytes);
     match Kind::from_u8(raw.kind) {
-        Some(kind) if known && raw.header_crc.get() == header_crc(salt, &raw) => {
+        Some(kind) if known && packed(kind) && raw.header_crc.get() == header_crc(salt, &raw) => {
             Decoded::Record(Record {
                 kind,
                 flags: raw.flags,
@@ -234,6 +244,7 @@ pub fn decode(salt: &[u8; 16], at: u64, bytes: &[u8; HEADER_BYTES as usize]) -> 
                 wall_ns: raw.wall_ns.get(),
                 payload_crc: raw.payload_crc.get(),
                 payload_bytes,
+                compression: raw.compression,
                 seq,
             })
         }

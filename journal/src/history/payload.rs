@@ -13,16 +13,16 @@ pub(super) const PAYLOADS_MAX: usize = 32;
 pub(super) const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 
 impl History {
-    /// Reads and checks a record's whole payload.
+    /// Reads and checks a record's whole payload as it was captured.
     ///
     /// # Errors
-    /// It can't be read, or its checksum doesn't match.
+    /// It can't be read, its checksum doesn't match, or it can't be unpacked.
     pub fn read_payload(&self, entry: &Entry, buffer: &mut Vec<u8>) -> Result<()> {
-        buffer.resize(entry.record.payload_bytes as usize, 0);
+        buffer.resize(entry.record.data_bytes() as usize, 0);
         self.read_payload_into(entry, buffer)
     }
 
-    /// As [`History::read_payload`], into memory of just the payload's size.
+    /// As [`History::read_payload`], into memory of just its size: what the record's `data_bytes` says.
     ///
     /// # Errors
     /// As there.
@@ -30,7 +30,7 @@ impl History {
         let file = self.file(entry.unit)?;
         let path = self.units.get(entry.unit as usize).map(|u| u.path.as_path());
         let path = path.unwrap_or(&self.dir);
-        unit::read_payload(&*file, path, entry.at, &entry.record, buffer)
+        unit::read_data(&*file, path, entry.at, &entry.record, buffer)
     }
 
     /// Reads and checks a record's whole payload, unless that was done lately.

@@ -6,16 +6,18 @@
 
 use super::History;
 use super::cache::Cache;
-use crate::Seq;
 use crate::catalogue::find_elsewhere;
 use crate::error::{Error, Result};
 use crate::format::meta::{EpochStart, Merged};
+use crate::format::payload::PLAIN;
 use crate::format::record::{Kind, Record};
 use crate::format::unit_header::UnitHeader;
 use crate::pool::{FileName, Found, Places};
 use crate::storage::{Access, StoredFile};
 use crate::unit::{ScanEnd, UnitContents, read_header, read_unit};
+use crate::{Seq, VolumeId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -58,6 +60,9 @@ pub struct Unit {
     pub count: u64,
     /// Bytes of all payloads.
     pub payload_bytes: u64,
+    /// Bytes of payload in volumes of which it has compressed records: as stored, and as captured.
+    #[serde(default, skip_serializing_if = "is_unpacked")]
+    pub packed_bytes: (u64, u64),
     /// Bytes of payload that something at or behind the edge still needs, as far as was counted.
     pub live_bytes: Option<u64>,
     /// Checksum of its index (0: it is not sealed).
@@ -77,6 +82,22 @@ pub struct Unit {
 pub(crate) struct ReadUnit {
     pub(crate) file: Arc<dyn StoredFile>,
     pub(crate) records: Records,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_unpacked(packed_bytes: &(u64, u64)) -> bool {
+    *packed_bytes == (0, 0)
+}
+
+/// Bytes of payload in volumes of which some records are compressed: as stored, and as captured.
+fn packed_bytes(records: &[(u64, Record)]) -> (u64, u64) {
+    let records = || records.iter().map(|(_, r)| r);
+    let packed = records().filter(|r| r.compression != PLAIN).map(|r| r.volume);
+    let packed: BTreeSet<VolumeId> = packed.collect();
+    let writes = records().filter(|r| r.kind == Kind::Write && packed.contains(&r.volume));
+    writes.fold((0, 0), |(stored, data), r| {
+        (stored + u64::from(r.payload_bytes), data + u64::from(r.data_bytes()))
+    })
 }
 
 mod file_name {
@@ -110,6 +131,7 @@ impl Unit {
             wall_max_ns: records().map(|r| r.wall_ns).max().unwrap_or(0),
             count: unit.records.len() as u64,
             payload_bytes: unit.records.iter().map(|(_, r)| u64::from(r.payload_bytes)).sum(),
+            packed_bytes: packed_bytes(&unit.records),
             live_bytes: None,
             index_crc: unit.index_crc,
             merged,

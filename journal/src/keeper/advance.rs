@@ -1,7 +1,6 @@
 //! Moving the base's end: the base run for the new one first, then the catalogue that says so.
 
 use super::Keeper;
-use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::align_up;
 use crate::format::index::ENTRY_BYTES;
@@ -11,6 +10,8 @@ use crate::history::Unit;
 use crate::map::{Layer, Piece, Span};
 use crate::merge::release;
 use crate::window::{AlarmLevel, Edge};
+use crate::{Seq, VolumeId};
+use std::collections::BTreeSet;
 
 /// Most layers that become one run in one step: bounds its memory.
 const LAYERS_MAX: usize = 32;
@@ -121,10 +122,11 @@ impl Keeper {
             last_seq: if done { target.seq } else { highest },
         };
         let within = self.catalogue.units().partition_point(|u| u.name.numbers().1 <= covered);
-        let mut live = LiveBytes::new(&self.catalogue.units()[..within]);
+        let memory_volumes = self.catalogue.facts.memory_volumes();
+        let mut live = LiveBytes::new(&self.catalogue.units()[..within], memory_volumes);
         let pace = self.setup.pace.as_ref();
-        self.runs.make(&span, &layers, |_, piece| {
-            live.add(piece);
+        self.runs.make(&span, &layers, |volume, piece| {
+            live.add(volume, piece);
             if pace.spend(PIECE_BYTES) { Ok(()) } else { Err(stopped()) }
         })?;
         let made = self.base_is_of(span.last_seq);
@@ -152,11 +154,14 @@ pub(super) struct LiveBytes {
     /// Highest number in each unit and all before.
     reach: Vec<Seq>,
     bytes: Vec<u64>,
+    /// Of payload in each unit that is compressed: bytes as stored, and as captured.
+    packed: Vec<(u64, u64)>,
+    memory_volumes: BTreeSet<VolumeId>,
 }
 
 impl LiveBytes {
     /// Of these units, which ascend by number.
-    pub(super) fn new(units: &[Unit]) -> Self {
+    pub(super) fn new(units: &[Unit], memory_volumes: BTreeSet<VolumeId>) -> Self {
         let mut highest = 0;
         let reach: Vec<Seq> = units
             .iter()
@@ -166,12 +171,20 @@ impl LiveBytes {
             })
             .collect();
         let bytes = vec![OVERHEAD_BYTES; reach.len()];
-        Self { reach, bytes }
+        let packed = units.iter().map(|u| u.packed_bytes).collect();
+        Self { reach, bytes, packed, memory_volumes }
     }
 
-    pub(super) fn add(&mut self, piece: &Piece) {
+    pub(super) fn add(&mut self, volume: VolumeId, piece: &Piece) {
         let unit = self.reach.partition_point(|highest| *highest < piece.seq);
-        let payload = if piece.zero { 0 } else { piece.bytes() };
+        let payload = match self.packed.get(unit) {
+            _ if piece.zero => 0,
+            // As the others of its unit are, on average.
+            Some((stored, data)) if *data > 0 && self.memory_volumes.contains(&volume) => {
+                (u128::from(piece.bytes()) * u128::from(*stored) / u128::from(*data)) as u64
+            }
+            _ => piece.bytes(),
+        };
         if let Some(bytes) = self.bytes.get_mut(unit) {
             *bytes += align_up(HEADER_BYTES + payload) + ENTRY_BYTES;
         }

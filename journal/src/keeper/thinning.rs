@@ -170,9 +170,9 @@ impl Keeper {
         let seqs = || counted.iter().filter(|u| u.last_seq > 0);
         let first_seq = seqs().map(|u| u.first_seq).min().unwrap_or(0);
         let last_seq = seqs().map(|u| u.last_seq).max().unwrap_or(0);
-        let mut live = LiveBytes::new(counted);
-        let mut sight = Thinned::new(self);
         let memory_volumes = self.catalogue.facts.memory_volumes();
+        let mut live = LiveBytes::new(counted, memory_volumes.clone());
+        let mut sight = Thinned::new(self);
         let kept = self.catalogue.kept().unwrap_or_default();
         for (part, kept) in [(Part::Disks, kept), (Part::Memory, self.catalogue.kept_memory())] {
             if part == Part::Memory && memory_volumes.is_empty() {
@@ -188,7 +188,7 @@ impl Keeper {
                     }
                     let counts = memory_volumes.contains(&volume) == (part == Part::Memory);
                     if counts && piece.seq > after && piece.seq <= at {
-                        live.add(&piece);
+                        live.add(volume, &piece);
                     }
                 }
                 after = at;

@@ -4,6 +4,7 @@ use super::tail::{Placed, Tail};
 use super::{Inner, Journal, lock};
 use crate::error::{Error, Result};
 use crate::format::checksum;
+use crate::format::payload::PLAIN;
 use crate::format::record::{HEADER_BYTES, Kind, Record};
 use crate::meta::{META_BYTES_MAX, Meta};
 use crate::unit::{payload_bytes_max, record_bytes_max};
@@ -36,6 +37,13 @@ impl Draft {
     }
 }
 
+/// What is stored behind a header.
+struct Payload {
+    bytes: u32,
+    crc: u32,
+    compression: u8,
+}
+
 /// Space for one record. Dropped without [`Reservation::commit`], it stays an uncommitted
 /// reservation, which every scan steps over. The ring's space behind it is not used again while it
 /// lives: whoever may have to wait for the payload gives it up after a bounded time.
@@ -66,7 +74,7 @@ impl Journal {
         let mut tail = inner.tail_with_room(payload_bytes)?;
         let place = inner.place(&mut tail, payload_bytes);
         drop(tail);
-        Ok(Reservation { journal: Arc::clone(inner), place, payload_bytes, is_ended: false })
+        Ok(Reservation::new(inner, place, payload_bytes))
     }
 
     /// Appends a whole record.
@@ -108,7 +116,7 @@ impl Journal {
         let mut space = self.reserve(payload.len() as u32)?;
         space.payload_mut().copy_from_slice(&payload);
         let config = matches!(body, Meta::Config(_)).then_some(payload);
-        space.commit_and(&draft, |tail| {
+        space.commit_and(&draft, PLAIN, |tail| {
             // Under the same lock: a unit begun in between would repeat the old one behind it.
             if let Some(config) = config {
                 tail.config = config;
@@ -118,6 +126,11 @@ impl Journal {
 }
 
 impl Reservation {
+    /// Of a place that was just handed out.
+    pub(super) fn new(inner: &Arc<Inner>, place: Placed, payload_bytes: u32) -> Self {
+        Self { journal: Arc::clone(inner), place, payload_bytes, is_ended: false }
+    }
+
     /// The payload's place in the ring: fill it straight from the socket.
     pub fn payload_mut(&mut self) -> &mut [u8] {
         let position = self.place.unit.position(self.place.at + HEADER_BYTES);
@@ -131,15 +144,21 @@ impl Reservation {
     /// # Errors
     /// The journal stopped meanwhile.
     pub fn commit(self, draft: &Draft) -> Result<Seq> {
-        self.commit_and(draft, |_| {})
+        self.commit_and(draft, PLAIN, |_| {})
     }
 
-    fn commit_and(mut self, draft: &Draft, with: impl FnOnce(&mut Tail)) -> Result<Seq> {
+    pub(super) fn commit_and(
+        mut self,
+        draft: &Draft,
+        compression: u8,
+        with: impl FnOnce(&mut Tail),
+    ) -> Result<Seq> {
         let payload_crc = checksum::crc32c(self.payload_mut());
         let inner = &self.journal;
         let mut tail = lock(&inner.tail);
         inner.check(&tail)?;
-        let seq = inner.commit(&mut tail, &self.place, self.payload_bytes, payload_crc, draft);
+        let payload = Payload { bytes: self.payload_bytes, crc: payload_crc, compression };
+        let seq = inner.commit(&mut tail, &self.place, &payload, draft);
         with(&mut tail);
         self.is_ended = true;
         Ok(seq)
@@ -169,14 +188,7 @@ impl Inner {
         }
     }
 
-    fn commit(
-        &self,
-        tail: &mut Tail,
-        place: &Placed,
-        payload_bytes: u32,
-        payload_crc: u32,
-        draft: &Draft,
-    ) -> Seq {
+    fn commit(&self, tail: &mut Tail, place: &Placed, payload: &Payload, draft: &Draft) -> Seq {
         let seq = tail.next_seq;
         let clock = &self.options.clock;
         let age_ns = clock.mono_ns().saturating_sub(place.unit.header.mono_ns);
@@ -189,8 +201,9 @@ impl Inner {
             scope: draft.scope,
             mono_ms: u32::try_from(age_ns / 1_000_000).unwrap_or(u32::MAX),
             wall_ns: clock.wall_ns(),
-            payload_crc,
-            payload_bytes,
+            payload_crc: payload.crc,
+            payload_bytes: payload.bytes,
+            compression: payload.compression,
             seq,
         };
         place.unit.write_commit(&self.ring, place.at, &record);
@@ -210,7 +223,8 @@ impl Inner {
     /// Appends a record without a payload where there is room for it.
     pub(super) fn append_under(&self, tail: &mut Tail, draft: &Draft) -> Seq {
         let place = self.place(tail, 0);
-        self.commit(tail, &place, 0, checksum::crc32c(&[]), draft)
+        let payload = Payload { bytes: 0, crc: checksum::crc32c(&[]), compression: PLAIN };
+        self.commit(tail, &place, &payload, draft)
     }
 
     /// Repeats the configuration at the start of a unit, so that it needs no older one.
@@ -225,7 +239,8 @@ impl Inner {
         // SAFETY: just placed, under the tail lock.
         unsafe { self.ring.range_mut(position, payload_bytes.into()) }.copy_from_slice(&config);
         let crc = checksum::crc32c(&config);
-        self.commit(tail, &place, payload_bytes, crc, &Draft::of(Kind::Config));
+        let payload = Payload { bytes: payload_bytes, crc, compression: PLAIN };
+        self.commit(tail, &place, &payload, &Draft::of(Kind::Config));
         tail.config = config;
     }
 }

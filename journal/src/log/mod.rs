@@ -29,6 +29,7 @@ mod unit;
 
 pub use append::{Draft, Reservation};
 pub use flush::Backend;
+pub use memory::MemoryAppender;
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
@@ -55,6 +56,9 @@ pub struct Options {
     /// Longest wait of an append for the next unit or for space in the ring; then the journal stops
     /// (and capture falls to the changed-block map) rather than the guest.
     pub unit_wait: Duration,
+    /// Longest wait of a record of memory until captured writes have room enough; then that record is
+    /// not taken, and the journal goes on.
+    pub memory_wait: Duration,
     /// Longest time without a record: then the journal ticks, so that idle and dead look different.
     pub tick_interval: Duration,
     /// Time.
@@ -78,6 +82,7 @@ impl Default for Options {
             unit_bytes: 64 << 20,
             sync_interval: Duration::from_millis(200),
             unit_wait: Duration::from_millis(300),
+            memory_wait: Duration::from_secs(10),
             tick_interval: Duration::from_secs(1),
             clock: Arc::new(SystemClock),
             storage: RealStorage::shared(),

@@ -57,6 +57,22 @@ impl Inner {
         }
     }
 
+    /// Makes units until so many are prepared; where there is no thread for it. That it can't be done
+    /// stops nothing.
+    pub(super) fn prepare_ahead(&self, count: usize) -> Result<()> {
+        loop {
+            let header = {
+                let tail = lock(&self.tail);
+                if tail.stopped.is_some() || tail.next.len() >= count.min(UNITS_AHEAD) {
+                    return Ok(());
+                }
+                let newest = tail.next.back().unwrap_or(&tail.unit).header;
+                self.header_after(&newest, tail.next_seq.saturating_sub(1))
+            };
+            self.prepare(header)?;
+        }
+    }
+
     fn header_after(&self, newest: &UnitHeader, after: Seq) -> UnitHeader {
         UnitHeader {
             group: self.identity.group.into_bytes(),
@@ -83,7 +99,7 @@ impl Inner {
         self.bytes.fetch_add(header.unit_bytes, Ordering::Relaxed);
         let mut tail = lock(&self.tail);
         tail.next.push_back(Arc::new(unit));
-        tail.no_space = false;
+        (tail.no_space, tail.is_short) = (false, false);
         self.room.notify_all();
         Ok(())
     }
@@ -95,6 +111,11 @@ impl Inner {
         let mut tail = lock(&self.tail);
         let has_next = !tail.next.is_empty();
         tail.no_space = is_space && !has_next;
+        tail.is_short = is_space;
+        if is_space {
+            // Memory that waits for the next unit gives up.
+            self.room.notify_all();
+        }
         let is_near = tail.at + self.identity.unit_bytes / 4 >= self.identity.unit_bytes;
         if is_near && !has_next {
             let ending = if is_space { Ending::Space } else { Ending::Failed };

@@ -109,6 +109,8 @@ pub(super) struct Tail {
     pub(super) stopped: Option<Stop>,
     /// Whether the next unit could not be made for want of space.
     pub(super) no_space: bool,
+    /// The same of one further ahead: there is no room, though the next unit is there.
+    pub(super) is_short: bool,
 }
 
 impl Tail {
@@ -130,6 +132,7 @@ impl Tail {
             config: Vec::new(),
             stopped: None,
             no_space: false,
+            is_short: false,
         }
     }
 
@@ -170,7 +173,7 @@ impl Inner {
     }
 
     /// Sees to it that a record of this payload fits where the tail is; says what is missing.
-    fn make_room(&self, tail: &mut Tail, payload_bytes: u32) -> Option<Missing> {
+    pub(super) fn make_room(&self, tail: &mut Tail, payload_bytes: u32) -> Option<Missing> {
         let end = |tail: &Tail| align_up(tail.at + HEADER_BYTES + u64::from(payload_bytes));
         while !fits(self.identity.unit_bytes, end(tail), tail.count + 1) {
             if tail.next.is_empty()
@@ -327,7 +330,7 @@ impl Inner {
 
 /// What an append has to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Missing {
+pub(super) enum Missing {
     Unit,
     Ring,
 }

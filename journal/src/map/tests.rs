@@ -341,6 +341,7 @@ fn a_copied_record_ranks_where_its_copy_began() {
         wall_ns: 0,
         payload_crc: 0,
         payload_bytes: 0,
+        compression: 0,
         seq,
     };
     let records = [

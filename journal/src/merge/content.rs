@@ -2,7 +2,9 @@
 //!
 //! Only indexes and metadata payloads are read here.
 
+use super::copier::read_kept;
 use super::{Job, Part, Sight};
+use crate::Seq;
 use crate::catalogue::epoch_start;
 use crate::error::{Error, Result};
 use crate::format::meta::{META_BYTES_MAX, Made, MemoryKept, Merged, Meta};
@@ -13,9 +15,8 @@ use crate::map::Stack;
 use crate::planted;
 use crate::pool::Found;
 use crate::storage::StoredFile;
-use crate::unit::{ScanEnd, UnitContents, read_merged, read_payload, read_unit};
+use crate::unit::{ScanEnd, UnitContents, read_merged, read_unit};
 use crate::window::keep::judges;
-use crate::{Seq, unit};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -45,11 +46,29 @@ impl Kept {
         Self { source, at, record, skip: 0, len: record.len }
     }
 
-    /// Payload that it takes in the merged unit, in bytes.
-    pub fn payload_bytes(&self) -> u32 {
+    /// Whether it is all of the original.
+    pub fn is_whole(&self) -> bool {
+        self.skip == 0 && self.len == self.record.len
+    }
+
+    /// Most bytes of payload that it takes in the merged unit: what compressing a part again comes to is
+    /// not known before.
+    pub fn payload_bytes_max(&self) -> u32 {
         match self.record.kind {
-            Kind::Write => self.len,
+            Kind::Write if !self.is_whole() => self.len,
             _ => self.record.payload_bytes,
+        }
+    }
+
+    /// Bytes of payload that it will take, about.
+    pub fn payload_bytes(&self) -> u32 {
+        let most = u64::from(self.payload_bytes_max());
+        let (stored, data) = (self.record.payload_bytes, self.record.data_bytes());
+        match self.record.kind {
+            Kind::Write if !self.is_whole() && data > 0 => {
+                (most * u64::from(stored) / u64::from(data)) as u32
+            }
+            _ => most as u32,
         }
     }
 
@@ -282,17 +301,4 @@ fn read_meta(sources: &[Source], item: &Kept) -> Result<Vec<u8>> {
     }
     read_kept(sources, item, &mut payload)?;
     Ok(payload)
-}
-
-/// Reads and checks the whole original payload.
-pub(super) fn read_kept(sources: &[Source], item: &Kept, payload: &mut Vec<u8>) -> Result<()> {
-    let source = sources
-        .get(item.source)
-        .ok_or_else(|| Error::Invalid(format!("record {} lies in no unit", item.record.seq)))?;
-    let bytes = item.record.payload_bytes;
-    if u64::from(bytes) > unit::UNIT_BYTES_MAX / 8 {
-        return Err(Error::TooLarge { bytes: bytes.into(), limit_bytes: unit::UNIT_BYTES_MAX / 8 });
-    }
-    payload.resize(bytes as usize, 0);
-    read_payload(source.file.as_ref(), &source.path, item.at, &item.record, payload)
 }

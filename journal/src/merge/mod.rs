@@ -21,6 +21,7 @@
 //!   they did (I-5).
 
 mod content;
+mod copier;
 mod output;
 mod pace;
 pub mod release;

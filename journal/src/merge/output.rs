@@ -59,12 +59,17 @@ impl<'a> Output<'a> {
         Ok(output)
     }
 
+    /// The byte behind the last record that was put.
+    pub fn end(&self) -> u64 {
+        self.written + self.filled as u64
+    }
+
     /// Adds a record with this payload, whose checksum it says already.
     pub fn put(&mut self, record: Record, payload: &[u8]) -> Result<()> {
-        let at = self.written + self.filled as u64;
+        let at = self.end();
         self.push(&record::encode(&self.salt, at, &record))?;
         self.push(payload)?;
-        let end = self.written + self.filled as u64;
+        let end = self.end();
         self.push(&[0; PAGE_BYTES][..(align_up(end) - end) as usize])?;
         self.records.push((at, record));
         Ok(())
@@ -77,7 +82,7 @@ impl<'a> Output<'a> {
         self.put(record, payload)
     }
 
-    /// Writes what is left; the file's end is where it was allocated.
+    /// Writes what is left; the file's end is where the caller puts it.
     pub fn finish(mut self) -> Result<Vec<(u64, Record)>> {
         let rest = &self.memory[self.start..self.start + self.filled];
         let wrote = self.file.write_all_at(rest, self.written);
@@ -180,6 +185,7 @@ mod tests {
             wall_ns: 0,
             payload_crc: 0,
             payload_bytes: 0,
+            compression: 0,
             seq,
         }
     }

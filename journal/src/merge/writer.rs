@@ -1,13 +1,14 @@
 //! The merged unit's bytes: laid out first, then written to a draft, then named.
 
-use super::content::{Content, Kept, read_kept};
+use super::content::{Content, Kept};
+use super::copier::Copier;
 use super::output::Output;
 use super::{Job, Outcome, Written, draft_path};
 use crate::error::{Error, Result};
 use crate::format::meta::{Merged, Meta};
 use crate::format::record::{HEADER_BYTES, Kind, Record};
 use crate::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, UnitHeader};
-use crate::format::{align_up, checksum, index};
+use crate::format::{align_up, index};
 use crate::planted;
 use crate::pool::{FileName, Found};
 use crate::storage::{Access, StoredFile};
@@ -28,19 +29,19 @@ pub(super) fn plan(job: &Job, name: FileName, content: Content) -> Result<Option
     let replaces = Meta::Merged(content.merged.clone())
         .encode()
         .map_err(|e| Error::Invalid(format!("encode what {name} replaces: {e}")))?;
-    let parts = content.kept.iter().map(|k| u64::from(k.payload_bytes()));
-    let end = std::iter::once(replaces.len() as u64)
-        .chain(parts)
-        .fold(BLOCK_BYTES, |at, payload| at + align_up(HEADER_BYTES + payload));
-    let count = content.kept.len() as u64 + 1;
-    let mut unit_bytes = end.next_multiple_of(BLOCK_BYTES);
-    while !fits(unit_bytes, end, count) {
-        let index_bytes = (count * index::ENTRY_BYTES).next_multiple_of(BLOCK_BYTES);
-        unit_bytes += index_bytes.max(BLOCK_BYTES);
-    }
-    if unit_bytes > job.unit_bytes_max || replaces.len() as u64 > META_IN_UNIT_BYTES_MAX {
+    let bytes = |of: fn(&Kept) -> u32| {
+        let parts = content.kept.iter().map(|k| u64::from(of(k)));
+        let end = std::iter::once(replaces.len() as u64)
+            .chain(parts)
+            .fold(BLOCK_BYTES, |at, payload| at + align_up(HEADER_BYTES + payload));
+        unit_bytes(end, content.kept.len() as u64 + 1)
+    };
+    let is_large = bytes(Kept::payload_bytes) > job.unit_bytes_max;
+    if is_large || replaces.len() as u64 > META_IN_UNIT_BYTES_MAX {
         return Ok(None);
     }
+    // What isn't needed of it is given back when that is known.
+    let unit_bytes = bytes(Kept::payload_bytes_max).min(job.unit_bytes_max);
     let header = UnitHeader {
         group: job.group.into_bytes(),
         salt: job.salt,
@@ -58,60 +59,82 @@ pub(super) fn plan(job: &Job, name: FileName, content: Content) -> Result<Option
     Ok(Some(Plan { content, header, replaces }))
 }
 
+/// Size of a unit of `count` records that end at byte `end`.
+fn unit_bytes(end: u64, count: u64) -> u64 {
+    let mut unit_bytes = end.next_multiple_of(BLOCK_BYTES);
+    while !fits(unit_bytes, end, count) {
+        let index_bytes = (count * index::ENTRY_BYTES).next_multiple_of(BLOCK_BYTES);
+        unit_bytes += index_bytes.max(BLOCK_BYTES);
+    }
+    unit_bytes
+}
+
+/// What became of a draft.
+enum Draft {
+    /// It is durable, with this header and these records.
+    Whole(UnitHeader, Vec<(u64, Record)>),
+    /// There is too much for a unit.
+    TooLarge,
+    /// It was told to stop.
+    Stopped,
+}
+
 /// Writes it, and gives it its name when all of it is durable.
 pub(super) fn write(job: &Job, name: FileName, plan: Plan) -> Result<Outcome> {
     let draft = draft_path(job.into, name);
-    let outcome = write_draft(job, &draft, &plan);
-    match outcome {
-        Ok(Some(records)) => {
+    let left = match write_draft(job, &draft, &plan) {
+        Ok(Draft::Whole(header, records)) => {
             let path = job.into.join(name.to_string());
             job.storage.rename(&draft, &path).map_err(|e| Error::io("rename to", &path, e))?;
             let synced = job.storage.sync_dir(job.into);
             synced.map_err(|e| Error::io("sync directory", job.into, e))?;
-            let Plan { content, header, .. } = plan;
-            let found = Found { name, path };
-            let written = Written { found, header, merged: content.merged, records };
-            Ok(Outcome::Written(Box::new(written)))
+            let merged = plan.content.merged;
+            let written = Written { found: Found { name, path }, header, merged, records };
+            return Ok(Outcome::Written(Box::new(written)));
         }
-        Ok(None) | Err(_) => {
-            // One that stays counts for nothing.
-            let _ = job.storage.remove(&draft);
-            outcome.map(|_| Outcome::Stopped)
-        }
-    }
+        Ok(Draft::TooLarge) => Ok(Outcome::TooLarge),
+        Ok(Draft::Stopped) => Ok(Outcome::Stopped),
+        Err(e) => Err(e),
+    };
+    // One that stays counts for nothing.
+    let _ = job.storage.remove(&draft);
+    left
 }
 
-/// The draft's records, or `None` when it was told to stop.
-fn write_draft(job: &Job, draft: &Path, plan: &Plan) -> Result<Option<Vec<(u64, Record)>>> {
+fn write_draft(job: &Job, draft: &Path, plan: &Plan) -> Result<Draft> {
     let opened = job.storage.open(draft, Access::Replace);
     let file = opened.map_err(|e| Error::io("create merged unit", draft, e))?;
-    let allocated = file.allocate(0, plan.header.unit_bytes);
+    let mut header = plan.header;
+    let allocated = file.allocate(0, header.unit_bytes);
     allocated.map_err(|e| Error::io("allocate merged unit", draft, e))?;
-    let header = plan.header.encode();
-    let begin = (plan.header.salt, header.as_slice());
-    let mut out = Output::begin((job.storage.as_ref(), &file), draft, begin)?;
-    out.put_new(first_record(&plan.content.merged, plan.header.wall_ns), &plan.replaces)?;
-    let mut payload = Vec::new();
-    let mut read: Option<(usize, u64)> = None;
+    let block = header.encode();
+    let mut out =
+        Output::begin((job.storage.as_ref(), &file), draft, (header.salt, block.as_slice()))?;
+    out.put_new(first_record(&plan.content.merged, header.wall_ns), &plan.replaces)?;
+    let count = plan.content.kept.len() as u64 + 1;
+    let mut copier = Copier::new(&plan.content.sources)?;
     for item in &plan.content.kept {
-        if !job.pace.spend(u64::from(item.payload_bytes()) + HEADER_BYTES) {
-            return Ok(None);
+        if !job.pace.spend(u64::from(item.payload_bytes_max()) + HEADER_BYTES) {
+            return Ok(Draft::Stopped);
         }
-        if item.record.payload_bytes == 0 {
-            payload.clear();
-        } else if read.take() != Some((item.source, item.at)) {
-            read_kept(&plan.content.sources, item, &mut payload)?;
+        let (record, payload) = copier.copy(item)?;
+        let end = align_up(out.end() + HEADER_BYTES + payload.len() as u64);
+        if !fits(header.unit_bytes, end, count) {
+            return Ok(Draft::TooLarge);
         }
-        if item.record.payload_bytes > 0 {
-            read = Some((item.source, item.at));
-        }
-        let part = part_of(item, &payload)?;
-        out.put(new_record(item, part), part)?;
+        out.put(record, payload)?;
     }
+    let needed_bytes = unit_bytes(out.end(), count);
     let records = out.finish()?;
-    end(&file, draft, &plan.header, &records)?;
+    if needed_bytes < header.unit_bytes {
+        header.unit_bytes = needed_bytes;
+        let cut =
+            file.write_all_at(&header.encode(), 0).and_then(|()| file.set_bytes(header.unit_bytes));
+        cut.map_err(|e| Error::io("cut merged unit", draft, e))?;
+    }
+    end(&file, draft, &header, &records)?;
     plan.content.sources.iter().map(|s| &s.file).chain([&file]).for_each(forget_pages);
-    Ok(Some(records))
+    Ok(Draft::Whole(header, records))
 }
 
 /// Says what the unit replaces; it takes no number of the sequence.
@@ -127,34 +150,10 @@ fn first_record(merged: &Merged, wall_ns: u64) -> Record {
         wall_ns,
         payload_crc: 0,
         payload_bytes: 0,
+        compression: 0,
         // A number of 0 would be that of a reservation.
         seq: merged.last_seq.max(1),
     }
-}
-
-fn part_of<'p>(item: &Kept, payload: &'p [u8]) -> Result<&'p [u8]> {
-    if item.record.kind != Kind::Write {
-        return Ok(payload);
-    }
-    let from = item.skip as usize;
-    payload.get(from..from + item.len as usize).ok_or_else(|| {
-        Error::Invalid(format!("record {} is shorter than what it covers", item.record.seq))
-    })
-}
-
-fn new_record(item: &Kept, payload: &[u8]) -> Record {
-    let mut record = item.record;
-    record.addr += item.skip;
-    record.len = item.len;
-    // Its unit's own time was another; what is known of it is the wall time.
-    record.mono_ms = 0;
-    // Of a whole one the checksum was just proved: it is not made anew.
-    let whole = payload.len() == record.payload_bytes as usize;
-    if !whole {
-        record.payload_crc = checksum::crc32c(payload);
-        record.payload_bytes = payload.len() as u32;
-    }
-    record
 }
 
 /// Index and footer; everything is durable when this returns. One sync is enough: the file has no

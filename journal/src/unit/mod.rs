@@ -15,7 +15,9 @@ mod scan;
 mod seal;
 
 pub use create::create;
-pub use scan::{ScanEnd, UnitContents, read_header, read_merged, read_payload, read_unit};
+pub use scan::{
+    ScanEnd, UnitContents, read_data, read_header, read_merged, read_payload, read_unit,
+};
 pub use seal::{seal, seal_file};
 
 use crate::format::ALIGN_BYTES;

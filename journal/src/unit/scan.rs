@@ -6,7 +6,7 @@ use crate::format::index::{self, ENTRY_BYTES, FOOTER_BYTES, Footer};
 use crate::format::meta::{META_BYTES_MAX, Merged, Meta};
 use crate::format::record::{self, Decoded, HEADER_BYTES, Record};
 use crate::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, HeaderError, UnitHeader};
-use crate::format::{VERSION, align_up, checksum};
+use crate::format::{VERSION, align_up, checksum, payload};
 use crate::planted;
 use crate::pool::{FileName, Found};
 use crate::ring::Overlay;
@@ -268,7 +268,32 @@ fn scan(unit: &mut UnitContents, length: u64) -> Result<()> {
     Ok(())
 }
 
-/// Reads and checks a record's whole payload into `buffer`, which must have its size.
+/// Reads and checks a record's whole payload as it was captured into `buffer`, which must have
+/// [`Record::data_bytes`].
+///
+/// # Errors
+/// It can't be read, its checksum doesn't match, or it can't be unpacked.
+pub fn read_data(
+    file: &dyn StoredFile,
+    path: &Path,
+    at: u64,
+    record: &Record,
+    buffer: &mut [u8],
+) -> Result<()> {
+    if record.compression == payload::PLAIN {
+        return read_payload(file, path, at, record, buffer);
+    }
+    let mut stored = vec![0; record.payload_bytes as usize];
+    read_payload(file, path, at, record, &mut stored)?;
+    payload::unpack_into(record, &stored, buffer).map_err(|why| Error::Damaged {
+        unit: path.to_owned(),
+        at,
+        seq: record.seq,
+        why,
+    })
+}
+
+/// Reads and checks a record's whole payload as it is stored into `buffer`, which must have its size.
 ///
 /// # Errors
 /// It can't be read, or its checksum doesn't match.

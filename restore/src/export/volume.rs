@@ -108,13 +108,13 @@ impl VolumeAt {
         cache: &PayloadCache,
     ) -> Result<()> {
         let history = &self.recovery.history;
-        let payload_bytes = entry.record.payload_bytes as usize;
-        if skip == 0 && buf.len() == payload_bytes {
+        let data_bytes = entry.record.data_bytes() as usize;
+        if skip == 0 && buf.len() == data_bytes {
             return history.read_payload_into(entry, buf);
         }
         let key: Key = (u64::from(entry.unit), entry.at);
         let payload =
-            cache.get(key, payload_bytes, |whole| history.read_payload_into(entry, whole))?;
+            cache.get(key, data_bytes, |whole| history.read_payload_into(entry, whole))?;
         let bytes = payload.get(skip..skip.saturating_add(buf.len())).ok_or_else(|| {
             Error::Invalid(format!("record {} is shorter than what it covers", entry.record.seq))
         })?;

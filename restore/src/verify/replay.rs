@@ -5,6 +5,7 @@
 //! a mistake there shows as a different digest. Slow: overwritten data is written all the same.
 
 use afterimage_journal::format::checksum::crc32c;
+use afterimage_journal::format::payload::unpack_into;
 use afterimage_journal::format::record::{FLAG_COPIED, HEADER_BYTES, Kind, Record};
 use afterimage_journal::history::Entry;
 use afterimage_journal::meta::{Copy, CopyEvent, Volume};
@@ -144,10 +145,15 @@ fn zero(file: &File, addr: u64, len: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// A record's payload, if its checksum matches.
+/// A record's payload as it was captured, if its checksum matches.
 fn payload(history: &History, entry: &Entry) -> Option<Vec<u8>> {
     let mut bytes = vec![0; entry.record.payload_bytes as usize];
     let file = history.file(entry.unit).ok()?;
     file.read_exact_at(&mut bytes, entry.at + HEADER_BYTES).ok()?;
-    (crc32c(&bytes) == entry.record.payload_crc).then_some(bytes)
+    if crc32c(&bytes) != entry.record.payload_crc {
+        return None;
+    }
+    let mut data = vec![0; entry.record.data_bytes() as usize];
+    unpack_into(&entry.record, &bytes, &mut data).ok()?;
+    Some(data)
 }

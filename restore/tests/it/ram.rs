@@ -192,7 +192,7 @@ impl Sink for Pages {
 }
 
 /// A head that names a machine type.
-fn head() -> Vec<u8> {
+pub fn head() -> Vec<u8> {
     let mut head = b"QEVM\0\0\0\x03\x07\0\0\0\x0bpc-q35-10.0".to_vec();
     head.extend(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04\x7e\0\0\0\x02");
     head
