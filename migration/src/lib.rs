@@ -43,13 +43,15 @@
 mod error;
 mod head;
 mod reader;
+mod sink;
 mod tail;
 mod wire;
 mod writer;
 
 pub use error::{Error, Fault, Kind};
 pub use head::Head;
-pub use reader::{Limits, Parts, Reader, Sink};
+pub use reader::Reader;
+pub use sink::{Limits, Parts, Sink};
 pub use writer::Writer;
 
 /// Bytes of a page of the stream: what x86 calls a page, however large the host's pages are.

@@ -1,7 +1,7 @@
 //! A real QEMU with a guest that counts: a boot sector that writes numbered blocks to its disk and
 //! keeps the numbers in its memory.
 
-use crate::memory::Ram;
+use crate::ram::Ram;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;

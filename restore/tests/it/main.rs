@@ -1,6 +1,5 @@
 //! Tests of restore over real journals, real files, and `qemu-img`.
 
-mod apart;
 mod batches;
 mod bed;
 mod damage;
@@ -10,6 +9,7 @@ mod member;
 mod memory;
 mod open;
 mod points;
+mod ram;
 mod resume;
 mod start;
 mod target;

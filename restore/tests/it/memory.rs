@@ -1,210 +1,157 @@
-//! A guest's memory as a test knows it: blocks in memory, a checkpoint of them in a bed's journal
-//! as an agent writes it, and a stream read back.
+//! Memory beside disks: what restores, exports and checks disks leaves it alone; and compressed records,
+//! wherever they are read.
 
-use crate::bed::{Bed, Dice, GUEST};
-use afterimage_journal::Seq;
+use crate::bed::{Bed, GUEST, entries, flip, names, restore_at, volume};
+use crate::ram;
+use afterimage_journal::format::payload::ZSTD;
 use afterimage_journal::meta::{
-    Checkpoint, CheckpointKind, GuestMemory, Memory, Meta, RamBlock, Volume, VolumeKind,
+    Checkpoint, CheckpointKind, CopyCause, GuestMemory, Memory, Meta, RamBlock, Volume, VolumeKind,
 };
-use afterimage_migration::{Block, Limits, Parts, Reader, Sink};
-use std::convert::Infallible;
+use afterimage_journal::{History, Seq, View};
+use afterimage_nbd::{Client, ClientOptions};
+use afterimage_restore::{ExportOptions, Format, When, export, verify, verify_at};
 use std::path::Path;
-use uuid::Uuid;
 
-pub const PAGE: usize = 4096;
-/// The volume of the device state; blocks follow it.
-pub const STATE_VOLUME: u16 = 100;
-/// Longest run of pages in a record.
-const RUN_BYTES_MAX: usize = 64 << 10;
+const RAM: u16 = 11;
+const STATE: u16 = 12;
+const RAM_BYTES: u64 = 256 << 10;
 
-/// Memory and device state.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Ram {
-    pub parts: Parts,
-    /// By block.
-    pub bytes: Vec<Vec<u8>>,
+/// A guest with two disks whose memory is journaled, too.
+fn bed() -> Bed {
+    let mut bed = Bed::new(5, &[64 << 10, 128 << 10]);
+    let memory = |id, kind, name: &str, bytes| {
+        let like = volume(id, GUEST, name, bytes);
+        // Named as a disk is: a name alone chooses none of them.
+        Volume { kind, disk: name.into(), format: "ram".into(), source: String::new(), ..like }
+    };
+    bed.config.volumes.push(memory(RAM, VolumeKind::Ram, "pc.ram", RAM_BYTES));
+    bed.config.volumes.push(memory(STATE, VolumeKind::DeviceState, "device-state", 64 << 20));
+    bed.journal().set_config(&bed.config).unwrap();
+    bed.sync(CopyCause::Initial);
+    bed.run(30);
+    bed
 }
 
-impl Ram {
-    /// Blocks of zeroes with a device state that no QEMU wrote.
-    pub fn made_up(blocks: &[(&str, usize)]) -> Self {
-        let id = |id: &str| id.to_owned();
-        let made = blocks.iter().map(|(i, b)| Block { id: id(i), bytes: *b as u64 });
-        let parts = Parts { head: head(), blocks: made.collect(), tail: tail("paused") };
-        Self { parts, bytes: blocks.iter().map(|(_, bytes)| vec![0; *bytes]).collect() }
+/// Commits a checkpoint whose memory is full of a byte; its instant and its page records.
+fn checkpoint(bed: &mut Bed, id: u64, byte: u8) -> (Seq, Vec<Seq>) {
+    let instant = bed.write();
+    bed.note(instant);
+    let mut appender = bed.journal().memory_appender().unwrap();
+    let chunk = vec![byte; 64 << 10];
+    let addresses = (0..RAM_BYTES).step_by(chunk.len());
+    let mut pages = Vec::new();
+    for at in addresses {
+        pages.push(appender.append(RAM, at, &chunk).unwrap());
+        bed.write();
     }
-
-    /// The guest writes pages, some of them zeroes.
-    pub fn run(&mut self, dice: &mut Dice, pages: usize) {
-        for _ in 0..pages {
-            let block = dice.below(self.bytes.len() as u64) as usize;
-            let block = &mut self.bytes[block];
-            let page = dice.below((block.len() / PAGE) as u64) as usize * PAGE;
-            if dice.below(4) == 0 {
-                block[page..page + PAGE].fill(0);
-            } else {
-                dice.fill(&mut block[page..page + PAGE]);
-            }
-        }
-    }
-
-    /// What a stream holds.
-    pub fn read(stream: &Path) -> Self {
-        Self::parse(&std::fs::read(stream).unwrap(), true)
-    }
-
-    /// As [`Ram::read`]; QEMU's own may hold pages twice, and in any order.
-    pub fn parse(stream: &[u8], one_of_ours: bool) -> Self {
-        let mut reader = Reader::new(Limits::default());
-        let mut pages = Pages::default();
-        for piece in stream.chunks(1 << 20) {
-            reader.feed(piece, &mut pages).unwrap();
-        }
-        let parts = reader.finish().unwrap();
-        assert!(!one_of_ours || pages.is_in_order, "pages out of order, or one twice");
-        Self { parts, bytes: pages.bytes }
-    }
-
-    /// Makes the memory part of the guest, as of now.
-    pub fn configure(&self, bed: &mut Bed) {
-        bed.config.volumes.retain(|v| v.kind == VolumeKind::Disk);
-        let volume = |id: u16, kind, name: &str, bytes| Volume {
-            id,
-            kind,
-            uuid: Uuid::from_u128(u128::from(id)),
-            guest: GUEST.into(),
-            disk: name.into(),
-            node: name.into(),
-            bytes,
-            format: "ram".into(),
-            source: String::new(),
-            active: true,
-        };
-        let state = volume(STATE_VOLUME, VolumeKind::DeviceState, "device-state", 64 << 20);
-        bed.config.volumes.push(state);
-        for (i, block) in self.parts.blocks.iter().enumerate() {
-            let id = STATE_VOLUME + 1 + i as u16;
-            bed.config.volumes.push(volume(id, VolumeKind::Ram, &block.id, block.bytes));
-        }
-        bed.journal().set_config(&bed.config).unwrap();
-    }
-
-    /// Appends what differs from `before`, and the device state, without committing it.
-    pub fn append(&self, bed: &Bed, before: Option<&Ram>) {
-        for (i, bytes) in self.bytes.iter().enumerate() {
-            let volume = STATE_VOLUME + 1 + i as u16;
-            let same = |at: usize| match before {
-                Some(ram) => ram.bytes[i][at..at + PAGE] == bytes[at..at + PAGE],
-                None => is_zero(&bytes[at..at + PAGE]),
-            };
-            let mut at = 0;
-            while at < bytes.len() {
-                let run = |what: &dyn Fn(usize) -> bool| {
-                    let end = (at + RUN_BYTES_MAX).min(bytes.len());
-                    (at..end).step_by(PAGE).find(|a| !what(*a)).unwrap_or(end)
-                };
-                let zero = |a: usize| !same(a) && is_zero(&bytes[a..a + PAGE]);
-                let data = |a: usize| !same(a) && !is_zero(&bytes[a..a + PAGE]);
-                let journal = bed.journal();
-                if data(at) {
-                    let end = run(&data);
-                    journal.append_memory(volume, at as u64, &bytes[at..end]).unwrap();
-                    at = end;
-                } else if zero(at) {
-                    let end = run(&zero);
-                    journal.append_memory_zero(volume, at as u64, (end - at) as u32).unwrap();
-                    at = end;
-                } else {
-                    at += PAGE;
-                }
-            }
-        }
-        let state = [&self.parts.head[..], &self.parts.tail].concat();
-        for (i, piece) in state.chunks(RUN_BYTES_MAX).enumerate() {
-            let at = (i * RUN_BYTES_MAX) as u64;
-            bed.journal().append_memory(STATE_VOLUME, at, piece).unwrap();
-        }
-    }
-
-    /// What a checkpoint says of it.
-    pub fn described(&self) -> GuestMemory {
-        let blocks = self.parts.blocks.iter().enumerate();
-        let block = |(i, block): (usize, &Block)| RamBlock {
-            volume: STATE_VOLUME + 1 + i as u16,
-            id: block.id.clone(),
-            bytes: block.bytes,
-        };
-        GuestMemory {
-            guest: GUEST.into(),
-            blocks: blocks.map(block).collect(),
-            state: STATE_VOLUME,
-            head_bytes: self.parts.head.len() as u64,
-            tail_bytes: self.parts.tail.len() as u64,
-            pause_us: 7_250,
-        }
-    }
-
-    /// Appends and commits a checkpoint of the instant `instant`; returns the commit's position.
-    pub fn checkpoint(&self, bed: &Bed, before: Option<&Ram>, id: u64, instant: Seq) -> Seq {
-        let wall_ns = bed.open().history.point(instant).wall_ns;
-        self.append(bed, before);
-        let memory = Memory { instant, wall_ns, guests: vec![self.described()] };
-        let tag = Some(format!("tag{id}"));
-        let kind = CheckpointKind::Crash;
-        let mark = Checkpoint { id, kind, tag, memory: Some(memory) };
-        bed.journal().append_meta(&Meta::Mark(mark)).unwrap()
-    }
+    let (head, tail) = (ram::head(), ram::tail("running"));
+    bed.journal().append_memory(STATE, 0, &[&head[..], &tail].concat()).unwrap();
+    let guest = GuestMemory {
+        guest: GUEST.into(),
+        blocks: vec![RamBlock { volume: RAM, id: "pc.ram".into(), bytes: RAM_BYTES }],
+        state: STATE,
+        head_bytes: head.len() as u64,
+        tail_bytes: tail.len() as u64,
+        pause_us: 9,
+    };
+    let memory = Some(Memory { instant, wall_ns: 1, guests: vec![guest] });
+    let mark = Checkpoint { id, kind: CheckpointKind::Crash, tag: None, memory };
+    bed.journal().append_meta(&Meta::Mark(mark)).unwrap();
+    (instant, pages)
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|b| *b == 0)
-}
-
-#[derive(Default)]
-struct Pages {
-    bytes: Vec<Vec<u8>>,
-    /// The page that has to come next.
-    next: (usize, u64),
-    is_in_order: bool,
-}
-
-impl Sink for Pages {
-    type Error = Infallible;
-
-    fn blocks(&mut self, blocks: &[Block]) -> Result<(), Infallible> {
-        // What isn't sent would be seen.
-        self.bytes = blocks.iter().map(|b| vec![0xee; b.bytes as usize]).collect();
-        self.is_in_order = true;
-        Ok(())
+#[test]
+fn disks_are_restored_exported_and_checked_without_the_memory_beside_them() {
+    let mut bed = bed();
+    let (instant, _) = checkpoint(&mut bed, 1, 7);
+    bed.stop_agent();
+    let recovery = bed.open();
+    let disks = &bed.known.last().unwrap().1;
+    let to = tempfile::tempdir().unwrap();
+    let report = restore_at(&recovery, instant, to.path(), Format::Raw).unwrap();
+    assert_eq!(report.disks.len(), 2);
+    let dir = to.path().join(format!("{instant}-raw"));
+    let images = names(&dir).into_iter().filter(|n| n.ends_with(".raw")).collect::<Vec<_>>();
+    assert_eq!(images.len(), 2, "{images:?}");
+    for (image, disk) in images.iter().zip(disks) {
+        assert!(std::fs::read(dir.join(image)).unwrap() == *disk, "{image}");
     }
-
-    fn page(&mut self, block: usize, offset: u64, data: &[u8]) -> Result<(), Infallible> {
-        let at = offset as usize;
-        self.bytes[block][at..at + PAGE].copy_from_slice(data);
-        self.is_in_order &= (block, offset) >= self.next;
-        self.next = (block, offset + PAGE as u64);
-        Ok(())
-    }
-
-    fn zero(&mut self, block: usize, offset: u64) -> Result<(), Infallible> {
-        self.page(block, offset, &[0; PAGE])
-    }
+    let point = recovery.resolve(&When::Checkpoint(1)).unwrap();
+    assert_eq!(point.seq, instant);
+    let report = verify_at(&recovery, point, &mut |_| {}).unwrap();
+    assert!(report.is_equal() && report.disks.len() == 2 && report.memory.len() == 2, "{report:?}");
+    let socket = to.path().join("s");
+    let options = ExportOptions { socket, disks: vec![], writable: false, scratch: None };
+    let exporting = export(bed.open(), point, &options).unwrap();
+    assert_eq!(exporting.report.exports.len(), 2);
 }
 
-/// A head that names a machine type.
-fn head() -> Vec<u8> {
-    let mut head = b"QEVM\0\0\0\x03\x07\0\0\0\x0bpc-q35-10.0".to_vec();
-    head.extend(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04\x7e\0\0\0\x02");
-    head
+#[test]
+fn a_damaged_page_takes_the_memory_of_the_checkpoints_that_need_it_and_no_disk() {
+    let mut bed = bed();
+    checkpoint(&mut bed, 1, 1);
+    let (_, pages) = checkpoint(&mut bed, 2, 2);
+    bed.write();
+    let (last, _) = checkpoint(&mut bed, 3, 3);
+    bed.stop_agent();
+    let recovery = bed.open();
+    assert!(verify(&recovery, &mut |_| {}).unwrap().is_sound());
+    let entry = recovery.history.entry(pages[1]).unwrap().unwrap();
+    flip(&recovery.history.units[entry.unit as usize].path, entry.at + 64 + 3);
+    let recovery = bed.open();
+    let report = verify(&recovery, &mut |_| {}).unwrap();
+    assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
+    let damage = &report.damage[0];
+    assert_eq!((damage.seq, &damage.memory[..]), (Some(pages[1]), &[2][..]));
+    assert!(damage.refused.is_none() && report.refused.is_empty());
+    let point = recovery.resolve(&When::Seq(last)).unwrap();
+    assert!(verify_at(&recovery, point, &mut |_| {}).unwrap().is_equal());
 }
 
-/// A tail with nothing but a run state.
-pub fn tail(state: &str) -> Vec<u8> {
-    let mut tail = b"\x04\0\0\0\x09\x0bglobalstate\0\0\0\0\0\0\0\x01".to_vec();
-    tail.extend((state.len() as u32 + 1).to_be_bytes());
-    let mut field = [0; 100];
-    field[..state.len()].copy_from_slice(state.as_bytes());
-    tail.extend(field);
-    tail.extend(b"\x7e\0\0\0\x09\0\x06\0\0\0\x02{}");
-    tail
+/// Reads a volume in odd pieces.
+fn exported(bed: &Bed, seq: Seq, dir: &Path) -> Vec<u8> {
+    let recovery = bed.open();
+    let point = recovery.resolve(&When::Seq(seq)).unwrap();
+    let socket = dir.join("s");
+    let options =
+        ExportOptions { socket: socket.clone(), disks: vec![], writable: false, scratch: None };
+    let _exporting = export(recovery, point, &options).unwrap();
+    let options = ClientOptions { export: "d0".into(), ..ClientOptions::default() };
+    let mut client = Client::connect(&socket, &options).unwrap();
+    let mut bytes = vec![0xee; client.bytes() as usize];
+    for (index, part) in bytes.chunks_mut(7 * 512).enumerate() {
+        client.read(index as u64 * 7 * 512, part).unwrap();
+    }
+    bytes
+}
+
+#[test]
+fn compressed_records_are_read_by_restore_export_and_replay() {
+    // Nothing forbids them on a disk: so every reader of disks meets them.
+    let mut bed = Bed::new(9, &[128 << 10]);
+    bed.sync(CopyCause::Initial);
+    let text: Vec<u8> = (0..48 << 10).map(|i| b"unplugged "[i % 10]).collect();
+    for at in [0, 10 << 10, 70 << 10] {
+        bed.disks[0][at..at + text.len()].copy_from_slice(&text);
+        bed.journal().append_memory(1, at as u64, &text).unwrap();
+    }
+    let seq = bed.write_at(0, 20 << 10, &[9; 1024]);
+    bed.note(seq);
+    bed.stop_agent();
+    let recovery = bed.open();
+    let packed = entries(&recovery.history).iter().filter(|e| e.record.compression == ZSTD).count();
+    assert_eq!(packed, 3);
+    let to = tempfile::tempdir().unwrap();
+    restore_at(&recovery, seq, to.path(), Format::Raw).unwrap();
+    let dir = to.path().join(format!("{seq}-raw"));
+    let image = names(&dir).into_iter().find(|n| n.ends_with(".raw")).unwrap();
+    assert!(std::fs::read(dir.join(image)).unwrap() == bed.disks[0]);
+    assert!(exported(&bed, seq, to.path()) == bed.disks[0]);
+    let point = recovery.resolve(&When::Seq(seq)).unwrap();
+    assert!(verify_at(&recovery, point, &mut |_| {}).unwrap().is_equal());
+    assert!(verify(&recovery, &mut |_| {}).unwrap().is_sound());
+    let history = History::load(&bed.journal_dir()).unwrap();
+    let mut read = vec![0; bed.disks[0].len()];
+    View::at(&history, 1, seq).unwrap().read(0, &mut read).unwrap();
+    assert!(read == bed.disks[0]);
 }

@@ -2,7 +2,7 @@
 
 use crate::bed::{Bed, GUEST};
 use crate::machine::{DISK_BYTES, Machine, arguments, check_disk, image, make_disk};
-use crate::memory::Ram;
+use crate::ram::Ram;
 use afterimage_restore::{
     ExportOptions, Format, RestoreOptions, ThisHost, WarmExport, When, export_warm, plan_warm,
     restore, restore_warm,

@@ -2,7 +2,7 @@
 //! that disks are restored as ever beside it.
 
 use crate::bed::{Bed, GUEST, flip, guest, names, options, restore_at};
-use crate::memory::{PAGE, Ram, STATE_VOLUME, tail};
+use crate::ram::{PAGE, Ram, STATE_VOLUME, tail};
 use afterimage_journal::Seq;
 use afterimage_journal::meta::{Checkpoint, CheckpointKind, Memory, Meta};
 use afterimage_restore::{
