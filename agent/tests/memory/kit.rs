@@ -77,11 +77,12 @@ impl Memory {
 
     /// Pages that differ, of all blocks.
     pub fn differing(&self, other: &Self) -> u64 {
-        let pairs = self.blocks.iter().zip(&other.blocks);
-        let count = |(a, b): (&(String, Vec<u8>), &(String, Vec<u8>))| {
-            a.1.chunks(PAGE_BYTES).zip(b.1.chunks(PAGE_BYTES)).filter(|(a, b)| a != b).count()
-        };
-        pairs.map(count).sum::<usize>() as u64
+        let mut differing = 0;
+        for ((_, ours), (_, theirs)) in self.blocks.iter().zip(&other.blocks) {
+            let pages = ours.chunks(PAGE_BYTES).zip(theirs.chunks(PAGE_BYTES));
+            differing += pages.filter(|(a, b)| a != b).count() as u64;
+        }
+        differing
     }
 
     /// Every page, in a random order when asked; zero pages as such or, now and then, in full.

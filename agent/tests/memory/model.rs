@@ -84,7 +84,10 @@ fn a_checkpoint_that_was_cut_off_spoils_neither_the_next_one_nor_the_one_before(
     let (_, first_seq) = bed.checkpoint(memory.stream(None));
     change(&mut rng, &mut memory, 300);
     let cut = memory.clone();
-    // Another thread cuts it off, somewhere.
+    // Cut off before its first record; then by another thread, somewhere.
+    let taken = bed.take(memory.stream(None)).unwrap();
+    let at_once = bed.store_until(&taken, &AtomicBool::new(true));
+    assert!(matches!(refused(at_once), Error::Cancelled));
     let taken = bed.take(memory.stream(None)).unwrap();
     let cancel = AtomicBool::new(false);
     let (journal, from) = (bed.journal.clone(), bed.journal.head());
@@ -105,6 +108,9 @@ fn a_checkpoint_that_was_cut_off_spoils_neither_the_next_one_nor_the_one_before(
         assert!(bed.journal.head() >= from + 3, "some of it is in the journal");
     }
     drop(taken);
+    // The same again: what is missing of it is stored, and nothing is taken for stored that isn't.
+    let (_, seq) = bed.checkpoint(memory.stream(None));
+    bed.assert_holds(seq, &cut);
     // What the cut one changed is changed back here and there, and elsewhere.
     memory = first.clone();
     change(&mut rng, &mut memory, 100);
