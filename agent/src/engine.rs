@@ -268,7 +268,8 @@ impl Engine {
             tracing::warn!(guest = name, %error, "the journal still lists the guest");
         }
         let last = !guests.values().any(|e| e.settings.group == entry.settings.group);
-        let Entry { group, sampler, .. } = entry;
+        let Entry { group, sampler, memory, .. } = entry;
+        memory.forget(name);
         drop(guest);
         sampler.end();
         if last {

@@ -4,11 +4,13 @@
 use super::evidence::{SOME_WRITES, history, identical, prefix_of};
 use super::{STATE_LIMIT, Scene};
 use crate::kit::record::{SLOT_BYTES, checksum};
-use crate::kit::{Cli, Outcome, Qmp, REPLY_LIMIT, VmBuilder, poll};
+use crate::kit::{Cli, Disk, Outcome, Qmp, REPLY_LIMIT, VmBuilder, poll};
 use afterimage_journal::History;
 use afterimage_journal::meta::GuestMemory;
 use afterimage_journal::view::Blocks;
 use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn mark(cli: &Cli, tag: &str) -> Outcome {
@@ -155,8 +157,10 @@ fn an_agent_that_dies_while_memory_is_taken_leaves_the_guest_running_and_nothing
     let mut scene = Scene::new();
     scene.vm.ask("writer start", "writer started");
     scene.protected();
-    let moments = [("auto", 30), ("stop", 60), ("auto", 250), ("stop", 250), ("auto", 900)];
-    for (mode, after_ms) in moments {
+    // QEMU has the guest stopped some milliseconds behind the command.
+    let soon = [15, 22, 30, 40].map(|after_ms| ("auto", after_ms));
+    let later = [("stop", 60), ("auto", 250), ("stop", 250), ("auto", 900)];
+    for (mode, after_ms) in soon.into_iter().chain(later) {
         let head = history(&scene.agent).head;
         let tag = format!("{mode}-{after_ms}");
         scene.agent.ok(&["set", "vm", "--memory-mode", mode]);
@@ -241,6 +245,57 @@ fn a_checkpoint_is_given_up_when_its_guest_is_let_go_of_or_dies_and_the_next_one
         as_before(scene.vm.qmp());
     }
     assert_eq!(listed(&scene.agent, "attached").unwrap()["memory"], true, "older ones stay");
+}
+
+/// Flushes of somebody else's to the guest's mirrors, as quick as they go, until it is told to end.
+fn flush_all_the_time(monitor: &Path, end: &AtomicBool) {
+    let mut qmp = Qmp::connect(monitor).unwrap();
+    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }));
+    let targets = nodes.as_array().unwrap().iter();
+    let targets = targets.filter_map(|n| n["node-name"].as_str().filter(|n| n.ends_with("-nbd")));
+    let lines: Vec<_> = targets.map(|n| format!("qemu-io {n} \"flush\"")).collect();
+    assert_eq!(lines.len(), 2);
+    while !end.load(Ordering::Relaxed) {
+        for line in &lines {
+            qmp.execute("human-monitor-command", json!({ "command-line": line }));
+        }
+    }
+}
+
+#[test]
+fn an_instant_that_the_flushes_do_not_prove_is_taken_by_command_or_not_at_all() {
+    let dir = tempfile::TempDir::with_prefix("ai-").unwrap();
+    let monitor = dir.path().join("monitor");
+    let words = format!("unix:{},server=on,wait=off", monitor.display());
+    let mut scene = Scene::with(Disk::raw, |builder| builder.arg("-qmp").arg(&words));
+    scene.vm.ask("writer start", "writer started");
+    scene.protected();
+    let end = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let flushing = threads.spawn(|| flush_all_the_time(&monitor, &end));
+        scene.agent.ok(&["set", "vm", "--memory-mode", "background"]);
+        let refused = mark(&scene.agent, "unproved");
+        scene.agent.ok(&["set", "vm", "--memory-mode", "auto"]);
+        let by_command = mark(&scene.agent, "proved");
+        end.store(true, Ordering::Relaxed);
+        flushing.join().unwrap();
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert!(refused.stderr.contains("no instant"), "{refused:?}");
+        assert_eq!(by_command.code, 0, "{by_command:?}");
+    });
+    let status = memory_of(&scene.agent);
+    assert_eq!(status["last"]["order"], "explicit", "{status}");
+    println!("{status}");
+    assert!(listed(&scene.agent, "unproved").is_none());
+    as_before(scene.vm.qmp());
+    no_intents(&scene.agent);
+    let history = history(&scene.agent);
+    let (committed, guests) = memory_at(&history, "proved");
+    let last = prefix_of(&scene.restore("tag:proved"));
+    let newest = newest_in_memory(&history, committed, &guests[0]);
+    assert!(newest == 0 || (last..=last + 1).contains(&newest), "{last} {newest}");
+    assert_eq!(scene.vm.stats("writer").errors, 0);
+    scene.agent.wait_state("vm", "protected", STATE_LIMIT);
 }
 
 #[test]

@@ -9,8 +9,9 @@ use serde_json::Value;
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// A guest that counts on two disks, and an agent whose units are small.
-fn scene(protect: &[&str]) -> Scene {
+/// A guest that counts on two disks, with a file in memory that doesn't compress, and an agent whose
+/// units are small.
+fn scene(tmpfs_mib: u64, protect: &[&str]) -> Scene {
     let dir = TempDir::with_prefix("ai-").unwrap();
     let mut builder = VmBuilder::new("counter").memory_mib(160);
     let mut images = Vec::new();
@@ -21,7 +22,8 @@ fn scene(protect: &[&str]) -> Scene {
         images.push(path);
     }
     let mut vm = builder.boot();
-    vm.ask("counter start rate=100 tmpfs=8388608", "counter started");
+    let bytes = tmpfs_mib << 20;
+    vm.ask(&format!("counter start rate=100 tmpfs={bytes}"), "counter started");
     let options = ["--stall-limit", "5s", "--unit-size", "4MiB"];
     let agent = Agent::start_with(&options, PROGRAM, dir.path().join("state"));
     let scene = Scene { builder, vm, agent, images, dir };
@@ -47,7 +49,7 @@ fn goes_on(scene: &Scene, checkpoint: &Value, was: &Counted) {
 
 #[test]
 fn memory_ages_out_of_the_window_and_what_stays_goes_on() {
-    let mut scene = scene(&["--window", "10s"]);
+    let mut scene = scene(8, &["--window", "10s"]);
     let was = Counted::of(&mut scene.vm);
     let mut tags = Vec::new();
     let aged = poll(STATE_LIMIT, || {
@@ -77,7 +79,7 @@ fn memory_ages_out_of_the_window_and_what_stays_goes_on() {
 
 #[test]
 fn thinned_checkpoints_keep_their_memory() {
-    let mut scene = scene(&["--keep", "4s,2s:10m"]);
+    let mut scene = scene(8, &["--keep", "4s,2s:10m"]);
     let was = Counted::of(&mut scene.vm);
     for round in 0..3 {
         mark(&scene, &format!("m{round}"));
@@ -103,7 +105,7 @@ fn thinned_checkpoints_keep_their_memory() {
 
 #[test]
 fn memory_that_finds_no_room_is_refused_with_a_reason_and_capture_goes_on() {
-    let mut scene = scene(&["--window", "1h", "--limit", "32MiB"]);
+    let mut scene = scene(64, &["--window", "1h", "--limit", "76MiB"]);
     let before = Counted::of(&mut scene.vm);
     let session = history(&scene.agent).sessions.last().map(|s| s.id);
     let made = scene.agent.run(&["mark", "vm", "--tag", "big", "--memory"]);

@@ -50,10 +50,14 @@ impl Engine {
         }
         let of_group = |entries: Vec<&super::Entry>| {
             let every_ms = entries.iter().filter_map(|e| e.settings.memory_every_ms).min()?;
-            let conductor = Arc::clone(&entries.first()?.memory);
-            let is_ready = entries.iter().all(|e| e.group.session(&e.settings.name).is_some());
+            let conductor = Some(&entries.first()?.memory).filter(|c| c.is_due(every_ms))?;
+            let absent = entries.iter().find(|e| e.group.session(&e.settings.name).is_none());
+            if let Some(absent) = absent {
+                conductor.waits_for(&absent.settings.name);
+                return None;
+            }
             let guests = entries.iter().map(|e| e.guest.clone()).collect();
-            (is_ready && conductor.is_due(every_ms)).then_some((conductor, guests))
+            Some((Arc::clone(conductor), guests))
         };
         groups.into_values().filter_map(of_group).collect()
     }

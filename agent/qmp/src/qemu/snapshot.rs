@@ -11,6 +11,10 @@
 //! What always holds: QEMU's settings are read before they are changed, and what was read is all
 //! that [`Qemu::end_snapshot`] needs to undo a snapshot, however far it got, by another process too.
 //!
+//! **A snapshot that fails while QEMU has the guest stopped for it leaves the guest stopped**: a mirror whose
+//! server dies before it has answered the FLUSH, say, or a `migrate_cancel` at that moment. So whoever
+//! ends one has to look, and to let the guest run: [`Qemu::end_snapshot`] with `resume`.
+//!
 //! **A reader that does not read hangs QEMU**: a processor that writes to a page which is not saved yet
 //! waits for the one thread that saves, with the lock of QEMU's main loop in its hand. The monitor is
 //! silent then, and `migrate_cancel` never heard. Close the stream first: that ends the migration.

@@ -11,8 +11,8 @@ use std::{
 use afterimage_qmp::{
     Error, Event, Events, Qemu, QemuEvent,
     qemu::{
-        MigrationPhase, MigrationSettings, MonitorChannel, RunState, SnapshotMode, UndoSnapshot,
-        undo_snapshot_blocking,
+        MigrationPhase, MigrationSettings, MirrorSpec, MonitorChannel, RunState, SnapshotMode,
+        UndoSnapshot, undo_snapshot_blocking,
     },
 };
 use serde_json::json;
@@ -139,7 +139,7 @@ async fn in_stop_mode_the_guest_stands_still_until_it_is_told_to_run_and_the_mir
         let at = (u64::from(last) % crate::guest::BLOCKS * crate::guest::BLOCK_BYTES) as usize;
         u32::from_le_bytes(*guest_area(content)[at..].first_chunk().unwrap())
     };
-    assert!(last > first + 20);
+    assert!(last > first);
     assert_eq!([last_block(&vm.content(0)), last_block(&target.content())], [last, last]);
 }
 
@@ -175,6 +175,46 @@ async fn a_stalled_stream_is_ended_by_closing_it_and_the_guest_runs_on() {
     completed(&vm.qemu).await;
     assert!(reader.join().unwrap().len() > 100_000);
     vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+}
+
+/// QEMU doesn't: the failure comes while it has stopped the guest.
+#[tokio::test]
+async fn a_guest_whose_mirror_dies_while_it_is_stopped_for_a_snapshot_is_let_run() {
+    let vm = Vm::prelaunch(&[DRIVE_RAW]).await;
+    // A server that takes writes, and from some moment on never answers a flush.
+    let (socket, hangs) = (vm.path("server"), vm.path("hangs"));
+    let mut command = std::process::Command::new("nbdkit");
+    command.args(["-f", "-U"]).arg(&socket).arg("eval");
+    command.arg(format!("get_size=echo {DISK_BYTES}")).args([
+        "pread=head -c $3 /dev/zero",
+        "pwrite=cat >/dev/null",
+        "can_write=exit 0",
+        "can_flush=exit 0",
+    ]);
+    command.arg(format!("flush=test ! -e {} || exec sleep 30", hangs.display()));
+    let mut server = Process::start(&mut command);
+    wait_for_socket(&socket);
+    let spec =
+        MirrorSpec { node: vm.node(0).await, socket, export: String::new(), names: names(0) };
+    vm.qemu.attach(&spec).await.unwrap();
+    vm.boot().await;
+    let was = somebodys_settings(&vm).await;
+    let stream = vm.path("stream");
+    let reader = sink(UnixListener::bind(&stream).unwrap());
+    let mut events = vm.qemu.events();
+    vm.qemu.set_for_snapshot(&was, Background).await.unwrap();
+    std::fs::write(&hangs, "").unwrap();
+    vm.qemu.migrate_to(&stream).await.unwrap();
+    next(&mut events, &QemuEvent::Stop).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.kill();
+    vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+    assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::Paused, "a later QEMU does better");
+    vm.qemu.end_snapshot(&was, Some(Background), SOON).await.unwrap();
+    assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::Running);
+    assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
+    vm.rounds(20).await;
+    let _ = reader.join();
 }
 
 #[tokio::test]
@@ -243,5 +283,7 @@ async fn what_stands_in_the_way_is_refused_by_name() {
     assert!(matches!(&refused, Error::MigrationUnderWay { .. }), "{refused}");
     vm.qemu.monitor().execute("migrate_cancel", json!(null)).await.unwrap();
     drop(vm);
+    // QEMU may have been told to cancel before it had connected.
+    let _ = UnixStream::connect(&socket);
     let _ = reader.join();
 }

@@ -14,6 +14,7 @@
 use super::taking::Taking;
 use super::{Failure, Outcome};
 use crate::group::Group;
+use afterimage_guard::{SlotKind, now_ns};
 use afterimage_journal::Seq;
 use afterimage_qmp::qemu::{RunState, SnapshotMode};
 use std::time::{Duration, Instant as Moment};
@@ -103,6 +104,7 @@ async fn in_band(takings: &mut [Taking], group: &Group, hold_limit: Duration) ->
     for taking in takings.iter_mut() {
         let armed = taking.lease.latch.arm(hold_limit);
         taking.armed = Some(armed.ok_or_else(|| Failure::other("its instant is taken already"))?);
+        taking.may_stand = true;
     }
     let mut commands = migrate(takings);
     let seq = tokio::select! {
@@ -125,6 +127,7 @@ async fn in_band(takings: &mut [Taking], group: &Group, hold_limit: Duration) ->
     answered(&mut commands).await?;
     for taking in takings.iter_mut() {
         let (stop_us, resume_us) = taking.stamps().await?;
+        taking.may_stand = false;
         taking.check(stop_us, resume_us)?;
         taking.pause_us = resume_us - stop_us;
         taking.armed = None;
@@ -163,6 +166,16 @@ async fn explicit(takings: &mut [Taking], group: &Group) -> Outcome<Instant> {
     let begin = Moment::now();
     let background = takings.iter().all(|t| t.mode == SnapshotMode::Background);
     let limit = if background { FIRST_PAGE_LIMIT } else { STOPPED_LIMIT };
+    // A worker that hangs meanwhile is killed, and the intent then has the guests run. The guard holds
+    // still for some seconds at most, which all of a guest's memory may take longer than.
+    let worker = takings.first().and_then(|t| t.lease.worker.clone()).filter(|_| background);
+    let slot = worker.map(|w| w.slot_without_socket(SlotKind::Freeze));
+    if let Some(slot) = &slot {
+        let until_ns = now_ns() + 2 * limit.as_nanos() as u64;
+        slot.hold(until_ns);
+        // Answered when the slot is freed.
+        let _ = slot.received(now_ns());
+    }
     let work = stopped_by_command(takings, group, begin);
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
         Err(Failure::other(format!("the guests would have stood still for more than {limit:?}")))
@@ -176,7 +189,7 @@ async fn stopped_by_command(
 ) -> Outcome<Instant> {
     let mut commands = JoinSet::new();
     for taking in takings.iter_mut() {
-        taking.stopped_by_us = true;
+        taking.may_stand = true;
         let (name, qemu) = (taking.name().to_owned(), taking.lease.qemu.clone());
         commands.spawn(async move { (name, qemu.stop().await) });
     }
@@ -207,7 +220,7 @@ async fn stopped_by_command(
             Ok(Ok((stop_us, resume_us))) => resume_us.saturating_sub(stop_us),
             _ => own_us,
         };
-        taking.stopped_by_us = false;
+        taking.may_stand = false;
     }
     Ok(instant)
 }

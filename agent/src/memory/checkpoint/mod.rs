@@ -121,6 +121,15 @@ impl Drop for StopOnDrop {
     }
 }
 
+/// Whatever it ends with, a panic too, the next one may be taken.
+struct IdleOnDrop<'a>(&'a Conductor);
+
+impl Drop for IdleOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.show(MemoryState::Idle);
+    }
+}
+
 impl Conductor {
     /// The conductor of a group whose state directory this is; no reply of ours is held for longer than
     /// `hold_limit`.
@@ -170,6 +179,17 @@ impl Conductor {
         shown.state == MemoryState::Idle && elapsed.is_none_or(|ms| ms >= u128::from(every_ms))
     }
 
+    /// Says why the regular one is not taken though it is due.
+    pub(crate) fn waits_for(&self, guest: &str) {
+        let why = format!("it waits for {guest}, which is not protected at this moment");
+        self.shown().error = Some(why);
+    }
+
+    /// Forgets what the journal holds of a guest's memory: it left the group.
+    pub(crate) fn forget(&self, guest: &str) {
+        self.tables().remove(guest);
+    }
+
     /// Takes one of all of the group's guests. To be called in a task that nobody drops.
     pub(crate) async fn take(
         &self,
@@ -187,9 +207,10 @@ impl Conductor {
             let mut shown = self.shown();
             (shown.begun, shown.state) = (Some(begun), MemoryState::Snapshot);
         }
+        let idle = IdleOnDrop(self);
         let made = self.try_both(guests, wanted).await;
+        drop(idle);
         let mut shown = self.shown();
-        shown.state = MemoryState::Idle;
         match made {
             Ok((mut made, reply, unthawed)) => {
                 made.took_ms = begun.elapsed().as_millis() as u64;
@@ -245,10 +266,10 @@ impl Conductor {
             why = any_recalled(recalls) => Err(Failure::other(why)),
             outcome = self.run(&mut begun, guests, leases, order, wanted) => outcome,
         };
-        if let Some(frozen) = begun.frozen.take() {
-            if let Err(error) = frozen.thaw().await {
-                tracing::error!(%error, "the guest could not be thawed");
-            }
+        if let Some(frozen) = begun.frozen.take()
+            && let Err(error) = frozen.thaw().await
+        {
+            tracing::error!(%error, "the guest could not be thawed");
         }
         // All at once: each may have to wait for its own QEMU.
         let ends: Vec<_> = begun.takings.drain(..).map(|t| tokio::spawn(t.end())).collect();
@@ -275,7 +296,7 @@ impl Conductor {
             begun.takings.push(Taking::new(lease, table));
         }
         for taking in &mut begun.takings {
-            taking.prepare(order, &self.group, &self.state.join("spool")).await?;
+            taking.prepare(&self.group, &self.state.join("spool")).await?;
         }
         let mut kind = CheckpointKind::Crash;
         if let Some((state, settings, worker)) = freeze {

@@ -4,7 +4,6 @@
 //! done; a stream is shut before its QEMU is asked for anything, since one whose reader stands still
 //! answers nobody (see `afterimage_qmp::qemu::snapshot`).
 
-use super::instant::Order;
 use super::{Failure, Outcome};
 use crate::capture::{Armed, Stopped};
 use crate::group::Group;
@@ -29,7 +28,9 @@ const COMPLETE_LIMIT: Duration = Duration::from_secs(5);
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long the events of the guest's stop and start may take.
 const EVENTS_LIMIT: Duration = Duration::from_secs(5);
-/// How long a look takes, between two.
+/// How often it is looked whether the stream's reader hangs.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+/// Between two looks whether QEMU is done.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// What was heard of the stream.
@@ -46,8 +47,8 @@ pub(super) struct Taking {
     table: Option<Table>,
     /// QEMU's settings as they were, and the note of them.
     owed: Option<(MigrationSettings, Standing)>,
-    /// The guest was stopped by our command, or may have been.
-    pub(super) stopped_by_us: bool,
+    /// The guest may stand still because of us.
+    pub(super) may_stand: bool,
     intake: Option<Intake>,
     heard: watch::Receiver<Heard>,
     events: Option<Events>,
@@ -69,7 +70,7 @@ impl Taking {
             mode,
             table: Some(table),
             owed: None,
-            stopped_by_us: false,
+            may_stand: false,
             intake: None,
             heard: watch::channel(Heard::default()).1,
             events: None,
@@ -89,17 +90,13 @@ impl Taking {
     }
 
     /// Makes everything ready but the guest itself: the note, QEMU's settings, who reads.
-    pub(super) async fn prepare(
-        &mut self,
-        order: Order,
-        group: &Group,
-        spool: &Path,
-    ) -> Outcome<()> {
+    pub(super) async fn prepare(&mut self, group: &Group, spool: &Path) -> Outcome<()> {
         let was = self.lease.qemu.check_snapshot(self.mode).await?;
         let undo = UndoSnapshot {
             monitor: self.lease.monitor.clone(),
             was: was.clone(),
-            resume: (order == Order::Explicit).then_some(self.mode),
+            // A snapshot that fails while QEMU has the guest stopped leaves it stopped.
+            resume: Some(self.mode),
         };
         let (state, name) = (self.lease.state.clone(), self.name().to_owned());
         let write = move || intent::write(&state, &name, &Intent::Resume(undo));
@@ -161,9 +158,14 @@ impl Taking {
         }
     }
 
-    /// Waits for the stream's end.
+    /// Waits for the stream's end, and shuts it when its reader hangs: that would hang the guest.
     async fn read(&mut self) -> Outcome<()> {
-        self.hears(|heard| heard.ended).await;
+        while tokio::time::timeout(LOOK_LIMIT, self.hears(|heard| heard.ended)).await.is_err() {
+            let hangs = |i: &&Intake| i.progress().silent_for() > STALL_LIMIT + LOOK_LIMIT;
+            if let Some(intake) = self.intake.as_ref().filter(hangs) {
+                intake.cancel();
+            }
+        }
         let Some(intake) = self.intake.take() else {
             return Err(Failure::other("nobody reads the memory"));
         };
@@ -176,10 +178,8 @@ impl Taking {
 
     /// Waits until QEMU too says that all was sent.
     pub(super) async fn complete(&mut self) -> Outcome<()> {
-        if self.hears(|heard| heard.ended).await.ended && self.taken.is_none() {
-            if let Err(error) = self.read().await {
-                return Err(error);
-            }
+        if self.taken.is_none() {
+            self.read().await?;
         }
         let begin = Moment::now();
         loop {
@@ -204,7 +204,7 @@ impl Taking {
     }
 
     async fn undo(&mut self) -> Result<(), afterimage_qmp::Error> {
-        let resume = self.stopped_by_us.then_some(self.mode);
+        let resume = self.may_stand.then_some(self.mode);
         let Some((was, _)) = &self.owed else { return Ok(()) };
         self.lease.qemu.end_snapshot(was, resume, END_LIMIT).await?;
         self.settled();
@@ -212,10 +212,9 @@ impl Taking {
     }
 
     fn settled(&mut self) {
-        if let Some((_, standing)) = self.owed.take() {
-            if let Err(error) = standing.done() {
-                tracing::warn!(%error, "the intent stays: the snapshot will be undone once more");
-            }
+        let done = self.owed.take().map(|(_, standing)| standing.done());
+        if let Some(Err(error)) = done {
+            tracing::warn!(%error, "the intent stays: the snapshot will be undone once more");
         }
     }
 
