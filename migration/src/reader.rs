@@ -9,11 +9,10 @@
 //! What always holds: a page that lies whole in a piece is handed on without a copy; memory is the
 //! head, the blocks, the tail, each within its limit, and at most one item.
 
+use crate::block::{self, Block};
 use crate::head::{Opening, footer, start};
-use crate::sink::{Limits, Parts, Sink};
 use crate::wire::{self, Scan, Stop};
-use crate::{Block, Error, Fault, PAGE_BYTES, tail};
-use std::convert::Infallible;
+use crate::{Error, Fault, Limits, PAGE_BYTES, Parts, Sink, tail};
 
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,7 +220,7 @@ impl Reader {
     ) -> Result<usize, Stop<S::Error>> {
         let mut scan = Scan::new(bytes);
         let block = Block { id: scan.name()?.into(), bytes: scan.be64()? };
-        check_block(&self.blocks, &block, left, self.limits.block_count_max)?;
+        block::check(&self.blocks, &block, left, self.limits.block_count_max)?;
         let left = left - block.bytes;
         self.blocks.push(block);
         self.state = State::Sizes { left };
@@ -360,40 +359,5 @@ impl Reader {
         }
         self.tail.extend_from_slice(bytes);
         Ok(bytes.len())
-    }
-}
-
-/// Whether `block` can follow `blocks` in a list with `left` bytes to go.
-pub(crate) fn check_block(
-    blocks: &[Block],
-    block: &Block,
-    left: u64,
-    count_max: usize,
-) -> Result<(), Fault> {
-    let Block { id, bytes } = block;
-    let why = if id.is_empty() || id.len() > crate::ID_BYTES_MAX {
-        "its id has no or too many bytes"
-    } else if *bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES as u64) {
-        "no multiple of 4096 bytes"
-    } else if *bytes > left {
-        "more than the list's total leaves"
-    } else if blocks.iter().any(|other| other.id == *id) {
-        "it is in the list twice"
-    } else if blocks.len() >= count_max {
-        return Err(Fault::Limit { what: "RAM blocks", max: count_max as u64 });
-    } else {
-        return Ok(());
-    };
-    Err(Fault::Block { id: id.clone(), bytes: *bytes, why })
-}
-
-impl Error<Infallible> {
-    /// The same error, for a caller whose sink can fail.
-    #[must_use]
-    pub fn widen<E>(self) -> Error<E> {
-        match self {
-            Error::Stream { at, fault } => Error::Stream { at, fault },
-            Error::Sink { error, .. } => match error {},
-        }
     }
 }

@@ -1,5 +1,4 @@
-//! What a reader is given and gives: who takes the pages, how much a stream may ask for, what is left
-//! of it.
+//! What a reader is given and gives: limits and a sink, parts.
 
 use crate::Block;
 
@@ -14,7 +13,7 @@ pub trait Sink {
     /// They are not taken; the reader gives up.
     fn blocks(&mut self, blocks: &[Block]) -> Result<(), Self::Error>;
 
-    /// A page of `blocks[block]` at `offset` bytes: [`PAGE_BYTES`] of `data`, which may be zeroes
+    /// A page of `blocks[block]` at `offset` bytes: [`crate::PAGE_BYTES`] of `data`, which may be zeroes
     /// too. The same page may come more than once: the last one counts.
     ///
     /// # Errors
