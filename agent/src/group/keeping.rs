@@ -99,7 +99,9 @@ impl Group {
         match self.occupancy() {
             Some(now) if now.alarm.as_deref() == Some(AlarmLevel::Full.name()) => {
                 let why = now.alarm_text.unwrap_or_else(|| NO_ROOM.to_owned());
-                Err(Error::NoRoom(format!("no memory is taken, so that captured writes have room: {why}")))
+                Err(Error::NoRoom(format!(
+                    "no memory is taken, so that captured writes have room: {why}"
+                )))
             }
             _ => Ok(()),
         }
