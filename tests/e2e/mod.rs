@@ -5,6 +5,7 @@ mod export;
 mod inputs;
 mod libvirt;
 mod lifecycle;
+mod memory;
 mod owed;
 mod protect;
 mod quiesce;
