@@ -238,7 +238,8 @@ impl Qemu {
     }
 
     /// Ends a snapshot, however far it got: cancels what goes on, puts the settings back, and lets the
-    /// guest run that we had stopped for a snapshot of mode `resume`. Does no harm where there is nothing to undo.
+    /// guest run that a snapshot of mode `resume` may have left stopped. Does no harm where there is
+    /// nothing to undo.
     ///
     /// While the stream's reader lives and does not read this may find QEMU silent: the stream is to be
     /// closed first.
