@@ -36,7 +36,7 @@ fn memory_of(cli: &Cli) -> Value {
 
 /// Nothing that a snapshot needs is left in QEMU, and the guest runs.
 #[track_caller]
-fn as_before(qmp: &mut Qmp) {
+pub(super) fn as_before(qmp: &mut Qmp) {
     let on = |qmp: &mut Qmp| {
         let all = qmp.execute("query-migrate-capabilities", json!({}));
         let on = all.as_array().unwrap().iter().filter(|c| c["state"] == true);
@@ -53,7 +53,7 @@ fn as_before(qmp: &mut Qmp) {
 }
 
 #[track_caller]
-fn no_intents(cli: &Cli) {
+pub(super) fn no_intents(cli: &Cli) {
     let dir = cli.state().join("intents");
     let none = poll(REPLY_LIMIT, || {
         let mut left = std::fs::read_dir(&dir).ok()?;

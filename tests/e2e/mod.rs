@@ -1,5 +1,6 @@
 //! Real guests, protected by the real agent; restored disks judged by what the guest wrote.
 
+mod copy;
 mod evidence;
 mod export;
 mod inputs;
@@ -14,6 +15,10 @@ mod rounds;
 mod styles;
 mod thinned;
 mod warm;
+mod warm_group;
+mod warm_killed;
+mod warm_random;
+mod warm_window;
 mod window;
 
 use crate::kit::{Agent, Disk, Vm, VmBuilder, image};

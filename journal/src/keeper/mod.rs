@@ -35,6 +35,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::format::meta::EpochStart;
 use crate::format::unit_header::UnitHeader;
+use crate::history::CheckpointAt;
 use crate::layout::{self, Identity};
 use crate::merge::{Pace, release};
 use crate::pool::{FileName, Found, Places};
@@ -77,6 +78,8 @@ pub struct Keeper {
     catalogue: Catalogue,
     /// The catalogue has more than its file.
     unsaved: bool,
+    /// Checkpoints with memory whose record was in no sealed unit when they were looked for.
+    unsealed: Vec<CheckpointAt>,
     /// Highest number of a unit that was said to be sealed, and the one that was tried last.
     sealed: u64,
     refused_at: u64,
@@ -124,6 +127,7 @@ impl Keeper {
             places,
             catalogue,
             unsaved: false,
+            unsealed: Vec::new(),
             refused_at: 0,
             behind: BTreeMap::new(),
             runs,

@@ -1,7 +1,8 @@
 //! From streams that were taken whole to one record that commits them.
 //!
 //! What always holds: the mark is the last record, and is appended only when every guest's pages and
-//! device state are; nothing but the mark makes a checkpoint of them (I-6).
+//! device state are; nothing but the mark makes a checkpoint of them (I-6). Memory never takes the room
+//! that is kept free for captured writes.
 
 use super::instant::Instant;
 use super::taking::Taking;
@@ -10,7 +11,11 @@ use crate::group::{Group, Marked, MemoryPart};
 use crate::memory::{STATE_BYTES_MAX, Stored, Table, Taken, store};
 use afterimage_journal::meta::{CheckpointKind, GuestMemory, Memory, RamBlock, VolumeKind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How often it is looked whether captured writes have room beside the memory.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What the record is to say.
 pub(super) struct Mark {
@@ -44,17 +49,27 @@ pub(super) async fn commit(
         parts.push(Part { guest, session, pause_us, table, taken });
     }
     let stop = StopOnDrop(Arc::default());
-    let (group, flag) = (Arc::clone(group), Arc::clone(&stop.0));
-    let work = move || {
-        let done = store_all(&group, mark, &mut parts, &flag);
+    let (journal, flag) = (Arc::clone(group), Arc::clone(&stop.0));
+    let mut work = tokio::task::spawn_blocking(move || {
+        let done = store_all(&journal, mark, &mut parts, &flag);
         (done, parts)
+    });
+    let mut full = None;
+    let ended = loop {
+        match tokio::time::timeout(LOOK_EVERY, &mut work).await {
+            Ok(ended) => break ended,
+            Err(_) => full = full.or_else(|| group.check_memory_room().err()),
+        }
+        stop.0.store(full.is_some(), Ordering::Relaxed);
     };
-    let (done, parts) = tokio::task::spawn_blocking(work).await.map_err(Failure::other)?;
-    drop(stop);
+    let (done, parts) = ended.map_err(Failure::other)?;
     for (taking, part) in takings.iter_mut().zip(parts) {
         taking.store_back(part.table);
     }
-    done
+    match (done, full) {
+        (Err(_), Some(full)) => Err(full.into()),
+        (done, _) => done,
+    }
 }
 
 fn store_all(

@@ -289,6 +289,7 @@ impl Conductor {
         order: Order,
         wanted: &Wanted,
     ) -> Outcome<(MemoryCheckpoint, MarkReply)> {
+        self.group.check_memory_room()?;
         let frozen_one = leases.iter().find(|l| Some(&l.settings.name) == wanted.quiesce.as_ref());
         let freeze = frozen_one.map(|l| (l.state.clone(), l.settings.clone(), l.worker.clone()));
         for lease in leases {
