@@ -89,7 +89,7 @@ fn two_guests_that_hear_of_each_other_go_on_from_one_instant() {
     for round in 0..MARKS {
         let warm = Warm::restore(&cli, "pair", &format!("tag:m{round}"));
         let images = images_of(&warm);
-        let on_disk = NAMES.map(|name| number_on(&images[&*name]));
+        let on_disk = NAMES.map(|name| number_on(&images[name]));
         let mut copies = NAMES.map(|name| warm.start(name));
         let now = [copies[0].counted(), copies[1].counted()];
         println!("m{round}: disks {on_disk:?}, then {now:?}");
