@@ -72,6 +72,7 @@ fn example(kind: Kind, seq: u64) -> Record {
         payload_crc: 7,
         payload_bytes: if kind == Kind::Write { 512 } else { 0 },
         compression: 0,
+        encrypted: false,
         seq,
     }
 }

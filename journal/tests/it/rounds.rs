@@ -156,6 +156,7 @@ impl Bench {
             dir: self.dir.clone(),
             clock: Arc::new(self.watch.clone()),
             pace: Arc::new(Unpaced),
+            key: None,
             limits: Limits { guaranteed_ns: 0, ..Limits::new(window_ns, None) },
         }
     }
