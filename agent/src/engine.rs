@@ -49,11 +49,27 @@ struct Entry {
 }
 
 pub(crate) fn api(error: &afterimage_journal::Error) -> ApiError {
+    if let Error::KeyMissing { journal } = error {
+        return ApiError::usage(format!(
+            "the journal {} is there and encrypted: give its key file with --encrypt",
+            journal.display()
+        ));
+    }
     match error.kind() {
         ErrorKind::FixInput => ApiError::usage(error.to_string()),
         ErrorKind::NotRestorable => ApiError::not_restorable(error.to_string()),
         _ => ApiError::other(error.to_string()),
     }
+}
+
+/// A guest's settings follow the key file of a group that it joins, so that the group can be opened
+/// whoever of it is left.
+fn join(group: &Group, settings: &mut GuestSettings, opening: Opening) -> Result<(), ApiError> {
+    if let (Opening::Now, Some(file)) = (opening, &settings.key_file) {
+        group.check_key_file(file).map_err(|e| api(&e))?;
+    }
+    settings.key_file = group.key_file().map(Path::to_owned);
+    Ok(())
 }
 
 impl Engine {
@@ -120,7 +136,7 @@ impl Engine {
 
     async fn add(
         &self,
-        settings: GuestSettings,
+        mut settings: GuestSettings,
         opening: Opening,
     ) -> Result<oneshot::Receiver<Result<(), ApiError>>, ApiError> {
         let mut guests = self.guests.lock().await;
@@ -139,12 +155,15 @@ impl Engine {
             )));
         }
         let group = match guests.values().find(|e| e.settings.group == settings.group) {
-            Some(entry) => Arc::clone(&entry.group),
+            Some(entry) => {
+                join(&entry.group, &mut settings, opening)?;
+                Arc::clone(&entry.group)
+            }
             None => {
                 let (state, name) = (self.state.clone(), settings.group.clone());
-                let options = self.options.clone();
-                let opened =
-                    tokio::task::spawn_blocking(move || opening.open(&state, &name, options)).await;
+                let (options, key_file) = (self.options.clone(), settings.key_file.clone());
+                let open = move || opening.open(&state, &name, options, key_file.as_deref());
+                let opened = tokio::task::spawn_blocking(open).await;
                 let opened = opened.map_err(|e| ApiError::other(e.to_string()))?;
                 let group = Arc::new(opened.map_err(|e| api(&e))?);
                 let unit_bytes = self.options.unit_bytes;
@@ -235,6 +254,9 @@ impl Engine {
                 "{name} could not be attached to within {FIRST_ATTACH_LIMIT:?}"
             ))),
         };
+        // As it was taken in: with the key file of the group that it joined.
+        let taken = self.guests.lock().await.get(&name).map(|e| e.settings.clone());
+        let settings = taken.unwrap_or(settings);
         let saved = match attached {
             Ok(()) => settings.save(&self.state).map_err(|e| api(&e)),
             Err(e) => Err(e),

@@ -43,6 +43,9 @@ pub struct GuestSettings {
     /// The guest agent's socket.
     #[serde(default)]
     pub guest_agent: Option<PathBuf>,
+    /// The file with the key of the group's journal, if that is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
     /// Somebody asked to let go of it.
     #[serde(default)]
     pub detached: bool,

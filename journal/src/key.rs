@@ -91,7 +91,9 @@ pub fn cipher(journal: &Path, identity: &Identity, key: Option<&Key>) -> Result<
         };
     };
     if encryption.cipher != AES_256_GCM {
-        return Err(unfit("it is encrypted in a way that this program doesn't know: use a newer one"));
+        return Err(unfit(
+            "it is encrypted in a way that this program doesn't know: use a newer one",
+        ));
     }
     match key {
         None => Ok(Cipher::Locked),
@@ -125,7 +127,8 @@ mod tests {
             assert_eq!(read(&path).unwrap().check(), key.check());
             std::fs::remove_file(&path).unwrap();
         }
-        for bytes in [&raw[1..], hex[1..].as_bytes(), (hex.clone() + "\n\n").as_bytes(), b"", &[b'g'; 64]]
+        for bytes in
+            [&raw[1..], hex[1..].as_bytes(), (hex.clone() + "\n\n").as_bytes(), b"", &[b'g'; 64]]
         {
             write(&path, bytes, 0o600);
             let refused = read(&path).unwrap_err().to_string();

@@ -31,8 +31,8 @@ pub mod view;
 pub mod window;
 
 pub use error::{Error, ErrorKind, Result};
-pub use format::meta;
 pub use format::cipher::Key;
+pub use format::meta;
 pub use history::History;
 pub use log::{Journal, Options, Reservation};
 pub use view::View;

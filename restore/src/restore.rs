@@ -77,6 +77,7 @@ pub fn restore(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report> {
     let started = Instant::now();
+    recovery.history.check_key()?;
     let history = &recovery.history;
     let guest = recovery.guest.as_deref();
     let selection = Selection { guest, disks: &options.disks };

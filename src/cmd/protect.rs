@@ -69,6 +69,10 @@ pub struct ProtectArgs {
     /// Socket of the guest agent, for `mark --quiesce` (with --libvirt: not needed)
     #[arg(long, value_name = "SOCK")]
     guest_agent: Option<PathBuf>,
+    /// Encrypt the group's journal with the key in this file, which nobody else can read: 32 bytes, or
+    /// 64 hex digits. Without it the journal can't be restored (not encrypted)
+    #[arg(long, value_name = "KEYFILE")]
+    encrypt: Option<PathBuf>,
     /// Wait, with a progress bar, until the initial sync is over
     #[arg(long)]
     wait: bool,
@@ -96,6 +100,7 @@ pub fn run(args: &ProtectArgs) -> Outcome {
         checkpoint_every_ms: args.checkpoint_every,
         rate_bytes_per_s: args.rate.filter(|r| *r > 0),
         guest_agent: args.guest_agent.as_deref().map(absolute).transpose()?,
+        key_file: args.encrypt.as_deref().map(absolute).transpose()?,
     };
     let client = args.state.client();
     let guests = client.protect(&request)?;

@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::progress::Bar;
-use crate::state::{self, StateArgs};
+use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
 use afterimage_journal::Seq;
 use afterimage_restore::{Format, Progress, Recovery, Report, RestoreOptions};
@@ -33,6 +33,8 @@ pub struct RestoreArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
     state: StateArgs,
 }
 
@@ -47,8 +49,9 @@ enum ImageFormat {
 /// Runs it.
 pub fn run(args: &RestoreArgs) -> Outcome {
     let wanted = when::parse_here(&args.at)?;
-    let recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    let mut recovery = afterimage_restore::open(&args.state.state, &args.name)?;
     let point = state::resolve(&recovery, &wanted)?;
+    args.key.unlock(&mut recovery)?;
     let options = RestoreOptions {
         to: args.to.clone(),
         disks: args.disks.clone(),

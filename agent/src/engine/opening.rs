@@ -19,10 +19,11 @@ impl Opening {
         state: &Path,
         name: &str,
         options: Options,
+        key_file: Option<&Path>,
     ) -> afterimage_journal::Result<Group> {
-        match Group::open(state, name, options.clone()) {
+        match Group::open(state, name, options.clone(), key_file) {
             Err(error) if self == Self::OrLater => {
-                let group = Group::unopened(state, name, options)?;
+                let group = Group::unopened(state, name, options, key_file)?;
                 tracing::error!(group = name, %error, "its journal can't be opened now");
                 if group.exists() { Ok(group) } else { Err(error) }
             }

@@ -84,6 +84,7 @@ pub(super) fn settings_of(
         checkpoint_every_ms: checkpoint_every(request.checkpoint_every_ms)?,
         rate_bytes_per_s: request.rate_bytes_per_s,
         guest_agent: request.guest_agent,
+        key_file: request.key_file,
         detached: false,
     })
 }

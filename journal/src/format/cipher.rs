@@ -28,8 +28,10 @@ const UNITS_HELD_MAX: usize = 64;
 const BOUND_BYTES: usize = 64;
 
 const NO_KEY: &str = "it is encrypted, and its key was not given";
-const CHANGED: &str = "it doesn't decrypt: its checksum is right, so it was changed or moved on purpose";
-const IN_THE_CLEAR: &str = "it is not encrypted, as all data of this journal is: it was changed on purpose";
+const CHANGED: &str =
+    "it doesn't decrypt: its checksum is right, so it was changed or moved on purpose";
+const IN_THE_CLEAR: &str =
+    "it is not encrypted, as all data of this journal is: it was changed on purpose";
 const UNEXPECTED: &str = "it is encrypted, and its journal is not: it was changed on purpose";
 
 /// A journal's key. Clones are the same key; its memory is cleared with the last one.
@@ -180,6 +182,52 @@ impl UnitKey {
         bound[56..58].copy_from_slice(&record.volume.to_le_bytes());
         bound[58..61].copy_from_slice(&[record.kind as u8, record.flags, record.compression]);
         bound
+    }
+}
+
+/// A key that is made for one file of this process and dies with it: nobody ever reads the file later.
+pub struct ScratchKey {
+    aead: LessSafeKey,
+}
+
+impl ScratchKey {
+    /// A new random one.
+    ///
+    /// # Errors
+    /// The system has no randomness to give.
+    pub fn new() -> Result<Self, &'static str> {
+        let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+        aws_lc_rs::rand::fill(bytes.as_mut_slice()).map_err(|_| "there is no randomness")?;
+        let key = UnboundKey::new(&AES_256_GCM, bytes.as_slice());
+        let key = key.map_err(|_| "AES-256 can't be had")?;
+        Ok(Self { aead: LessSafeKey::new(key) })
+    }
+
+    /// Encrypts data with this number into what is stored: its size and [`TAG_BYTES`]. No number comes
+    /// twice.
+    ///
+    /// # Errors
+    /// The sizes don't fit each other.
+    pub fn seal(&self, number: u64, data: &[u8], stored: &mut [u8]) -> Result<(), &'static str> {
+        let broken = "it can't be encrypted: its sizes don't fit";
+        let (sealed, tag) = stored.split_at_mut_checked(data.len()).ok_or(broken)?;
+        let (aead, none) = (&self.aead, Aad::empty());
+        let done = aead.seal_out_of_place_scatter(nonce(number), none, data, sealed, &[], tag);
+        done.map_err(|_| broken)
+    }
+
+    /// Decrypts what was stored with this number.
+    ///
+    /// # Errors
+    /// It is not what was stored.
+    pub fn open(&self, number: u64, stored: &[u8], data: &mut [u8]) -> Result<(), &'static str> {
+        let changed = "it doesn't decrypt: it was changed";
+        let (sealed, tag) = stored.split_at_checked(data.len()).ok_or(changed)?;
+        let done = self.aead.open_separate_gather(nonce(number), Aad::empty(), sealed, tag, data);
+        done.map_err(|_| {
+            data.fill(0);
+            changed
+        })
     }
 }
 

@@ -7,9 +7,9 @@
 use super::tail::page_up;
 use crate::error::{Error, Result};
 use crate::format::cipher::{Key, UnitKey};
-use crate::format::{align_up, checksum};
 use crate::format::record::{self, HEADER_BYTES, Record, SEQ_AT};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
+use crate::format::{align_up, checksum};
 use crate::ring::{Ring, Slot};
 use crate::storage::{Access, Storage, StoredFile};
 use std::path::PathBuf;

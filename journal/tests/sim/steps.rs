@@ -189,7 +189,7 @@ impl Run {
             clock: Arc::clone(&self.clock) as _,
             ground: Arc::new(Home { storage: self.storage.shared() }),
             pace: Arc::new(Unpaced),
-            key: None,
+            key: self.key.clone(),
             limits: Limits::thinned(self.wish.clone(), None),
         }
     }

@@ -116,6 +116,7 @@ impl Exporting {
 /// The point isn't restorable, a disk isn't known, the socket can't be made or is somebody's, or
 /// the scratch directory can't be used.
 pub fn export(recovery: Recovery, point: Point, options: &ExportOptions) -> Result<Exporting> {
+    recovery.history.check_key()?;
     check_socket(&options.socket)?;
     let recovery = Arc::new(recovery);
     let history = &recovery.history;
