@@ -19,7 +19,7 @@ use crate::settings::GuestSettings;
 use afterimage_guard::Worker;
 use afterimage_journal::pool::{Added, PoolStatus};
 use afterimage_journal::{Error, ErrorKind, Options, layout};
-use opening::Opening;
+use opening::{Opening, refusal};
 use status::Sampler;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,27 +49,11 @@ struct Entry {
 }
 
 pub(crate) fn api(error: &afterimage_journal::Error) -> ApiError {
-    if let Error::KeyMissing { journal } = error {
-        return ApiError::usage(format!(
-            "the journal {} is there and encrypted: give its key file with --encrypt",
-            journal.display()
-        ));
-    }
     match error.kind() {
         ErrorKind::FixInput => ApiError::usage(error.to_string()),
         ErrorKind::NotRestorable => ApiError::not_restorable(error.to_string()),
         _ => ApiError::other(error.to_string()),
     }
-}
-
-/// A guest's settings follow the key file of a group that it joins, so that the group can be opened
-/// whoever of it is left.
-fn join(group: &Group, settings: &mut GuestSettings, opening: Opening) -> Result<(), ApiError> {
-    if let (Opening::Now, Some(file)) = (opening, &settings.key_file) {
-        group.check_key_file(file).map_err(|e| api(&e))?;
-    }
-    settings.key_file = group.key_file().map(Path::to_owned);
-    Ok(())
 }
 
 impl Engine {
@@ -156,7 +140,7 @@ impl Engine {
         }
         let group = match guests.values().find(|e| e.settings.group == settings.group) {
             Some(entry) => {
-                join(&entry.group, &mut settings, opening)?;
+                opening.join(&entry.group, &mut settings)?;
                 Arc::clone(&entry.group)
             }
             None => {
@@ -165,7 +149,7 @@ impl Engine {
                 let open = move || opening.open(&state, &name, options, key_file.as_deref());
                 let opened = tokio::task::spawn_blocking(open).await;
                 let opened = opened.map_err(|e| ApiError::other(e.to_string()))?;
-                let group = Arc::new(opened.map_err(|e| api(&e))?);
+                let group = Arc::new(opened.map_err(|e| refusal(&e))?);
                 let unit_bytes = self.options.unit_bytes;
                 group.set_ground(PoolGround::shared(self.pool.pool(), &settings.group, unit_bytes));
                 self.pool.watch(&group);

@@ -107,8 +107,8 @@ impl Group {
     /// Opens the group's journal below `state`, or creates it; encrypted, if there is a key file.
     ///
     /// # Errors
-    /// The name can't be one; the key file can't be used, or is not this journal's; the journal is damaged beyond opening, in use, of a newer version;
-    /// there is no space or no permission.
+    /// The name can't be one; the key file can't be used, or isn't this journal's; the
+    /// journal is damaged beyond opening, in use, of a newer version; there is no space or no permission.
     pub fn open(
         state: &Path,
         name: &str,
@@ -156,20 +156,6 @@ impl Group {
     #[must_use]
     pub fn exists(&self) -> bool {
         self.dir.join("journal.json").exists()
-    }
-
-    /// The file with the journal's key; `None`: the journal is not encrypted.
-    #[must_use]
-    pub fn key_file(&self) -> Option<&Path> {
-        self.secret.file()
-    }
-
-    /// Whether a file holds the very key that the journal is encrypted with.
-    ///
-    /// # Errors
-    /// It doesn't, or can't be read.
-    pub fn check_key_file(&self, file: &Path) -> Result<()> {
-        self.secret.check(file)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -3,6 +3,7 @@
 //! What always holds: the key is in memory only, and never shown; only its file's path is remembered, in
 //! the guests' settings.
 
+use super::Group;
 use afterimage_journal::{Error, Key, Options, Result, key};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -63,5 +64,21 @@ impl Secret {
                 Err(Error::Unusable { path: file.to_owned(), why: why.into() })
             }
         }
+    }
+}
+
+impl Group {
+    /// The file with the journal's key; `None`: the journal is not encrypted.
+    #[must_use]
+    pub fn key_file(&self) -> Option<&Path> {
+        self.secret.file()
+    }
+
+    /// Whether a file holds the very key that the journal is encrypted with.
+    ///
+    /// # Errors
+    /// It doesn't, or can't be read.
+    pub fn check_key_file(&self, file: &Path) -> Result<()> {
+        self.secret.check(file)
     }
 }

@@ -266,12 +266,10 @@ impl Writer {
         let Some(key) = &self.key else { return Ok(()) };
         self.sealed.resize(pages.len() / PAGE_BYTES * SEALED_BYTES, 0);
         let room = self.sealed.chunks_exact_mut(SEALED_BYTES);
-        for (page, stored) in pages.chunks_exact(PAGE_BYTES).zip(room) {
-            let done = key.seal(self.pages, page, stored);
-            done.map_err(|why| self.failed("write", io::Error::other(why)))?;
-            self.pages += 1;
-        }
-        Ok(())
+        let mut numbered = (self.pages..).zip(pages.chunks_exact(PAGE_BYTES).zip(room));
+        let done = numbered.try_for_each(|(number, (page, stored))| key.seal(number, page, stored));
+        self.pages += (pages.len() / PAGE_BYTES) as u64;
+        done.map_err(|why| self.failed("write", io::Error::other(why)))
     }
 
     fn keep_room(&self) -> Result<()> {

@@ -133,8 +133,8 @@ fn packed_payload(input: &[u8]) {
     let Some((len, stored)) = input.split_first_chunk::<4>() else { return };
     let (len, payload_bytes) = (u32::from_le_bytes(*len) % (1 << 18), stored.len() as u32);
     let record = Record { len, payload_bytes, ..packed(1) };
-    let header = record::encode(&SALT, 4096, &record);
-    let Decoded::Record(record) = record::decode(&SALT, 4096, &header) else {
+    let encoded = record::encode(&SALT, 4096, &record);
+    let Decoded::Record(record) = record::decode(&SALT, 4096, &encoded) else {
         let is_short = (1..len).contains(&payload_bytes);
         assert!(len > payload::PACKED_LEN_BYTES_MAX || !is_short, "lengths that can be");
         return;

@@ -66,7 +66,8 @@ impl History {
         self.read_payload_into(entry, buffer)
     }
 
-    /// As [`History::read_payload`], into memory of just its size ([`crate::format::record::Record::data_bytes`]).
+    /// As [`History::read_payload`], into memory of just its size
+    /// ([`crate::format::record::Record::data_bytes`]).
     ///
     /// # Errors
     /// As there.

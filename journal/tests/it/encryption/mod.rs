@@ -98,7 +98,7 @@ fn nothing_of_what_guests_write_is_in_any_file_in_the_clear() {
     // The search finds what is there: the same without a key.
     let plain = tempfile::tempdir().unwrap();
     write(&new_journal(plain.path(), quiet()), 0, &secret(4096));
-    assert_eq!(telling(plain.path()).len(), 1);
+    assert!(!telling(plain.path()).is_empty());
 }
 
 #[test]
