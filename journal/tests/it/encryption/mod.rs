@@ -9,6 +9,7 @@ use afterimage_journal::format::cipher::KEY_BYTES;
 use afterimage_journal::keeper::{Keeper, Setup};
 use afterimage_journal::{Error, ErrorKind, History, Journal, Key, Options, View, key};
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ fn telling(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap().map(|e| e.unwrap()) {
         let path = entry.path();
+        let mode = entry.metadata().map_or(0, |m| m.permissions().mode());
+        assert_eq!(mode & 0o077, 0, "{} is for nobody else", path.display());
         if path.is_dir() {
             found.extend(telling(&path));
             continue;
