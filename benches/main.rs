@@ -5,8 +5,10 @@
 //!                                     ─mirror─► nbdkit memory
 //! direct   fio ─► our capture, nbdkit file, qemu-nbd               in turn
 //! guest    8 writers in a real guest; the agent killed or stopped, and left alone, in turn
+//! checkpoint  a guest's memory by us, and by QEMU alone            A B C A B C ..
 //! append   the journal's append path by each way to the disk, fio, pwrite   A .. Z, Z .. A ..
 //! lookup   a block of a file by pread, through a mapping
+//! stream   a migration stream in memory: read, hashed, written, copied   in turn
 //! export   the first block of a random moment: a long journal, a short one   A B B A ..
 //! restore  afterimage restore, cp of what it restored
 //! space    bytes kept for bytes captured
@@ -21,6 +23,7 @@
 
 mod append;
 mod capture;
+mod checkpoint;
 mod direct;
 mod export;
 mod fio;
@@ -37,6 +40,7 @@ mod report;
 mod restore;
 mod sliding;
 mod space;
+mod stream;
 
 use anyhow::{Context, Result, bail};
 use report::Report;
@@ -96,12 +100,14 @@ fn main() -> ExitCode {
 type Measure = fn(&Scale, &mut Report) -> Result<()>;
 
 /// In the order in which they run; what each one measures, for errors.
-const SECTIONS: [(&str, &str, Measure); 10] = [
+const SECTIONS: [(&str, &str, Measure); 12] = [
     ("mirror", "hot attach beside nbdkit memory", mirror::measure),
     ("direct", "NBD server beside its peers", direct::measure),
     ("guest", "worst write of a guest", guest::measure),
+    ("checkpoint", "checkpoints of a guest's memory", |_, report| checkpoint::measure(report)),
     ("append", "appends beside fio and pwrite", append::measure),
     ("lookup", "blocks by pread and by mapping", lookup::measure),
+    ("stream", "migration stream beside memcpy", stream::measure),
     ("export", "first block of an export", |_, report| export::measure(report)),
     ("restore", "restore beside cp", |_, report| restore::measure(report)),
     ("space", "bytes kept for bytes captured", |_, report| space::measure(report)),

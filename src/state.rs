@@ -9,7 +9,7 @@ use afterimage_agent::settings::GuestSettings;
 use afterimage_journal::history::{Point, When};
 use afterimage_journal::meta::Volume;
 use afterimage_journal::{History, key, layout};
-use afterimage_restore::Recovery;
+use afterimage_restore::{Recovery, WarmPoint};
 use jiff::Timestamp;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -213,6 +213,20 @@ pub fn time(wall_ns: u64) -> Timestamp {
 /// # Errors
 /// It can't be restored: the nearest points are named.
 pub fn resolve(recovery: &Recovery, wanted: &When) -> Outcome<Point> {
+    check_past(recovery, wanted)?;
+    Ok(recovery.resolve(wanted)?)
+}
+
+/// The checkpoint with memory that a wanted moment means.
+///
+/// # Errors
+/// It means none: the nearest ones are named.
+pub fn resolve_warm(recovery: &Recovery, wanted: &When) -> Outcome<WarmPoint> {
+    check_past(recovery, wanted)?;
+    Ok(recovery.resolve_warm(wanted)?)
+}
+
+fn check_past(recovery: &Recovery, wanted: &When) -> Outcome {
     if let When::Time(ns) = wanted
         && time(*ns) > Timestamp::now()
     {
@@ -220,5 +234,5 @@ pub fn resolve(recovery: &Recovery, wanted: &When) -> Outcome<Point> {
         let what = format!("{} lies in the future", time(*ns));
         return Err(afterimage_restore::Error::NotRestorable { what, nearest }.into());
     }
-    Ok(recovery.resolve(wanted)?)
+    Ok(())
 }

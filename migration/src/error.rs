@@ -49,6 +49,17 @@ impl<E> Error<E> {
     }
 }
 
+impl Error<Infallible> {
+    /// The same error, for a caller whose sink can fail.
+    #[must_use]
+    pub fn widen<E>(self) -> Error<E> {
+        match self {
+            Error::Stream { at, fault } => Error::Stream { at, fault },
+            Error::Sink { error, .. } => match error {},
+        }
+    }
+}
+
 /// A fact about a stream that is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -40,29 +40,21 @@
 //! Facts are from QEMU 8.2 to 10.0: `migration/ram.c`, `migration/savevm.c`,
 //! `docs/devel/migration/main.rst`.
 
+mod block;
 mod error;
+mod given;
 mod head;
 mod reader;
 mod tail;
 mod wire;
 mod writer;
 
+pub use block::{Block, ID_BYTES_MAX};
 pub use error::{Error, Fault, Kind};
+pub use given::{Limits, Parts, Sink};
 pub use head::Head;
-pub use reader::{Limits, Parts, Reader, Sink};
+pub use reader::Reader;
 pub use writer::Writer;
 
 /// Bytes of a page of the stream: what x86 calls a page, however large the host's pages are.
 pub const PAGE_BYTES: usize = 4096;
-
-/// Bytes of the longest id of a block: its length is one byte.
-pub const ID_BYTES_MAX: usize = 255;
-
-/// A RAM block of the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Block {
-    /// QEMU's id of it, like `pc.ram`; of 1 to [`ID_BYTES_MAX`] bytes.
-    pub id: String,
-    /// Its used length in bytes, a multiple of [`PAGE_BYTES`].
-    pub bytes: u64,
-}

@@ -9,70 +9,10 @@
 //! What always holds: a page that lies whole in a piece is handed on without a copy; memory is the
 //! head, the blocks, the tail, each within its limit, and at most one item.
 
+use crate::block::{self, Block};
 use crate::head::{Opening, footer, start};
 use crate::wire::{self, Scan, Stop};
-use crate::{Block, Error, Fault, PAGE_BYTES, tail};
-use std::convert::Infallible;
-
-/// Takes what a stream says of memory.
-pub trait Sink {
-    /// Why it doesn't.
-    type Error;
-
-    /// The RAM blocks, once, before the first page.
-    ///
-    /// # Errors
-    /// They are not taken; the reader gives up.
-    fn blocks(&mut self, blocks: &[Block]) -> Result<(), Self::Error>;
-
-    /// A page of `blocks[block]` at `offset` bytes: [`PAGE_BYTES`] of `data`, which may be zeroes
-    /// too. The same page may come more than once: the last one counts.
-    ///
-    /// # Errors
-    /// It is not taken; the reader gives up.
-    fn page(&mut self, block: usize, offset: u64, data: &[u8]) -> Result<(), Self::Error>;
-
-    /// A page of zeroes.
-    ///
-    /// # Errors
-    /// It is not taken; the reader gives up.
-    fn zero(&mut self, block: usize, offset: u64) -> Result<(), Self::Error>;
-}
-
-/// How much a stream may ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of the head.
-    pub head_bytes_max: usize,
-    /// Bytes of the tail: QEMU's devices take 0.3 MB, a display adapter's state up to some MB more.
-    pub tail_bytes_max: usize,
-    /// RAM blocks. QEMU's hot-plugged memory has at most 256 slots.
-    pub block_count_max: usize,
-    /// Bytes of a name whose length is not one byte: the machine type's.
-    pub name_bytes_max: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            head_bytes_max: 64 << 10,
-            tail_bytes_max: 64 << 20,
-            block_count_max: 1024,
-            name_bytes_max: 255,
-        }
-    }
-}
-
-/// What a stream holds beside its pages: with those all that a [`crate::Writer`] needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parts {
-    /// Everything before the list of blocks, and the footer behind it: see [`crate::Head`].
-    pub head: Vec<u8>,
-    /// The RAM blocks, in the stream's order.
-    pub blocks: Vec<Block>,
-    /// Everything behind the last section of memory.
-    pub tail: Vec<u8>,
-}
+use crate::{Error, Fault, Limits, PAGE_BYTES, Parts, Sink, tail};
 
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -280,7 +220,7 @@ impl Reader {
     ) -> Result<usize, Stop<S::Error>> {
         let mut scan = Scan::new(bytes);
         let block = Block { id: scan.name()?.into(), bytes: scan.be64()? };
-        check_block(&self.blocks, &block, left, self.limits.block_count_max)?;
+        block::check(&self.blocks, &block, left, self.limits.block_count_max)?;
         let left = left - block.bytes;
         self.blocks.push(block);
         self.state = State::Sizes { left };
@@ -419,40 +359,5 @@ impl Reader {
         }
         self.tail.extend_from_slice(bytes);
         Ok(bytes.len())
-    }
-}
-
-/// Whether `block` can follow `blocks` in a list with `left` bytes to go.
-pub(crate) fn check_block(
-    blocks: &[Block],
-    block: &Block,
-    left: u64,
-    count_max: usize,
-) -> Result<(), Fault> {
-    let Block { id, bytes } = block;
-    let why = if id.is_empty() || id.len() > crate::ID_BYTES_MAX {
-        "its id has no or too many bytes"
-    } else if *bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES as u64) {
-        "no multiple of 4096 bytes"
-    } else if *bytes > left {
-        "more than the list's total leaves"
-    } else if blocks.iter().any(|other| other.id == *id) {
-        "it is in the list twice"
-    } else if blocks.len() >= count_max {
-        return Err(Fault::Limit { what: "RAM blocks", max: count_max as u64 });
-    } else {
-        return Ok(());
-    };
-    Err(Fault::Block { id: id.clone(), bytes: *bytes, why })
-}
-
-impl Error<Infallible> {
-    /// The same error, for a caller whose sink can fail.
-    #[must_use]
-    pub fn widen<E>(self) -> Error<E> {
-        match self {
-            Error::Stream { at, fault } => Error::Stream { at, fault },
-            Error::Sink { error, .. } => match error {},
-        }
     }
 }

@@ -4,10 +4,10 @@
 //! a prefix of one stream that [`crate::Reader`] takes, if each page was given; a stream that
 //! wasn't finished has no device state, and QEMU refuses it.
 
+use crate::block::{self, Block};
 use crate::head::footer;
-use crate::reader::check_block;
 use crate::wire;
-use crate::{Block, Fault, Head, PAGE_BYTES, tail};
+use crate::{Fault, Head, PAGE_BYTES, tail};
 use std::io::{self, BufWriter, Write};
 
 /// Bytes that are gathered before they are written out.
@@ -131,7 +131,7 @@ fn check_blocks(blocks: &[Block]) -> Result<u64, Fault> {
     for (index, block) in blocks.iter().enumerate() {
         // The total shares its word with flags, so it can't be all of 2^64.
         let left = !wire::FLAGS_MASK - total;
-        check_block(&blocks[..index], block, left, usize::MAX)?;
+        block::check(&blocks[..index], block, left, usize::MAX)?;
         total += block.bytes;
     }
     if total == 0 {

@@ -26,6 +26,6 @@ pub use export::{
 };
 pub use server::{
     CloseReason, ConnectionObserver, Limits, ListenError, NoObserver, Observer, Server,
-    ServerHandle,
+    ServerHandle, SocketFile, bind,
 };
 pub use transport::Transport;

@@ -7,7 +7,7 @@
 use crate::batch::{Batch, Batches, Read};
 use crate::direct::Aligned;
 use crate::error::Error;
-use crate::plan::Plan;
+use crate::plan::{Plan, shown};
 use crate::refusal;
 use crate::restore::Progress;
 use crate::runs::{self, Lies, Reader};
@@ -37,6 +37,23 @@ pub(crate) struct Rotten {
     pub addr: u64,
     /// What is wrong.
     pub why: String,
+}
+
+impl Rotten {
+    /// What is damaged, where it lies, what it holds: for people.
+    pub(crate) fn describe(&self, history: &History, plan: &Plan) -> String {
+        let Entry { unit, at, record, .. } = &self.entry;
+        let unit = history.units.get(*unit as usize).map(|u| u.path.display().to_string());
+        let volume = plan.volumes.get(self.volume).map(|v| shown(&v.volume));
+        format!(
+            "{}: record {} at byte {at} is damaged ({}); it holds {} at byte {}",
+            unit.unwrap_or_default(),
+            record.seq,
+            self.why,
+            volume.unwrap_or_default(),
+            self.addr
+        )
+    }
 }
 
 impl Fault {

@@ -1,6 +1,7 @@
 //! What can go wrong with a restore: the variant names the fact, [`Error::kind`] the exit code.
 
 use crate::time::wall_clock;
+use crate::warm::NearestWarm;
 use afterimage_journal::history::{NotRestorable, Point, When};
 use afterimage_journal::{ErrorKind, Seq};
 use std::fmt;
@@ -98,6 +99,40 @@ pub enum Error {
         /// The record.
         record: Box<DamagedRecord>,
     },
+    /// The wanted moment is no checkpoint with memory.
+    #[error("{what}. {nearest}")]
+    NotWarm {
+        /// The moment, and that its memory isn't there.
+        what: String,
+        /// The checkpoints with memory beside it.
+        nearest: Box<NearestWarm>,
+    },
+    /// A checkpoint's memory needs a record that is damaged (I-12); its disks may be whole.
+    #[error(
+        "#{id} (seq:{point}) can't be restored with its memory: {why}. Without --warm its disks \
+         are restored. {nearest}"
+    )]
+    MemoryDamaged {
+        /// The checkpoint.
+        id: u64,
+        /// Its position.
+        point: Seq,
+        /// What is damaged, where it lies, what it holds.
+        why: String,
+        /// The checkpoints with memory beside it.
+        nearest: Box<NearestWarm>,
+    },
+    /// A guest can't be resumed on this host by its own command line.
+    #[error(
+        "{guest} can't be resumed here: {}. Restore where it fits (a copy of the pool is enough), \
+         or without --warm: its disks boot", why.join("; ")
+    )]
+    Unfit {
+        /// The guest.
+        guest: String,
+        /// All that doesn't fit.
+        why: Vec<String>,
+    },
     /// The newest recovery point may need units that lie where nothing can be read now.
     #[error(
         "the newest point can't be told: {away}, and the newest units may lie there. Bring that \
@@ -174,9 +209,12 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Usage(_) => Kind::Usage,
-            Self::NotRestorable { .. } | Self::Damaged { .. } => Kind::NotRestorable,
+            Self::NotRestorable { .. }
+            | Self::Damaged { .. }
+            | Self::NotWarm { .. }
+            | Self::MemoryDamaged { .. } => Kind::NotRestorable,
             Self::NewestAway { .. } => Kind::NotReachable,
-            Self::Target { .. } | Self::Export { .. } => Kind::Other,
+            Self::Target { .. } | Self::Export { .. } | Self::Unfit { .. } => Kind::Other,
             Self::Journal(afterimage_journal::Error::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::PermissionDenied =>
             {

@@ -30,17 +30,25 @@ mod start;
 mod target;
 mod time;
 mod verify;
+mod warm;
 
 pub use afterimage_journal::history::{Point, When};
 pub use batch::{BATCH_BYTES_MAX, BATCH_PIECES_MAX, Batch, Batches, Extent, Read, Write};
 pub use error::{DamagedRecord, Error, Kind, Nearest, Result};
 pub use export::{
-    ExportOptions, ExportReport, ExportedDisk, Exporting, SOCKET_PATH_BYTES_MAX, export,
+    ExportOptions, ExportReport, ExportedDisk, ExportedMemory, Exporting, SOCKET_PATH_BYTES_MAX,
+    WarmExport, export, export_warm,
 };
 pub use open::{Recovery, open};
 pub use plan::{Format, Plan, Selection, VolumePlan, plan};
-pub use restore::{DiskReport, Progress, Report, RestoreOptions, restore};
+pub use restore::{
+    DiskReport, MemoryReport, Progress, Report, RestoreOptions, restore, restore_warm,
+};
 pub use time::{rfc3339, wall_clock};
 pub use verify::{
     DamageFound, RefusedRange, VerifyAtReport, VerifyReport, VolumeDigest, verify, verify_at,
+};
+pub use warm::{
+    BOOT_MAX, Boot, Facts, Host, Kvm, NearestWarm, Program, ThisHost, WarmPlan, WarmPoint, boot,
+    plan_warm,
 };

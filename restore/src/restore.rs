@@ -3,17 +3,18 @@
 use crate::apply::apply;
 use crate::error::{Error, Result};
 use crate::open::Recovery;
-use crate::plan::{Format, Plan, Selection, plan};
-use crate::start::{self, RestoredDisk};
+use crate::plan::{Format, Plan, Selection, VolumePlan, plan};
+use crate::start;
 use crate::target::{Draft, Qcow2, Raw, Target, publish};
 use crate::time::rfc3339;
+use crate::warm::{GuestPlan, StreamFile, StreamJob, WarmPlan, WarmPoint};
 use afterimage_journal::Seq;
 use afterimage_journal::history::Point;
 use serde::{Deserialize, Serialize};
 use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// What to restore, and where to.
 #[derive(Debug, Clone)]
@@ -53,7 +54,7 @@ pub struct Report {
     pub time: String,
     /// The images.
     pub disks: Vec<DiskReport>,
-    /// The memory image of a warm restore.
+    /// The memory of a warm restore: the first guest's, when there are several.
     pub memory: Option<PathBuf>,
     /// Bytes written to the images; zeroes are left as holes and don't count.
     pub bytes_written: u64,
@@ -62,6 +63,21 @@ pub struct Report {
     /// Disks of the group that had not been synced at that position, and so are not there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<String>,
+    /// The memory of each guest of a warm restore.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memories: Vec<MemoryReport>,
+    /// What may keep a copy from being resumed, or is another way than it was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// The memory of a guest, restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryReport {
+    /// The guest.
+    pub guest: String,
+    /// The migration stream, absolute.
+    pub path: PathBuf,
 }
 
 /// Restores a recovery point to images in a directory, with what is needed to start the copies.
@@ -78,40 +94,160 @@ pub fn restore(
 ) -> Result<Report> {
     let started = Instant::now();
     recovery.history.check_key()?;
-    let history = &recovery.history;
     let guest = recovery.guest.as_deref();
     let selection = Selection { guest, disks: &options.disks };
-    let plan = plan(history, point, selection, options.format)?;
+    let plan = plan(&recovery.history, point, selection, options.format)?;
     let dir = prepare(&options.to)?;
-    let mut drafts = Vec::new();
-    for volume in &plan.volumes {
-        drafts.push(Draft::create(&dir.join(&volume.file_name), 0o600)?);
+    Work { recovery, plan: &plan, guests: &[], warm: None, format: options.format, dir }
+        .run(started, progress)
+}
+
+/// Does what a plan of a warm restore says: the disks at the checkpoint's instant, each guest's
+/// memory as a stream, and a script that resumes it.
+///
+/// # Errors
+/// As [`restore`]; [`Error::MemoryDamaged`].
+pub fn restore_warm(
+    recovery: &Recovery,
+    plan: &WarmPlan,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Report> {
+    let started = Instant::now();
+    recovery.history.check_key()?;
+    let dir = prepare(&plan.dir)?;
+    let format = plan.options.format;
+    let warm = Some(&plan.point);
+    let work = Work { recovery, plan: &plan.disks, guests: &plan.guests, warm, format, dir };
+    let mut report = work.run(started, progress)?;
+    report.warnings.clone_from(&plan.warnings);
+    Ok(report)
+}
+
+/// A restore under way.
+struct Work<'a> {
+    recovery: &'a Recovery,
+    plan: &'a Plan,
+    /// The guests whose memory is written, too.
+    guests: &'a [GuestPlan],
+    /// Their checkpoint.
+    warm: Option<&'a WarmPoint>,
+    format: Format,
+    dir: PathBuf,
+}
+
+impl Work<'_> {
+    fn run(&self, started: Instant, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+        let (plan, dir) = (self.plan, &self.dir);
+        let mut drafts = Vec::new();
+        for volume in &plan.volumes {
+            drafts.push(Draft::create(&dir.join(&volume.file_name), 0o600)?);
+        }
+        let mut streams = Vec::new();
+        for guest in self.guests {
+            streams.push(Draft::create(&dir.join(&guest.file_name), 0o600)?);
+        }
+        // Texts come first: a name that is taken must be found before the long part.
+        let texts = self.write_texts()?;
+        let ram_bytes: u64 = self.guests.iter().map(|g| g.ram.bytes()).sum();
+        let total_bytes = plan.bytes() + ram_bytes;
+        let mut before_bytes = 0;
+        let mut step = |p: Progress, before_bytes: u64| {
+            progress(Progress { done_bytes: before_bytes + p.done_bytes, total_bytes });
+        };
+        let mut bytes_written = self.write_disks(&drafts, &mut |p| step(p, 0))?;
+        before_bytes += plan.bytes();
+        for (guest, draft) in self.guests.iter().zip(&streams) {
+            bytes_written += self.write_memory(guest, draft, &mut |p| step(p, before_bytes))?;
+            before_bytes += guest.ram.bytes();
+        }
+        let memories = self.guests.iter().zip(&streams).map(|(guest, draft)| MemoryReport {
+            guest: guest.memory.guest.clone(),
+            path: draft.path.clone(),
+        });
+        let memories: Vec<MemoryReport> = memories.collect();
+        let disk = |(v, draft): (&VolumePlan, &Draft)| DiskReport {
+            node: v.volume.node.clone(),
+            path: draft.path.clone(),
+        };
+        let disks = plan.volumes.iter().zip(&drafts).map(disk).collect();
+        drafts.extend(streams);
+        drafts.extend(texts);
+        publish(dir, &mut drafts)?;
+        Ok(Report {
+            seq: plan.point.seq,
+            time: rfc3339(plan.point.wall_ns),
+            disks,
+            memory: memories.first().map(|m| m.path.clone()),
+            bytes_written,
+            seconds: started.elapsed().as_secs_f64(),
+            skipped: plan.skipped.clone(),
+            memories,
+            warnings: Vec::new(),
+        })
     }
-    // Texts come first: a name that is taken must be found before the long part.
-    drafts.extend(write_texts(recovery, &plan, options.format, &dir)?);
-    let mut targets = open_targets(&plan, options.format, &drafts)?;
-    let path = |volume: usize| drafts[volume].partial.clone();
-    apply(history, &plan, &mut targets, progress)
-        .map_err(|fault| fault.into_error(history, guest, &plan, path))?;
-    for (target, draft) in targets.iter_mut().zip(&drafts) {
-        target.finish().map_err(|e| Error::target("complete", &draft.partial, e))?;
+
+    /// Writes the images; returns the bytes of data in them.
+    fn write_disks(&self, drafts: &[Draft], progress: &mut dyn FnMut(Progress)) -> Result<u64> {
+        let history = &self.recovery.history;
+        let guest = self.recovery.guest.as_deref();
+        let mut targets = open_targets(self.plan, self.format, drafts)?;
+        let path = |volume: usize| drafts[volume].partial.clone();
+        apply(history, self.plan, &mut targets, progress)
+            .map_err(|fault| fault.into_error(history, guest, self.plan, path))?;
+        for (target, draft) in targets.iter_mut().zip(drafts) {
+            target.finish().map_err(|e| Error::target("complete", &draft.partial, e))?;
+        }
+        Ok(targets.iter().map(|t| t.written_bytes()).sum())
     }
-    let bytes_written = targets.iter().map(|t| t.written_bytes()).sum();
-    drop(targets);
-    publish(&dir, &mut drafts)?;
-    let disk = |(v, draft): (&crate::plan::VolumePlan, &Draft)| DiskReport {
-        node: v.volume.node.clone(),
-        path: draft.path.clone(),
-    };
-    Ok(Report {
-        seq: point.seq,
-        time: rfc3339(point.wall_ns),
-        disks: plan.volumes.iter().zip(&drafts).map(disk).collect(),
-        memory: None,
-        bytes_written,
-        seconds: started.elapsed().as_secs_f64(),
-        skipped: plan.skipped,
-    })
+
+    /// Writes a guest's stream; returns the bytes of pages in it.
+    fn write_memory(
+        &self,
+        guest: &GuestPlan,
+        draft: &Draft,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<u64> {
+        let Some(point) = self.warm else { return Ok(0) };
+        let failed = |e| Error::target("write", &draft.partial, e);
+        let file = draft.file.try_clone().map_err(failed)?;
+        let begun = StreamFile::new(draft.file.try_clone().map_err(failed)?);
+        let job = StreamJob { recovery: self.recovery, point, guest };
+        let (file, bytes) = job.write(file, Some(begun), &draft.partial, progress)?;
+        // Newer than all that the disks hold now, older than what the copy writes to them: so the
+        // script knows whether the two are of one moment.
+        file.set_modified(SystemTime::now()).and_then(|()| file.sync_all()).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    fn write_texts(&self) -> Result<Vec<Draft>> {
+        let Some(config) = self.recovery.history.config_at(self.plan.point.seq) else {
+            return Ok(Vec::new());
+        };
+        let mut drafts = Vec::new();
+        for guest in &config.guests {
+            let disks = start::disks(config, &guest.name, self.plan, &self.dir);
+            if disks.iter().all(|d| d.image.is_none()) {
+                continue;
+            }
+            let resumed = self.guests.iter().find(|g| g.memory.guest == guest.name);
+            let texts = match resumed {
+                Some(plan) => {
+                    start::warm_texts(guest, &disks, self.format, self.plan.point, plan, &self.dir)
+                }
+                None => start::texts(guest, &disks, self.format, self.plan.point),
+            };
+            for text in texts {
+                let mut draft = Draft::create(&self.dir.join(&text.file_name), text.mode)?;
+                draft
+                    .file
+                    .write_all(text.content.as_bytes())
+                    .and_then(|()| draft.file.sync_all())
+                    .map_err(|e| Error::target("write", &draft.partial, e))?;
+                drafts.push(draft);
+            }
+        }
+        Ok(drafts)
+    }
 }
 
 /// The target directory, absolute: scripts written there are started from anywhere.
@@ -143,33 +279,4 @@ fn open_targets(plan: &Plan, format: Format, drafts: &[Draft]) -> Result<Vec<Box
         });
     }
     Ok(targets)
-}
-
-fn write_texts(recovery: &Recovery, plan: &Plan, format: Format, dir: &Path) -> Result<Vec<Draft>> {
-    let Some(config) = recovery.history.config_at(plan.point.seq) else { return Ok(Vec::new()) };
-    let mut drafts = Vec::new();
-    for guest in &config.guests {
-        let restored = |id| plan.volumes.iter().find(|v| v.volume.id == id);
-        let disks: Vec<RestoredDisk> = config
-            .disks()
-            .filter(|v| v.active && v.guest == guest.name)
-            .map(|volume| RestoredDisk {
-                volume,
-                image: restored(volume.id).map(|v| dir.join(&v.file_name)),
-            })
-            .collect();
-        if disks.iter().all(|d| d.image.is_none()) {
-            continue;
-        }
-        for text in start::texts(guest, &disks, format, plan.point) {
-            let mut draft = Draft::create(&dir.join(&text.file_name), text.mode)?;
-            draft
-                .file
-                .write_all(text.content.as_bytes())
-                .and_then(|()| draft.file.sync_all())
-                .map_err(|e| Error::target("write", &draft.partial, e))?;
-            drafts.push(draft);
-        }
-    }
-    Ok(drafts)
 }

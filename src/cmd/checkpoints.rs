@@ -42,6 +42,7 @@ pub fn run(args: &CheckpointsArgs) -> Outcome {
     let ranges = recovery.ranges();
     let listed = recovery.history.checkpoints.iter();
     let listed = listed.filter(|c| ranges.iter().any(|r| r.from <= c.seq && c.seq <= r.to));
+    let row = |at| row(&recovery, at);
     let rows: Vec<Row<'_>> = match since {
         None => listed.map(row).collect(),
         Some(When::Time(ns)) => listed.filter(|c| c.wall_ns >= ns).map(row).collect(),
@@ -54,14 +55,14 @@ pub fn run(args: &CheckpointsArgs) -> Outcome {
     if args.json { show::print_json(&rows) } else { show::print(&text(&recovery, &rows)) }
 }
 
-fn row(at: &CheckpointAt) -> Row<'_> {
+fn row<'a>(recovery: &Recovery, at: &'a CheckpointAt) -> Row<'a> {
     Row {
         id: at.checkpoint.id,
         seq: at.seq,
         time: state::time(at.wall_ns),
         kind: at.checkpoint.kind,
         tag: at.checkpoint.tag.as_deref(),
-        memory: at.is_warm(),
+        memory: recovery.memory_of(at).is_some(),
     }
 }
 
@@ -80,11 +81,12 @@ fn text(recovery: &Recovery, rows: &[Row<'_>]) -> String {
                     CheckpointKind::Application => "application".into(),
                 },
                 r.seq.to_string(),
+                if r.memory { "yes".into() } else { String::new() },
                 r.tag.unwrap_or_default().to_owned(),
             ]
         })
         .collect();
-    let header = ["ID", "TIME", "AGE", "KIND", "SEQ", "TAG"];
+    let header = ["ID", "TIME", "AGE", "KIND", "SEQ", "MEMORY", "TAG"];
     let mut text = show::table(&header, &[0, 2, 4], &lines);
     if rows.is_empty() {
         text = format!("{} has no checkpoint to show\n", recovery.name());

@@ -3,7 +3,10 @@
 use crate::failure::{Failure, Outcome};
 use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
-use afterimage_restore::{ExportOptions, ExportReport};
+use afterimage_journal::history::When;
+use afterimage_restore::{
+    ExportOptions, ExportReport, Exporting, Recovery, ThisHost, WarmExport, export_warm,
+};
 use std::path::PathBuf;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -32,6 +35,14 @@ pub struct ExportArgs {
     /// Directory for the scratch layer [default: $TMPDIR, else /var/tmp]
     #[arg(long, value_name = "DIR", requires = "writable")]
     scratch: Option<PathBuf>,
+    /// The memory too, over a second socket: WHEN is a checkpoint with memory (latest: the newest
+    /// of them). With --writable a script beside the socket resumes a copy: once, for what it
+    /// writes makes the disks another moment's
+    #[arg(long, conflicts_with = "disks")]
+    warm: bool,
+    /// The memory's socket [default: that of the disks with .memory behind it]
+    #[arg(long, value_name = "PATH", requires = "warm")]
+    memory_socket: Option<PathBuf>,
     /// Print the ready line as JSON: {socket, exports, seq, time, ..}
     #[arg(long)]
     json: bool,
@@ -45,7 +56,6 @@ pub struct ExportArgs {
 pub fn run(args: &ExportArgs) -> Outcome {
     let wanted = when::parse_here(&args.at)?;
     let mut recovery = afterimage_restore::open(&args.state.state, &args.name)?;
-    let point = state::resolve(&recovery, &wanted)?;
     args.key.unlock(&mut recovery)?;
     let name = recovery.name().to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -64,16 +74,38 @@ pub fn run(args: &ExportArgs) -> Outcome {
         writable: args.writable,
         scratch: args.scratch.clone(),
     };
-    let exporting = afterimage_restore::export(recovery, point, &options)?;
+    let (exporting, wall_ns) = serve(args, recovery, &wanted, &options)?;
     let line = if args.json {
         serde_json::to_string(&exporting.report)? + "\n"
     } else {
-        ready(&name, point.wall_ns, &exporting.report)
+        for warning in &exporting.report.warnings {
+            show::complain(warning);
+        }
+        ready(&name, wall_ns, &exporting.report)
     };
     show::print(&line)?;
     runtime.block_on(ends.next());
     exporting.end();
     Ok(())
+}
+
+/// Begins to serve; the time of what is served, nanoseconds since the Unix epoch.
+fn serve(
+    args: &ExportArgs,
+    recovery: Recovery,
+    wanted: &When,
+    options: &ExportOptions,
+) -> Outcome<(Exporting, u64)> {
+    if !args.warm {
+        let point = state::resolve(&recovery, wanted)?;
+        return Ok((afterimage_restore::export(recovery, point, options)?, point.wall_ns));
+    }
+    let point = state::resolve_warm(&recovery, wanted)?;
+    let program = std::env::current_exe().map_err(|e| Failure::io("find this program", &e))?;
+    let fetch = vec![program.display().to_string(), super::fetch_memory::NAME.to_owned()];
+    let warm = WarmExport { socket: args.memory_socket.clone(), fetch };
+    let exporting = export_warm(recovery, &point, options, &warm, &ThisHost)?;
+    Ok((exporting, point.point.wall_ns))
 }
 
 /// The signals that end an export.
@@ -124,6 +156,12 @@ fn ready(name: &str, wall_ns: u64, report: &ExportReport) -> String {
         disks.join(", "),
         encoded(&report.socket.display().to_string()),
     );
+    for memory in &report.memories {
+        line += &format!("; memory of {}: {}", memory.guest, memory.socket.display());
+        if let Some(script) = &memory.script {
+            line += &format!(", resume it: {}", script.display());
+        }
+    }
     for disk in &report.skipped {
         line += &format!("; {disk} is not there: it had not been synced at that moment");
     }

@@ -8,6 +8,7 @@ mod demo;
 mod detach;
 mod doctor;
 mod export;
+mod fetch_memory;
 mod man;
 mod mark;
 mod pool;
@@ -34,6 +35,7 @@ pub enum Command {
     Mark(mark::MarkArgs),
     Restore(restore::RestoreArgs),
     Export(export::ExportArgs),
+    FetchMemory(fetch_memory::FetchMemoryArgs),
     Verify(verify::VerifyArgs),
     Set(set::SetArgs),
     Pool(pool::PoolArgs),
@@ -60,6 +62,7 @@ impl Command {
             Self::Mark(args) => done(mark::run(args)),
             Self::Restore(args) => done(restore::run(args)),
             Self::Export(args) => done(export::run(args)),
+            Self::FetchMemory(args) => done(fetch_memory::run(args)),
             Self::Verify(args) => done(verify::run(args)),
             Self::Set(args) => done(set::run(args)),
             Self::Pool(args) => done(pool::run(args)),

@@ -4,15 +4,19 @@ use crate::failure::Outcome;
 use crate::progress::Bar;
 use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
-use afterimage_journal::Seq;
-use afterimage_restore::{Format, Progress, Recovery, Report, RestoreOptions};
+use afterimage_restore::{
+    Format, Progress, Recovery, Report, RestoreOptions, ThisHost, plan_warm, restore_warm,
+};
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
 
 /// Restore the disks of a guest or group to a directory, as they were at a moment
 ///
 /// Works without an agent, from the journal on disk alone. Nothing is overwritten, and the guest
-/// itself is not touched.
+/// itself is not touched. With --warm the memory is restored too, and GUEST.start.sh resumes the
+/// copy where it was: WHEN is then a checkpoint with memory (`checkpoints` shows which are), or
+/// `latest`, the newest of them. What keeps a copy from being resumed on this host is said before
+/// anything is written.
 #[derive(Debug, clap::Args)]
 pub struct RestoreArgs {
     /// Guest or group
@@ -29,6 +33,9 @@ pub struct RestoreArgs {
     /// Format of the images
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     format: ImageFormat,
+    /// Disks and memory, to go on from that instant: WHEN is a checkpoint with memory
+    #[arg(long, conflicts_with = "disks")]
+    warm: bool,
     /// Print {seq, time, disks, memory, bytes_written, seconds}
     #[arg(long)]
     json: bool,
@@ -50,7 +57,6 @@ enum ImageFormat {
 pub fn run(args: &RestoreArgs) -> Outcome {
     let wanted = when::parse_here(&args.at)?;
     let mut recovery = afterimage_restore::open(&args.state.state, &args.name)?;
-    let point = state::resolve(&recovery, &wanted)?;
     args.key.unlock(&mut recovery)?;
     let options = RestoreOptions {
         to: args.to.clone(),
@@ -60,27 +66,46 @@ pub fn run(args: &RestoreArgs) -> Outcome {
             ImageFormat::Qcow2 => Format::Qcow2,
         },
     };
-    let bar = Bar::new("restore");
-    let mut progress = |p: Progress| bar.set(p.done_bytes, p.total_bytes);
-    let report = afterimage_restore::restore(&recovery, point, &options, &mut progress)?;
-    drop(bar);
+    let report = if args.warm {
+        let point = state::resolve_warm(&recovery, &wanted)?;
+        let plan = plan_warm(&recovery, &point, &options, &ThisHost)?;
+        for warning in &plan.warnings {
+            show::complain(warning);
+        }
+        let bar = Bar::new("restore");
+        restore_warm(&recovery, &plan, &mut |p: Progress| bar.set(p.done_bytes, p.total_bytes))?
+    } else {
+        let point = state::resolve(&recovery, &wanted)?;
+        let bar = Bar::new("restore");
+        let mut progress = |p: Progress| bar.set(p.done_bytes, p.total_bytes);
+        afterimage_restore::restore(&recovery, point, &options, &mut progress)?
+    };
     if args.json {
         return show::print_json(&report);
     }
-    let time = state::time(point.wall_ns);
-    let starts = start_files(&args.to, &recovery, report.seq);
-    show::print(&(text(recovery.name(), time, &report) + &starts))
+    let mut told = text(recovery.name(), &recovery, &report);
+    told += &start_files(&args.to, &recovery, &report);
+    show::print(&told)
 }
 
 /// What a restore leaves beside the images of a guest whose command line is known.
-fn start_files(to: &Path, recovery: &Recovery, seq: Seq) -> String {
-    let guests = recovery.history.config_at(seq).map(|c| c.guests.as_slice()).unwrap_or_default();
-    let files = guests.iter().map(|g| to.join(format!("{}.start.sh", g.name)));
-    let files = files.filter(|path| path.is_file());
-    files.map(|path| format!("start the copy: {}\n", path.display())).collect()
+fn start_files(to: &Path, recovery: &Recovery, report: &Report) -> String {
+    let config = recovery.history.config_at(report.seq);
+    let guests = config.map(|c| c.guests.as_slice()).unwrap_or_default();
+    let mut text = String::new();
+    for guest in guests {
+        let path = to.join(format!("{}.start.sh", guest.name));
+        if path.is_file() {
+            let warm = report.memories.iter().any(|m| m.guest == guest.name);
+            let verb = if warm { "resume" } else { "start" };
+            text += &format!("{verb} the copy: {}\n", path.display());
+        }
+    }
+    text
 }
 
-fn text(name: &str, time: Timestamp, report: &Report) -> String {
+fn text(name: &str, recovery: &Recovery, report: &Report) -> String {
+    let time = state::time(recovery.history.point(report.seq).wall_ns);
     let age = Timestamp::now().duration_since(time).as_millis();
     let mut text = format!(
         "{name} as it was at {} ({} ago, seq:{}):\n",
@@ -91,8 +116,16 @@ fn text(name: &str, time: Timestamp, report: &Report) -> String {
     for disk in &report.disks {
         text += &format!("  {}  {}\n", disk.node, disk.path.display());
     }
+    for memory in &report.memories {
+        text += &format!("  memory of {}  {}\n", memory.guest, memory.path.display());
+    }
     for disk in &report.skipped {
         text += &format!("  {disk} is not there: it had not been synced at that moment\n");
+    }
+    if report.memories.is_empty()
+        && let Some(warm) = recovery.warm_at(report.seq)
+    {
+        text += &format!("memory of that instant is there too (#{}): --warm\n", warm.id);
     }
     let bytes = show::bytes(report.bytes_written);
     text + &format!("{bytes} written in {:.1} s; the rest is zeroes\n", report.seconds)

@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 /// Check a journal: every checksum, or with --at one moment rebuilt in two ways
 ///
 /// With --at the disks are rebuilt as `restore` does it, and once more by a simple replay of every
-/// record; the digests of both must agree. Works without an agent. Exit code 3: something is
+/// record; the digests of both must agree. The memory of a checkpoint with memory is checked in the
+/// same way, as the stream that a warm restore writes. Works without an agent. Exit code 3: something is
 /// damaged.
 #[derive(Debug, clap::Args)]
 pub struct VerifyArgs {
@@ -95,7 +96,7 @@ fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Ou
 fn tell_point(args: &VerifyArgs, recovery: &Recovery, report: &VerifyAtReport) -> Outcome {
     let name = recovery.name();
     let mut text = String::new();
-    for disk in &report.disks {
+    for disk in report.disks.iter().chain(&report.memory) {
         let verdict = if disk.is_equal() { "equal" } else { "DIFFERENT" };
         let (guest, node, size) = (&disk.guest, &disk.node, show::bytes(disk.bytes));
         text += &format!("{guest} {node} ({size}): {verdict}, {}\n", disk.restored);

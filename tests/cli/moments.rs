@@ -171,3 +171,25 @@ fn verify_finds_a_sound_journal_sound() {
         assert_eq!(disk["restored"], disk["replayed"], "{report}");
     }
 }
+
+#[test]
+fn without_memory_a_warm_restore_is_refused_and_says_what_there_is() {
+    let shop = Shop::new();
+    let to = shop.path("warm").display().to_string();
+    let restore = |at: &str, more: &[&str]| {
+        let base = ["restore", "web", "--at", at, "--to", &to, "--warm"];
+        shop.cli.run(&[&base[..], more].concat())
+    };
+    for (when, word) in [("#2", "#2 has no memory"), ("latest", "newest"), ("seq:6", "seq:6")] {
+        let outcome = restore(when, &[]);
+        assert_eq!(outcome.code, 3, "{when}: {outcome:?}");
+        assert!(outcome.stderr.contains(word), "{when}: {outcome:?}");
+        assert!(outcome.stderr.contains("no checkpoint with memory"), "{when}: {outcome:?}");
+    }
+    assert_eq!(restore(&shop.time(7200), &[]).code, 3);
+    let both = restore("#2", &["--disk", "system"]);
+    assert_eq!(both.code, 2, "{both:?}");
+    assert!(!Path::new(&to).exists());
+    let help = shop.cli.ok(&["restore", "--help"]);
+    assert!(help.contains("--warm") && help.contains("`latest`, the newest"), "{help}");
+}

@@ -13,6 +13,7 @@ mod resync;
 mod rounds;
 mod styles;
 mod thinned;
+mod warm;
 mod window;
 
 use crate::kit::{Agent, Disk, Vm, VmBuilder, image};

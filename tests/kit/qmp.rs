@@ -75,6 +75,12 @@ impl Qmp {
         }
     }
 
+    /// Forgets the events that came so far.
+    pub fn drop_events(&mut self) {
+        while self.messages.try_recv().is_ok() {}
+        self.events.clear();
+    }
+
     fn next(&mut self, limit: Duration) -> Result<Value, String> {
         self.messages.recv_timeout(limit).map_err(|e| format!("QEMU's monitor: {e} ({limit:?})"))
     }

@@ -157,3 +157,35 @@ fn a_guest_that_stood_still_says_for_how_long() {
     let seen = poll(LIMIT, || Some(vm.stats("pulse")).filter(|s| s.worst_us >= 350_000));
     assert!(seen.is_some(), "{:?}", vm.stats("pulse"));
 }
+
+#[test]
+fn counter_is_on_the_disks_before_it_is_in_memory_and_says_when_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = [dir.path().join("a.raw"), dir.path().join("b.raw")];
+    let builder = paths.iter().fold(VmBuilder::new("counter"), |builder, path| {
+        image::raw(path, 1 << 20);
+        builder.disk(Disk::raw(path))
+    });
+    let mut vm = builder.boot();
+    vm.ask("counter start tmpfs=1048576", "counter started from=1");
+    let first = vm.ask("counter stats", "counter stats ram=");
+    std::thread::sleep(Duration::from_millis(500));
+    let stats = vm.ask("counter stats", "counter stats ram=");
+    let field = |line: &str, name: &str| {
+        let word = line.split_whitespace().find_map(|w| w.strip_prefix(name)).unwrap();
+        word.to_owned()
+    };
+    assert_eq!(field(&first, "tmpfs="), field(&stats, "tmpfs="));
+    assert_ne!(field(&stats, "tmpfs="), "0000000000000000");
+    let ram: u64 = field(&stats, "ram=").parse().unwrap();
+    let disks: Vec<u64> = field(&stats, "disk=").split(',').map(|n| n.parse().unwrap()).collect();
+    assert!(ram > 1 && disks.len() == 2 && disks.iter().all(|d| *d >= ram), "{stats}");
+    let paused = vm.ask("counter pause", "counter paused ram=");
+    let ram: u64 = field(&paused, "ram=").parse().unwrap();
+    // One of the disks put back by one: behind the memory.
+    let file = File::options().write(true).open(&paths[1]).unwrap();
+    file.write_all_at(&(ram - 1).to_le_bytes(), 0).unwrap();
+    vm.ask("counter start", "counter started");
+    vm.wait_line("counter error op=count", LIMIT);
+    vm.kill();
+}

@@ -30,7 +30,7 @@ pub struct VmBuilder {
     accel: Accel,
     guest_agent: bool,
     stopped: bool,
-    incoming: Option<PathBuf>,
+    incoming: Option<String>,
     append: String,
     arguments: Vec<String>,
 }
@@ -86,7 +86,13 @@ impl VmBuilder {
     /// Starts QEMU with `-incoming unix:PATH`: the guest arrives by migration, and
     /// [`VmBuilder::boot`] does not wait for it.
     pub fn incoming(mut self, path: impl Into<PathBuf>) -> Self {
-        self.incoming = Some(path.into());
+        self.incoming = Some(format!("unix:{}", path.into().display()));
+        self
+    }
+
+    /// As [`VmBuilder::incoming`], from a file.
+    pub fn incoming_file(mut self, path: &Path) -> Self {
+        self.incoming = Some(format!("file:{}", path.display()));
         self
     }
 
@@ -179,8 +185,8 @@ impl VmBuilder {
         if self.stopped {
             command.arg("-S");
         }
-        if let Some(path) = &self.incoming {
-            command.args(["-incoming", &format!("unix:{}", path.display())]);
+        if let Some(uri) = &self.incoming {
+            command.args(["-incoming", uri]);
         }
         command.args(&self.arguments);
         command

@@ -1,11 +1,12 @@
 //! Making records of what a stream changed.
 //!
-//! What always holds: an entry of the table is written behind its append, never before it; what is
-//! cut short leaves whole records that no mark names, and a table that is still true. The pages are
+//! What always holds: an entry of the table is written behind its append, never before it, and is
+//! unknown when that failed; what is cut short leaves whole records that no mark names, and a table
+//! that is still true. The pages are
 //! hashed a second time, from the bytes that were appended: 2 GB/s, on a thread that may wait.
 
 use super::pages::{Against, Changed, Run};
-use super::table::{Hash, Table, ZERO, is_zero};
+use super::table::{Hash, Table, UNKNOWN, ZERO, is_zero};
 use super::{Error, PAGE_BYTES, Result, STATE_BYTES_MAX, Taken};
 use afterimage_journal::meta::RamBlock;
 use afterimage_journal::{Journal, VolumeId};
@@ -56,11 +57,8 @@ pub fn store(
     work.table.unsettle();
     let done = work.all(taken, blocks, state);
     let stored = work.stored;
-    // Between two runs all that was appended is known; a journal that stopped is another epoch.
-    match &done {
-        Ok(()) | Err(Error::Cancelled | Error::Spool { .. }) => table.settle(),
-        Err(_) => {}
-    }
+    // Between two runs all that was appended is known, and what failed is known to be unknown.
+    table.settle();
     done.map(|()| stored)
 }
 
@@ -153,8 +151,13 @@ impl Store<'_> {
 
     fn data(&mut self, volume: VolumeId, page: usize, bytes: &[u8]) -> Result<()> {
         self.look()?;
-        self.journal.append_memory(volume, address(page), bytes)?;
         self.hashes.clear();
+        if let Err(error) = self.journal.append_memory(volume, address(page), bytes) {
+            // A part of it may be in the journal.
+            self.hashes.resize(bytes.len() / PAGE_BYTES, UNKNOWN);
+            self.table.set(volume, page, &self.hashes);
+            return Err(error.into());
+        }
         for page in bytes.chunks(PAGE_BYTES) {
             self.hashes.push(if is_zero(page) { ZERO } else { self.table.hash(page) });
         }
@@ -167,6 +170,7 @@ impl Store<'_> {
     fn zero(&mut self, volume: VolumeId, run: Run) -> Result<()> {
         self.look()?;
         let bytes = (run.pages * PAGE_BYTES) as u32;
+        // One record: it is there or it is not.
         self.journal.append_memory_zero(volume, address(run.page), bytes)?;
         self.table.set_zero(volume, run.page, run.pages);
         self.stored.records += 1;

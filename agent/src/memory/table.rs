@@ -5,9 +5,10 @@
 //! come by chance (I-12). A table costs 16 bytes a page: 4 MiB for each GiB of RAM, and 256 KiB for
 //! a device state.
 //!
-//! What always holds: an entry changes only behind an append that succeeded, so that it tells what
-//! the journal holds whether a mark names it or not. A table belongs to one opening of a journal:
-//! when an append failed, or another epoch began, it is of no use and is built anew.
+//! What always holds: an entry changes only behind its append, so that it tells what the journal
+//! holds whether a mark names it or not; where an append failed it is unknown. A table belongs to
+//! one opening of a journal: when that stopped, or another epoch began, it is of no use and is built
+//! anew.
 
 use super::{Error, PAGE_BYTES, Result};
 use afterimage_journal::{Journal, VolumeId};
@@ -40,7 +41,8 @@ pub struct Table {
     epoch: u64,
     is_encrypted: bool,
     version: Version,
-    /// An append failed, or was not finished: the journal may hold what is not known here.
+    /// A storing was left in the middle (its thread fell): the journal may hold what is not known
+    /// here.
     is_spoiled: bool,
     volumes: BTreeMap<VolumeId, Known>,
 }
@@ -151,7 +153,7 @@ impl Table {
         self.is_spoiled = false;
     }
 
-    /// What a volume holds from a page on, by an append that succeeded.
+    /// What a volume holds from a page on, by an append that has ended.
     pub(super) fn set(&mut self, volume: VolumeId, page: usize, hashes: &[Hash]) {
         if let Some(known) = self.volumes.get_mut(&volume) {
             known.is_new = false;

@@ -79,7 +79,7 @@ impl Calls {
     fn check(&self, block: usize, offset: u64) {
         let end = offset.checked_add(4096).expect("a page past 2^64");
         assert!(
-            end <= self.blocks[block].bytes && offset % 4096 == 0,
+            end <= self.blocks[block].bytes && offset.is_multiple_of(4096),
             "a page outside of its block"
         );
     }

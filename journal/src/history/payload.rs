@@ -66,8 +66,7 @@ impl History {
         self.read_payload_into(entry, buffer)
     }
 
-    /// As [`History::read_payload`], into memory of just its size
-    /// ([`crate::format::record::Record::data_bytes`]).
+    /// As [`History::read_payload`], into memory of just its size: what the record's `data_bytes` says.
     ///
     /// # Errors
     /// As there.

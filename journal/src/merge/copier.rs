@@ -9,8 +9,9 @@ use super::content::{Kept, Source};
 use crate::error::{Error, Result};
 use crate::format::checksum;
 use crate::format::cipher::{Cipher, Origin};
-use crate::format::payload::{self, Packer};
+use crate::format::payload::{self, PLAIN, Packer};
 use crate::format::record::Record;
+use crate::planted;
 use crate::unit::{self, read_payload};
 
 /// See the module.
@@ -68,11 +69,12 @@ impl<'c> Copier<'c> {
             return Ok((record, stored));
         }
         let data = payload::expand(original, stored, &mut self.unpacked).map_err(broken)?;
-        let from = item.skip as usize;
+        let is_lost = original.compression != PLAIN && planted::is("packed-part-from-its-start");
+        let from = if is_lost { 0 } else { item.skip as usize };
         let part = data.get(from..from + item.len as usize);
         let part = part.ok_or_else(|| broken("it is shorter than what it covers"))?;
         let (compression, payload) = match original.compression {
-            payload::PLAIN => (payload::PLAIN, part),
+            PLAIN => (PLAIN, part),
             _ => self.packer.pack(part),
         };
         record.compression = compression;

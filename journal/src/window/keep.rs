@@ -4,8 +4,9 @@
 //! an hour up to a month. Tagged checkpoints stay as long as the last step reaches.
 //!
 //! What always holds: of each slot of the wall clock (the minute, the hour) the first checkpoint that is
-//! still there is kept, and the first one with memory: those are few, and would seldom be the first. So choosing again among what was kept gives the same, and nothing that an
-//! earlier choice gave up is ever wanted again.
+//! still there is kept, and the first one with memory: those are few, and would seldom be the first. So
+//! choosing again among what was kept gives the same, and nothing that an earlier choice gave up is ever
+//! wanted again.
 
 use crate::Seq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

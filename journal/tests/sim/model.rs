@@ -1,5 +1,6 @@
 //! What a journal must say, from a plain list of what was put into it: each volume as an array.
 
+use crate::run::{RAM, STATE};
 use afterimage_journal::{History, Seq, View, VolumeId};
 use std::collections::BTreeMap;
 
@@ -25,6 +26,8 @@ pub enum Doubt {
     /// Its number, and whether it has a tag.
     Mark(u64, bool),
     CopyStart(u32),
+    /// A checkpoint with memory: its number and its instant.
+    Commit(u64, Seq),
 }
 
 impl Doubt {
@@ -36,6 +39,7 @@ impl Doubt {
             Self::Open(_) | Self::Close(_) => "a session",
             Self::Mark(..) => "a checkpoint",
             Self::CopyStart(_) => "a copy",
+            Self::Commit(..) => "a checkpoint with memory",
         }
     }
 }
@@ -53,6 +57,8 @@ pub struct Model {
     sizes: Vec<(Seq, BTreeMap<VolumeId, u64>)>,
     sessions: Vec<Session>,
     marks: Vec<(Seq, u64, bool)>,
+    /// Instant, number of the record, and number of each checkpoint with memory.
+    warm: Vec<(Seq, Seq, u64)>,
     /// Whether all tagged checkpoints are to stay as long as the run lasts.
     pub tags_stay: bool,
     copies: BTreeMap<u32, Seq>,
@@ -85,6 +91,7 @@ impl Model {
             }
             Doubt::Mark(id, tagged) => self.marks.push((seq, *id, *tagged)),
             Doubt::CopyStart(id) => drop(self.copies.insert(*id, seq)),
+            Doubt::Commit(id, instant) => self.warm.push((*instant, seq, *id)),
         }
     }
 
@@ -140,6 +147,7 @@ impl Model {
         self.sizes.retain(|(seq, _)| *seq <= head);
         self.marks.retain(|(seq, ..)| *seq <= head);
         self.copies.retain(|_, seq| *seq <= head);
+        self.warm.retain(|(_, seq, _)| *seq <= head);
         self.sessions.retain(|s| s.from <= head);
         for session in &mut self.sessions {
             session.to = Some(session.to.map_or(head, |to| to.min(head)));
@@ -168,6 +176,9 @@ impl Model {
                 history.checkpoints.iter().find(|c| c.checkpoint.id == *id).map(|c| c.seq)
             }
             Doubt::CopyStart(id) => history.copies.get(id).map(|c| c.as_of),
+            Doubt::Commit(id, _) => {
+                history.checkpoints.iter().find(|c| c.checkpoint.id == *id).map(|c| c.committed)
+            }
         };
         if let Some(at) = at {
             assert!(first <= at && at <= head, "what was in doubt is at {at}, not behind {first}");
@@ -212,7 +223,11 @@ impl Model {
         }
         let is_listed = |seq: Seq| self.is_restorable(seq, edge, head) || thinned.contains(&seq);
         let marks = self.marks.iter().filter(|(seq, ..)| is_listed(*seq));
-        let expected: Vec<_> = marks.map(|(seq, id, _)| (*seq, *id)).collect();
+        let mut expected: Vec<_> = marks.map(|(seq, id, _)| (*seq, *id)).collect();
+        let warm = self.warm.iter().filter(|(instant, ..)| is_listed(*instant));
+        expected.extend(warm.map(|(instant, _, id)| (*instant, *id)));
+        // Of those at one position, the one that was committed last is the last.
+        expected.sort_unstable();
         let listed: Vec<_> = history.checkpoints.iter().map(|c| (c.seq, c.checkpoint.id)).collect();
         assert_eq!(listed, expected, "checkpoints");
         for (seq, id, tagged) in
@@ -225,13 +240,37 @@ impl Model {
         let kept = at.iter().filter_map(|seq| thinned.get(*seq as usize % thinned.len().max(1)));
         let at = at.iter().filter(|seq| self.is_restorable(**seq, edge, head)).chain(kept);
         for seq in at {
-            for (volume, bytes) in self.sizes(*seq) {
+            for (volume, bytes) in self.sizes(*seq).into_iter().filter(|(id, _)| *id < RAM) {
                 let expected = self.contents(volume, *seq);
                 assert_eq!(expected.len() as u64, bytes);
                 let found = read(history, volume, *seq, expected.len())
                     .unwrap_or_else(|e| panic!("volume {volume} at {seq}: {e}"));
                 let differs = expected.iter().zip(&found).position(|(a, b)| a != b);
                 assert_eq!(differs, None, "volume {volume} at {seq} of {head} differs");
+            }
+        }
+        self.check_memory(history);
+    }
+
+    /// Whatever is in the window and was committed is warm, nothing else is, and it reads as it was.
+    fn check_memory(&self, history: &History) {
+        let listed: BTreeMap<u64, Seq> = history
+            .checkpoints
+            .iter()
+            .filter(|c| c.is_warm())
+            .map(|c| (c.checkpoint.id, c.committed))
+            .collect();
+        for (instant, _, id) in &self.warm {
+            let is_due = self.is_restorable(*instant, history.edge, history.head);
+            assert!(!is_due || listed.contains_key(id), "checkpoint {id} is not warm");
+        }
+        for (id, committed) in &listed {
+            let made = self.warm.iter().any(|(_, seq, known)| (seq, known) == (committed, id));
+            assert!(made, "checkpoint {id} has memory that was not committed at {committed}");
+            for volume in [RAM, STATE] {
+                let expected = self.contents(volume, *committed);
+                let found = read(history, volume, *committed, expected.len()).unwrap();
+                assert!(found == expected, "memory {volume} of checkpoint {id} differs");
             }
         }
     }

@@ -25,6 +25,9 @@ pub const DIR: &str = "/state/pool/g";
 pub const SECTOR: u64 = 512;
 pub const VOLUMES: VolumeId = 3;
 pub const VOLUME_SECTORS: u64 = 160;
+/// Volumes of memory, in runs that have them: a block of RAM, and the device state.
+pub const RAM: VolumeId = 8;
+pub const STATE: VolumeId = 9;
 const UNIT_BYTES: u64 = 1 << 20;
 
 /// How a process ended, for what must have survived it.
@@ -104,9 +107,14 @@ pub fn unlocked(mut history: History) -> History {
 }
 
 pub fn config(sizes: &BTreeMap<VolumeId, u64>) -> Config {
+    let kind = |id: VolumeId| match id {
+        RAM => VolumeKind::Ram,
+        STATE => VolumeKind::DeviceState,
+        _ => VolumeKind::Disk,
+    };
     let volume = |(id, bytes): (&VolumeId, &u64)| Volume {
         id: *id,
-        kind: VolumeKind::Disk,
+        kind: kind(*id),
         uuid: Uuid::from_u128(u128::from(*id)),
         guest: "vm".into(),
         disk: format!("vd{id}"),
@@ -133,6 +141,16 @@ impl Run {
     /// A new journal with its configuration, durable, on a new disk.
     pub fn new(seed: u64) -> Self {
         Self::on(empty_disk(seed), seed)
+    }
+
+    /// A new one whose guest has memory.
+    pub fn with_memory(seed: u64) -> Self {
+        let mut run = Self::new(seed);
+        let mut sizes = run.sizes.clone();
+        sizes.extend([(RAM, VOLUME_SECTORS * SECTOR), (STATE, 8 * SECTOR)]);
+        run.set_sizes(sizes);
+        run.sync();
+        run
     }
 
     /// The same on this disk.

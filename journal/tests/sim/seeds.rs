@@ -12,6 +12,8 @@ const FAILURES_MAX: usize = 4;
 const SEEDS: u64 = 200;
 /// Seeds of `make test` with thinning.
 const SEEDS_THINNED: u64 = 120;
+/// Seeds of `make test` with memory.
+const SEEDS_MEMORY: u64 = 80;
 /// Seeds of `make test-long`.
 const SEEDS_LONG: u64 = 10_000;
 
@@ -30,6 +32,16 @@ fn run_thinned(seed: u64) {
     run.model.tags_stay = run.wish.upto_ns() > 3_600_000_000_000;
     for _ in 0..STEPS_THINNED {
         run.thinning_step();
+    }
+    run.finish();
+}
+
+/// The same with checkpoints of memory, between and across all that befalls a run.
+fn run_memory(seed: u64) {
+    let mut run = Run::with_memory(seed);
+    run.wish = thinned(seed);
+    for _ in 0..STEPS_THINNED {
+        run.memory_step();
     }
     run.finish();
 }
@@ -84,6 +96,19 @@ fn what_thinning_keeps_equals_the_model_whatever_ends_the_process() {
 fn what_thinning_keeps_equals_the_model_over_thousands_of_seeds() {
     let test = "what_thinning_keeps_equals_the_model_over_thousands_of_seeds";
     each(test, SEEDS_THINNED..SEEDS_LONG / 4, run_thinned);
+}
+
+#[test]
+fn a_checkpoint_with_memory_equals_the_model_or_is_none_whatever_ends_the_process() {
+    let test = "a_checkpoint_with_memory_equals_the_model_or_is_none_whatever_ends_the_process";
+    each(test, 0..SEEDS_MEMORY, run_memory);
+}
+
+#[test]
+#[ignore = "long"]
+fn checkpoints_with_memory_equal_the_model_over_thousands_of_seeds() {
+    let test = "checkpoints_with_memory_equal_the_model_over_thousands_of_seeds";
+    each(test, SEEDS_MEMORY..SEEDS_LONG / 4, run_memory);
 }
 
 #[test]

@@ -3,14 +3,16 @@
 use crate::disk::Keep;
 use crate::model::{Doubt, Put};
 use crate::rng::Rng;
-use crate::run::{DIR, End, Run, SECTOR, VOLUME_SECTORS, VOLUMES, config};
+use crate::run::{DIR, End, RAM, Run, SECTOR, STATE, VOLUME_SECTORS, VOLUMES, config};
 use crate::world::Fault;
+use afterimage_journal::clock::Clock;
 use afterimage_journal::format::record::{FLAG_COPIED, Kind};
 use afterimage_journal::keeper::{Home, Keeper, Setup};
 use afterimage_journal::log::Draft;
 use afterimage_journal::merge::Unpaced;
 use afterimage_journal::meta::{
-    Checkpoint, CheckpointKind, Copy, CopyCause, CopyEvent, Meta, Session, SessionEvent,
+    Checkpoint, CheckpointKind, Copy, CopyCause, CopyEvent, GuestMemory, Memory, Meta, RamBlock,
+    Session, SessionEvent,
 };
 use afterimage_journal::window::Limits;
 use afterimage_journal::{Error, ErrorKind, Journal, Seq, VolumeId};
@@ -126,6 +128,72 @@ impl Run {
             _ => self.rng.below(100),
         };
         self.step_of(what);
+    }
+
+    /// One random step of a run whose guest's memory is kept, too.
+    pub fn memory_step(&mut self) {
+        match self.rng.below(100) {
+            0..30 => _ = self.checkpoint(),
+            30..40 if !self.is_level => self.step_of(55),
+            _ => self.thinning_step(),
+        }
+    }
+
+    /// A checkpoint with memory, between writes; a fifth of them is cut off.
+    fn checkpoint(&mut self) -> Option<()> {
+        self.digest.number(1000);
+        self.say(format_args!("a checkpoint with memory"));
+        self.clock.pass(self.rng.below(2_000_000_000));
+        let instant = self.write(8, None)?;
+        for _ in 0..1 + self.rng.below(6) {
+            let at = self.rng.below(VOLUME_SECTORS);
+            let len = (1 + self.rng.below(40)).min(VOLUME_SECTORS - at) * SECTOR;
+            self.page(RAM, at * SECTOR, len)?;
+            if self.rng.percent(30) {
+                self.write(20, None)?;
+            }
+        }
+        self.page(STATE, 0, 8 * SECTOR)?;
+        if self.rng.percent(20) {
+            return None;
+        }
+        self.mark += 1;
+        let guest = GuestMemory {
+            guest: "vm".into(),
+            blocks: vec![RamBlock {
+                volume: RAM,
+                id: "ram".into(),
+                bytes: VOLUME_SECTORS * SECTOR,
+            }],
+            state: STATE,
+            head_bytes: SECTOR,
+            tail_bytes: SECTOR,
+            pause_us: 1,
+        };
+        let memory = Some(Memory { instant, wall_ns: self.clock.wall_ns(), guests: vec![guest] });
+        let mark = Checkpoint { id: self.mark, kind: CheckpointKind::Crash, tag: None, memory };
+        self.meta(&Meta::Mark(mark), &Doubt::Commit(self.mark, instant)).map(drop)
+    }
+
+    /// Memory that compresses well, not at all, or is zero.
+    fn page(&mut self, volume: VolumeId, at: u64, len: u64) -> Option<Seq> {
+        let data = match self.rng.below(5) {
+            0 => None,
+            1 | 2 => Some(self.bytes(len)),
+            _ => Some(vec![1 + self.rng.below(250) as u8; len as usize]),
+        };
+        let result = match &data {
+            Some(data) => self.journal().append_memory(volume, at, data),
+            None => self.journal().append_memory_zero(volume, at, len as u32),
+        };
+        // It gives up where captured writes need what is left; the journal goes on.
+        let gives_up = result
+            .as_ref()
+            .is_err_and(|e| matches!(e.kind(), ErrorKind::FreeSpace | ErrorKind::Retry));
+        if gives_up && !self.storage.has_struck() && self.journal().stopped().is_none() {
+            return None;
+        }
+        self.took(result, &Doubt::Put(Put { volume, at, len, data, copy: None }))
     }
 
     /// One random step of a run that nothing befalls.

@@ -232,8 +232,9 @@ fn accept_all(listener: &UnixListener, wake: &OwnedFd, core: &Arc<Core>) {
     }
 }
 
-/// A socket file that this server made.
-struct SocketFile {
+/// A socket file that [`bind`] made. Dropping it removes it, unless another has its place.
+#[derive(Debug)]
+pub struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -249,9 +250,12 @@ impl Drop for SocketFile {
     }
 }
 
-/// Binds beside the path and renames over it, so that clients find either the stale socket or
-/// one that listens.
-fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+/// Makes a listening socket at a path, mode 0600: beside it and renamed over it, so that clients
+/// find either the stale socket or one that listens.
+///
+/// # Errors
+/// Somebody listens there, something else lies there, or the system refuses.
+pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
     let failed = |what, source| ListenError::Io { what, path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

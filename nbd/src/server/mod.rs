@@ -22,7 +22,7 @@ mod registry;
 
 use std::time::Duration;
 
-pub use listen::{ListenError, Server, ServerHandle};
+pub use listen::{ListenError, Server, ServerHandle, SocketFile, bind};
 pub use observer::{CloseReason, ConnectionObserver, NoObserver, Observer};
 
 /// Bounds of a server.

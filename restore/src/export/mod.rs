@@ -4,6 +4,7 @@
 //! client ─ NBD ─► WritableExport ─► PointExport ─► VolumeAt ─► journal (pinned)
 //!                  │ written map      │
 //!                  └► scratch file    └► payload cache, shared by all volumes
+//! reader ─ socket ─► memory ─► the stream of a warm restore, made while it is sent
 //! ```
 //!
 //! What always holds: the journal is pinned as long as an export lives, and never written (I-7);
@@ -12,10 +13,12 @@
 //! two bits a block written (I-11).
 
 mod cache;
+mod memory;
 mod names;
 mod point;
 mod scratch;
 mod volume;
+mod warm;
 mod writable;
 mod written;
 
@@ -33,8 +36,10 @@ use scratch::Scratch;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use volume::VolumeAt;
+pub use warm::{WarmExport, export_warm};
 use writable::WritableExport;
 
 /// How long the end of an export waits for requests that are being answered.
@@ -54,6 +59,9 @@ pub struct ExportOptions {
     /// Directory for that layer; `None`: `TMPDIR`, else `/var/tmp`.
     pub scratch: Option<PathBuf>,
 }
+
+/// Set when a layer is first written to.
+type Touched = Arc<AtomicBool>;
 
 /// A disk that is exported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,11 +96,30 @@ pub struct ExportReport {
     /// Disks of the group that had not been synced at that position, and so are not there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<String>,
+    /// The memory of guests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memories: Vec<ExportedMemory>,
+    /// What may keep a copy from being resumed, or is another way than it was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// A guest's memory that is exported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportedMemory {
+    /// The guest.
+    pub guest: String,
+    /// The socket: who connects gets the stream.
+    pub socket: PathBuf,
+    /// The script that resumes a copy from it, when its disks take writes.
+    pub script: Option<PathBuf>,
 }
 
 /// Exports that are being served, until this is dropped. It holds the journal's pin.
 pub struct Exporting {
     server: ServerHandle,
+    /// The memory of guests, and files that go with it.
+    memory: Vec<warm::Served>,
     /// What is served.
     pub report: ExportReport,
 }
@@ -104,8 +131,9 @@ impl Exporting {
         self.server.connections()
     }
 
-    /// Removes the socket, answers what has arrived (for a second at most), and ends.
+    /// Removes the sockets, answers what has arrived (for a second at most), and ends.
     pub fn end(self) {
+        drop(self.memory);
         self.server.shutdown();
     }
 }
@@ -116,9 +144,17 @@ impl Exporting {
 /// The point isn't restorable, a disk isn't known, the socket can't be made or is somebody's, or
 /// the scratch directory can't be used.
 pub fn export(recovery: Recovery, point: Point, options: &ExportOptions) -> Result<Exporting> {
+    serve(&Arc::new(recovery), point, options).map(|(exporting, _)| exporting)
+}
+
+/// Serves disks; with them the marks that their layers set with their first writes.
+fn serve(
+    recovery: &Arc<Recovery>,
+    point: Point,
+    options: &ExportOptions,
+) -> Result<(Exporting, Vec<Touched>)> {
     recovery.history.check_key()?;
     check_socket(&options.socket)?;
-    let recovery = Arc::new(recovery);
     let history = &recovery.history;
     let guest = recovery.guest.as_deref();
     let selection = Selection { guest, disks: &options.disks };
@@ -131,8 +167,11 @@ pub fn export(recovery: Recovery, point: Point, options: &ExportOptions) -> Resu
     let free = scratch.as_deref().map(|dir| scratch::check_dir(dir, &history.dir)).transpose()?;
     let cache = Arc::new(PayloadCache::new(CACHE_BYTES_MAX));
     let mut opened: Vec<Arc<dyn Export>> = Vec::new();
+    let mut touched = Vec::new();
     for volume in &chosen {
-        opened.push(open(&recovery, volume, point, &cache, scratch.as_deref())?);
+        let (export, mark) = open(recovery, volume, point, &cache, scratch.as_deref())?;
+        opened.push(export);
+        touched.extend(mark);
     }
     let exports = Exports::default();
     for (name, index) in names::all(&chosen) {
@@ -147,11 +186,13 @@ pub fn export(recovery: Recovery, point: Point, options: &ExportOptions) -> Resu
         scratch,
         scratch_free_bytes: free,
         skipped,
+        memories: Vec::new(),
+        warnings: Vec::new(),
     };
     let limits = Limits { drain_max: DRAIN_MAX, ..Limits::default() };
     let server = Server::listen(&options.socket, Arc::new(exports), limits, Arc::new(NoObserver))
         .map_err(|e| not_listening(&options.socket, e))?;
-    Ok(Exporting { server, report })
+    Ok((Exporting { server, memory: Vec::new(), report }, touched))
 }
 
 fn reported(chosen: &[&Volume], opened: &[Arc<dyn Export>]) -> Vec<ExportedDisk> {
@@ -173,14 +214,16 @@ fn open(
     point: Point,
     cache: &Arc<PayloadCache>,
     scratch: Option<&Path>,
-) -> Result<Arc<dyn Export>> {
+) -> Result<(Arc<dyn Export>, Option<Touched>)> {
     let shown = format!("{} at seq:{}", plan::shown(volume), point.seq);
     let at_point = VolumeAt::new(Arc::clone(recovery), volume, point.seq)?;
     let bytes = at_point.bytes();
     let export = PointExport::new(at_point, Arc::clone(cache), shown);
-    let Some(dir) = scratch else { return Ok(Arc::new(export)) };
+    let Some(dir) = scratch else { return Ok((Arc::new(export), None)) };
     let scratch = Scratch::new(dir, bytes, &recovery.history.dir)?;
-    Ok(Arc::new(WritableExport::new(export, scratch)))
+    let export = WritableExport::new(export, scratch);
+    let touched = export.touched();
+    Ok((Arc::new(export), Some(touched)))
 }
 
 /// What can be said against a socket's path before anything is read.

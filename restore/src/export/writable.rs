@@ -17,7 +17,8 @@ use super::written::{BLOCK_BYTES, State, Written};
 use afterimage_nbd::proto::{STATE_HOLE, STATE_ZERO};
 use afterimage_nbd::{Errno, Export, ExportInfo, Payload, StatusSink, WriteFlags, ZeroFlags};
 use std::cell::RefCell;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Bytes of a payload that are received and written at a time; whole blocks.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -35,13 +36,20 @@ pub(super) struct WritableExport {
     /// holes: neither may run over a neighbour's bytes in the same block. Never held while
     /// waiting for a client.
     gate: RwLock<()>,
+    /// Whether anything was ever written: the memory of the point belongs to it no more.
+    touched: Arc<AtomicBool>,
 }
 
 impl WritableExport {
     /// A layer in `scratch`, which is empty and as large as the volume's blocks.
     pub(super) fn new(point: PointExport, scratch: Scratch) -> Self {
         let written = Written::new(point.bytes());
-        Self { point, scratch, written, gate: RwLock::new(()) }
+        Self { point, scratch, written, gate: RwLock::new(()), touched: Arc::default() }
+    }
+
+    /// Set with the first write.
+    pub(super) fn touched(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.touched)
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, ()> {
@@ -174,6 +182,7 @@ impl Export for WritableExport {
     }
 
     fn write(&self, at: u64, payload: &mut Payload<'_>, _: WriteFlags) -> Result<(), Errno> {
+        self.touched.store(true, Ordering::Relaxed);
         BUFFER.with_borrow_mut(|buffer| {
             let mut at = at;
             while payload.left() > 0 {
@@ -192,10 +201,12 @@ impl Export for WritableExport {
     }
 
     fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
+        self.touched.store(true, Ordering::Relaxed);
         self.zero(at, at + len, flags.no_hole)
     }
 
     fn trim(&self, at: u64, len: u64, _: WriteFlags) -> Result<(), Errno> {
+        self.touched.store(true, Ordering::Relaxed);
         // What is forgotten reads as zeroes; the ends of the range, where it covers a block in
         // part, may stay as they are.
         let (first, behind) = self.whole_blocks(at, at + len);

@@ -2,48 +2,29 @@
 //! surroundings: monitors, sockets, inherited file descriptors.
 
 use super::RestoredDisk;
+use super::devices::{self, Adapted, Place};
+use super::option::{field, fields, joined, name, parts, split};
 use crate::plan::Format;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// A command line for a copy.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct CommandLine {
     /// The program and its arguments, an option and its value together.
     pub kept: Vec<Vec<String>>,
     /// Options that a copy can't use.
     pub dropped: Vec<Vec<String>>,
+    /// Options that were given another backend, as they were and as they are.
+    pub changed: Vec<(Vec<String>, Vec<String>)>,
+    /// What of it can't be in a copy that resumes, and why.
+    pub refused: Vec<String>,
     /// Images of the guest that are still named in it, or whose place was not found.
     pub unreplaced: Vec<String>,
 }
 
-/// Options without a value.
-const FLAGS: &[&str] = &[
-    "S",
-    "daemonize",
-    "no-reboot",
-    "no-shutdown",
-    "nographic",
-    "nodefaults",
-    "no-user-config",
-    "snapshot",
-    "enable-kvm",
-    "no-acpi",
-    "no-hpet",
-    "no-fd-bootchk",
-    "full-screen",
-    "preconfig",
-    "enable-sync-profile",
-    "only-migratable",
-    "mem-prealloc",
-    "usb",
-    "singlestep",
-    "s",
-    "version",
-];
-
 /// Options that mean nothing for a copy, or that would take what is the original's.
-const TIED: &[&str] = &[
+pub(super) const TIED: &[&str] = &[
     "S",
     "daemonize",
     "pidfile",
@@ -58,19 +39,62 @@ const TIED: &[&str] = &[
     "preconfig",
 ];
 
-/// Rewrites a command line.
+/// Rewrites a command line for a copy that boots.
 pub(crate) fn rewrite(args: &[String], disks: &[RestoredDisk<'_>], format: Format) -> CommandLine {
-    let mut line = CommandLine::default();
     let options = split(args);
     let gone: BTreeSet<(String, String)> = options.iter().filter_map(|o| backend(o)).collect();
+    let adapt = |option: &[String]| {
+        if is_tied(option) || uses(option, &gone) { Adapted::Dropped } else { Adapted::Kept }
+    };
+    replaced(options, adapt, disks, format)
+}
+
+/// Rewrites a command line for a copy that resumes: it keeps every device, whatever is behind it,
+/// and gets the machine type that the stream was made on.
+pub(crate) fn rewrite_to_resume(
+    args: &[String],
+    disks: &[RestoredDisk<'_>],
+    format: Format,
+    place: &Place<'_>,
+) -> CommandLine {
+    let options = split(args);
+    let mut devices = devices::Devices::of(&options, place);
+    let mut line = replaced(options, |option| devices.adapt(option), disks, format);
+    if let Some(machine) = devices.unnamed_machine() {
+        let option = vec!["-machine".to_owned(), machine];
+        line.changed.push((Vec::new(), option.clone()));
+        line.kept.push(option);
+    }
+    line
+}
+
+/// The options that `adapt` leaves, with the disks' images replaced.
+fn replaced(
+    options: Vec<Vec<String>>,
+    mut adapt: impl FnMut(&[String]) -> Adapted,
+    disks: &[RestoredDisk<'_>],
+    format: Format,
+) -> CommandLine {
+    let mut line = CommandLine::default();
     let mut replaced = BTreeSet::new();
     let mut files = BTreeSet::new();
     let mut kept = Vec::new();
     for option in options {
-        if is_tied(&option) || uses(&option, &gone) {
-            line.dropped.push(option);
-            continue;
-        }
+        let option = match adapt(&option) {
+            Adapted::Kept => option,
+            Adapted::Dropped => {
+                line.dropped.push(option);
+                continue;
+            }
+            Adapted::Changed(new) => {
+                line.changed.push((option, new.clone()));
+                new
+            }
+            Adapted::Refused(why) => {
+                line.refused.push(why);
+                option
+            }
+        };
         kept.push(replace(option, disks, format, &mut replaced, &mut files));
     }
     // A format node that names the file's node is another option, before or behind it.
@@ -83,33 +107,6 @@ pub(crate) fn rewrite(args: &[String], disks: &[RestoredDisk<'_>], format: Forma
         }
     }
     line
-}
-
-/// Groups arguments into options with their values; the program comes first.
-fn split(args: &[String]) -> Vec<Vec<String>> {
-    let mut options: Vec<Vec<String>> = Vec::new();
-    let mut args = args.iter().peekable();
-    match args.peek() {
-        Some(first) if !first.starts_with('-') => {
-            options.push(args.next().into_iter().cloned().collect());
-        }
-        _ => options.push(vec!["qemu-system-x86_64".into()]),
-    }
-    while let Some(arg) = args.next() {
-        let mut option = vec![arg.clone()];
-        // An option that isn't known to take none: what looks like an option is no value.
-        if name(arg).is_some_and(|n| !FLAGS.contains(&n))
-            && let Some(value) = args.next_if(|v| name(v).is_none())
-        {
-            option.push(value.clone());
-        }
-        options.push(option);
-    }
-    options
-}
-
-fn name(arg: &str) -> Option<&str> {
-    arg.strip_prefix('-').map(|n| n.strip_prefix('-').unwrap_or(n)).filter(|n| !n.is_empty())
 }
 
 /// Whether the value of a `-chardev` describes a socket.
@@ -144,36 +141,6 @@ fn uses(option: &[String], gone: &BTreeSet<(String, String)>) -> bool {
     let mut used: Vec<(String, String)> = fields(value);
     used.extend(value.strip_prefix("chardev:").map(|id| ("chardev".into(), id.to_owned())));
     used.iter().any(|use_of| gone.contains(use_of))
-}
-
-/// The fields of a value: JSON, or `a,b=c` where a doubled comma is a comma.
-fn fields(value: &str) -> Vec<(String, String)> {
-    if let Ok(Value::Object(object)) = serde_json::from_str(value) {
-        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-        return object.iter().map(|(k, v)| (k.clone(), text(v))).collect();
-    }
-    let part = |p: String| match p.split_once('=') {
-        Some((k, v)) => (k.to_owned(), v.to_owned()),
-        None => (p, String::new()),
-    };
-    parts(value).into_iter().map(part).collect()
-}
-
-fn field(fields: &[(String, String)], key: &str) -> Option<String> {
-    fields.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
-}
-
-fn parts(value: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut chars = value.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c == ',' && chars.next_if_eq(&',').is_none() {
-            parts.push(String::new());
-        } else if let Some(last) = parts.last_mut() {
-            last.push(c);
-        }
-    }
-    parts
 }
 
 /// Replaces a disk's image in an option. `replaced` gets the images found, `files` the names of
@@ -219,8 +186,7 @@ fn replace(
     }
     if found {
         adapt_parts(&mut all, name(&option[0]) == Some("drive"), format, files);
-        let doubled: Vec<String> = all.iter().map(|p| p.replace(',', ",,")).collect();
-        option[1] = doubled.join(",");
+        option[1] = joined(&all);
     }
     option
 }
@@ -339,8 +305,7 @@ fn adapt_format_node(
     let names = all.iter().any(|p| p.strip_prefix("file=").is_some_and(|f| files.contains(f)));
     if names {
         adapt_parts(&mut all, false, format, &mut BTreeSet::new());
-        let doubled: Vec<String> = all.iter().map(|p| p.replace(',', ",,")).collect();
-        *value = doubled.join(",");
+        *value = joined(&all);
     }
     option
 }

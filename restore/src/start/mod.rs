@@ -5,14 +5,23 @@
 //! images refuses to run, since starting it would write to that image.
 
 mod command_line;
+mod devices;
+mod nbd;
+mod option;
 mod script;
 mod xml;
 
+pub(crate) use command_line::{CommandLine, rewrite_to_resume};
+pub(crate) use devices::Place;
+pub(crate) use nbd::{Export, over_nbd};
+pub(crate) use option::{field, fields};
+
 use crate::names::sanitised;
-use crate::plan::Format;
+use crate::plan::{Format, Plan};
+use crate::warm::GuestPlan;
 use afterimage_journal::history::Point;
-use afterimage_journal::meta::{Guest, Volume};
-use std::path::PathBuf;
+use afterimage_journal::meta::{Config, Guest, Volume};
+use std::path::{Path, PathBuf};
 
 /// A disk of the guest, and its restored image if it was wanted.
 pub(crate) struct RestoredDisk<'a> {
@@ -40,12 +49,71 @@ pub(crate) struct Text {
     pub mode: u32,
 }
 
+/// The disks of a guest, and where a plan puts them.
+pub(crate) fn disks<'a>(
+    config: &'a Config,
+    guest: &str,
+    plan: &Plan,
+    dir: &Path,
+) -> Vec<RestoredDisk<'a>> {
+    let image = |volume: &Volume| {
+        let planned = plan.volumes.iter().find(|v| v.volume.id == volume.id);
+        planned.map(|v| dir.join(&v.file_name))
+    };
+    let own = config.disks().filter(|v| v.active && v.guest == guest);
+    own.map(|volume| RestoredDisk { volume, image: image(volume) }).collect()
+}
+
 /// The texts for one guest.
 pub(crate) fn texts(
     guest: &Guest,
     disks: &[RestoredDisk<'_>],
     format: Format,
     point: Point,
+) -> Vec<Text> {
+    let line = command_line::rewrite(&guest.command_line, disks, format);
+    let script = script::script(guest, &line, point);
+    all(guest, disks, format, Some(script), None)
+}
+
+/// The texts for one guest that resumes.
+pub(crate) fn warm_texts(
+    guest: &Guest,
+    disks: &[RestoredDisk<'_>],
+    format: Format,
+    point: Point,
+    plan: &GuestPlan,
+    dir: &Path,
+) -> Vec<Text> {
+    let images = disks.iter().filter_map(|d| d.image.clone()).collect();
+    let memory = dir.join(&plan.file_name);
+    let source = script::Source::File { memory: memory.clone(), images };
+    let script = resume(guest, point, plan, source);
+    all(guest, disks, format, script, Some(&memory))
+}
+
+/// The script that resumes a guest from what a command gives.
+pub(crate) fn export_script(
+    guest: &Guest,
+    point: Point,
+    plan: &GuestPlan,
+    command: Vec<String>,
+) -> Option<String> {
+    resume(guest, point, plan, script::Source::Command(command))
+}
+
+fn resume(guest: &Guest, point: Point, plan: &GuestPlan, source: script::Source) -> Option<String> {
+    let (pause_us, warnings) = (plan.memory.pause_us, &plan.warnings[..]);
+    let resume = script::Resume { source, pause_us, warnings };
+    plan.line.as_ref().map(|line| script::resume_script(guest, line, point, &resume))
+}
+
+fn all(
+    guest: &Guest,
+    disks: &[RestoredDisk<'_>],
+    format: Format,
+    script: Option<String>,
+    memory: Option<&Path>,
 ) -> Vec<Text> {
     let name = sanitised(&guest.name);
     let mut texts = Vec::new();
@@ -57,17 +125,16 @@ pub(crate) fn texts(
                 mode: 0o600,
             });
         }
-        let line = command_line::rewrite(&guest.command_line, disks, format);
-        texts.push(Text {
+        texts.extend(script.map(|content| Text {
             file_name: format!("{name}.start.sh"),
-            content: script::script(guest, &line, point),
+            content,
             mode: 0o700,
-        });
+        }));
     }
     if let Some(xml) = &guest.libvirt_xml {
         texts.push(Text {
             file_name: format!("{name}.xml"),
-            content: xml::rewrite(xml, disks, format),
+            content: xml::rewrite(xml, disks, format, memory),
             mode: 0o600,
         });
     }

@@ -4,10 +4,34 @@ use super::command_line::CommandLine;
 use crate::time::rfc3339;
 use afterimage_journal::history::Point;
 use afterimage_journal::meta::Guest;
+use std::path::{Path, PathBuf};
 
-/// The script.
+/// Where a script gets the memory from.
+pub(super) enum Source {
+    /// A file, with the images that are of the same instant; all absolute.
+    File {
+        /// The stream.
+        memory: PathBuf,
+        /// The images.
+        images: Vec<PathBuf>,
+    },
+    /// A command whose output is the stream.
+    Command(Vec<String>),
+}
+
+/// What a script resumes from.
+pub(super) struct Resume<'a> {
+    /// The memory.
+    pub source: Source,
+    /// How long the original stood still for it, microseconds.
+    pub pause_us: u64,
+    /// What may go wrong.
+    pub warnings: &'a [String],
+}
+
+/// The script for a copy that boots.
 pub(super) fn script(guest: &Guest, line: &CommandLine, point: Point) -> String {
-    let mut text = format!(
+    let head = format!(
         "#!/bin/sh\n\
          # Starts a copy of guest {} as it was at {} (seq {}).\n\
          # QEMU's arguments are the original's, with the images replaced. The copy has the\n\
@@ -16,6 +40,74 @@ pub(super) fn script(guest: &Guest, line: &CommandLine, point: Point) -> String 
         rfc3339(point.wall_ns),
         point.seq
     );
+    head + &remarks(guest, line) + "\n" + &check(line) + "exec " + &options(line) + " \"$@\"\n"
+}
+
+/// The script for a copy that goes on where its memory was written down.
+pub(super) fn resume_script(
+    guest: &Guest,
+    line: &CommandLine,
+    point: Point,
+    resume: &Resume<'_>,
+) -> String {
+    let mut text = format!(
+        "#!/bin/sh\n\
+         # Resumes a copy of guest {} as it was at {} (seq {}), disks and memory.\n\
+         # `cold` as the first argument: boots it from the disks alone. Other arguments go to QEMU:\n\
+         # with -S the copy waits for `cont`.\n\
+         # QEMU's arguments are the original's, with images and surroundings replaced. The copy\n\
+         # has the original's network addresses: don't let both run on one network.\n\
+         # The original stood still for {:.1} ms for this.\n",
+        comment(&guest.name),
+        rfc3339(point.wall_ns),
+        point.seq,
+        resume.pause_us as f64 / 1000.0
+    );
+    text += &remarks(guest, line);
+    for warning in resume.warnings {
+        text += &format!("# NOTE: {}\n", comment(warning));
+    }
+    let (look, incoming) = match &resume.source {
+        Source::File { memory, images } => {
+            (look(memory, images), format!("file:{}", memory.display()))
+        }
+        Source::Command(words) => {
+            let words: Vec<String> = words.iter().map(|w| quoted(w)).collect();
+            (String::new(), format!("exec:{}", words.join(" ")))
+        }
+    };
+    text + "\n"
+        + &check(line)
+        + "if [ \"${1-}\" = cold ]; then\n  shift\nelse\n"
+        + &look
+        + &format!("  set -- -incoming {} \"$@\"\nfi\nexec ", quoted(&incoming))
+        + &options(line)
+        + " \"$@\"\n"
+}
+
+/// What refuses to resume on disks that were written to since.
+fn look(memory: &Path, images: &[PathBuf]) -> String {
+    let images: Vec<String> = images.iter().map(|i| quoted(&i.to_string_lossy())).collect();
+    let memory = quoted(&memory.to_string_lossy());
+    format!(
+        "  # Memory and disks of two moments would destroy what is on the disks.\n  \
+           memory={memory}\n  \
+           for disk in {}; do\n    \
+             newer=$(find \"$disk\" -newer \"$memory\") || exit 1\n    \
+             if [ -n \"$newer\" ]; then\n      \
+               echo \"not resumed: $disk was written to after $memory, which belongs to it as it \
+               was restored. Boot it: $0 cold; or restore again. (Copied since, and never started? \
+               touch $memory)\" >&2\n      \
+               exit 1\n    \
+             fi\n  \
+           done\n",
+        images.join(" ")
+    )
+}
+
+/// What is to be known of the arguments, as comments.
+fn remarks(guest: &Guest, line: &CommandLine) -> String {
+    let mut text = String::new();
     if !guest.qemu_version.is_empty() {
         text += &format!("# The original ran on QEMU {}.\n", comment(&guest.qemu_version));
     }
@@ -25,22 +117,38 @@ pub(super) fn script(guest: &Guest, line: &CommandLine, point: Point) -> String 
             text += &format!("#   {}\n", comment(&option.join(" ")));
         }
     }
-    text += "\n";
-    if !line.unreplaced.is_empty() {
-        let list: Vec<String> = line.unreplaced.iter().map(|s| comment(s)).collect();
-        let message = format!(
-            "not started: these disks were not restored, or not found among the arguments: {}. \
-             Put restored images in their place below, then remove these lines.",
-            list.join(", ")
-        );
-        text += &format!("echo {} >&2\nexit 1\n\n", quoted(&message));
+    if !line.changed.is_empty() {
+        text += "#\n# Replaced, for the same reason; the devices are the same:\n";
+        for (old, new) in &line.changed {
+            let (old, new) = (comment(&old.join(" ")), comment(&new.join(" ")));
+            text += &format!("#   {old} -> {new}\n");
+        }
     }
+    text
+}
+
+/// What refuses to run while an original's image is named.
+fn check(line: &CommandLine) -> String {
+    if line.unreplaced.is_empty() {
+        return String::new();
+    }
+    let list: Vec<String> = line.unreplaced.iter().map(|s| comment(s)).collect();
+    let message = format!(
+        "not started: these disks were not restored, or not found among the arguments: {}. \
+         Put restored images in their place below, then remove these lines.",
+        list.join(", ")
+    );
+    format!("echo {} >&2\nexit 1\n\n", quoted(&message))
+}
+
+/// The program and its options, one a line.
+fn options(line: &CommandLine) -> String {
     let options: Vec<String> = line
         .kept
         .iter()
         .map(|o| o.iter().map(|a| quoted(a)).collect::<Vec<_>>().join(" "))
         .collect();
-    text + "exec " + &options.join(" \\\n  ") + " \"$@\"\n"
+    options.join(" \\\n  ")
 }
 
 fn comment(text: &str) -> String {

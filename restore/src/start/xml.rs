@@ -4,9 +4,15 @@
 
 use super::RestoredDisk;
 use crate::plan::Format;
+use std::path::Path;
 
 /// The definition for a copy.
-pub(super) fn rewrite(xml: &str, disks: &[RestoredDisk<'_>], format: Format) -> String {
+pub(super) fn rewrite(
+    xml: &str,
+    disks: &[RestoredDisk<'_>],
+    format: Format,
+    memory: Option<&Path>,
+) -> String {
     let mut out = String::new();
     let mut left = Vec::new();
     let mut rest = xml;
@@ -26,6 +32,13 @@ pub(super) fn rewrite(xml: &str, disks: &[RestoredDisk<'_>], format: Format) -> 
         "<!-- A restored copy: same name, UUID and network addresses as the original. \
          Change them to run both. -->\n",
     );
+    if let Some(memory) = memory {
+        remark += &format!(
+            "<!-- Starting this boots the copy. libvirt takes no stream of another's: what resumes \
+             {} is the script beside it. -->\n",
+            memory.display().to_string().replace("--", "- -")
+        );
+    }
     if !left.is_empty() {
         remark += &format!(
             "<!-- NOT replaced, still the original's images: {}. Do not start it like this. -->\n",

@@ -1,4 +1,5 @@
-//! One point, rebuilt twice: by plan and apply as a restore does it, and by a simple replay.
+//! One point, rebuilt twice: by plan and apply as a restore does it, and by a simple replay. Where
+//! memory of that instant is there, it is checked too.
 
 use super::{VerifyAtReport, VolumeDigest, replay::Replay};
 use crate::apply::apply;
@@ -36,7 +37,10 @@ pub fn verify_at(
     let whole = plan(history, point, Selection { guest, disks: &[] }, Format::Raw)?;
     let replay = Replay::new(history, point.seq);
     let bytes = |volume: &VolumePlan| replay.bytes(volume.volume.id) + 3 * volume.volume.bytes;
-    let total_bytes = whole.volumes.iter().map(bytes).sum();
+    let warm = recovery.warm_at(point.seq);
+    let of_memory = warm.iter().flat_map(|w| &w.guests).flat_map(|g| &g.blocks);
+    let memory_bytes: u64 = of_memory.map(|b| b.bytes).sum();
+    let total_bytes = whole.volumes.iter().map(bytes).sum::<u64>() + memory_bytes;
     let mut before_bytes = 0;
     let mut disks = Vec::new();
     for volume in &whole.volumes {
@@ -64,10 +68,17 @@ pub fn verify_at(
             replayed,
         });
     }
+    let memory = match &warm {
+        None => Vec::new(),
+        Some(warm) => super::memory::verify(recovery, warm, &mut |bytes| {
+            progress(Progress { done_bytes: before_bytes + bytes, total_bytes });
+        })?,
+    };
     Ok(VerifyAtReport {
         seq: point.seq,
         time: rfc3339(point.wall_ns),
         disks,
+        memory,
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -92,7 +103,12 @@ fn rebuild(
     Ok(file)
 }
 
-fn digest(file: &File, bytes: u64, base: u64, report: &mut dyn FnMut(u64)) -> Result<String> {
+pub(super) fn digest(
+    file: &File,
+    bytes: u64,
+    base: u64,
+    report: &mut dyn FnMut(u64),
+) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; HASH_BYTES];
     let mut at = 0;
@@ -107,11 +123,11 @@ fn digest(file: &File, bytes: u64, base: u64, report: &mut dyn FnMut(u64)) -> Re
 }
 
 /// A file without a name: it goes when it is closed, however this process ends.
-fn scratch() -> Result<File> {
+pub(super) fn scratch() -> Result<File> {
     tempfile::tempfile().map_err(scratch_error)
 }
 
-fn scratch_error(source: io::Error) -> Error {
+pub(super) fn scratch_error(source: io::Error) -> Error {
     let path: PathBuf = std::env::temp_dir();
     Error::target("write temporary file in", &path, source)
 }

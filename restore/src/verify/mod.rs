@@ -2,6 +2,7 @@
 //! ([`verify_at`]).
 
 mod at;
+mod memory;
 mod replay;
 mod whole;
 
@@ -100,6 +101,9 @@ pub struct VerifyAtReport {
     pub time: String,
     /// Both digests of each disk.
     pub disks: Vec<VolumeDigest>,
+    /// Both digests of each RAM block and device state, when the point is a checkpoint with memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory: Vec<VolumeDigest>,
     /// Duration.
     pub seconds: f64,
 }
@@ -108,6 +112,6 @@ impl VerifyAtReport {
     /// Whether all digests agree.
     #[must_use]
     pub fn is_equal(&self) -> bool {
-        self.disks.iter().all(VolumeDigest::is_equal)
+        self.disks.iter().chain(&self.memory).all(VolumeDigest::is_equal)
     }
 }

@@ -2,6 +2,7 @@
 //! wherever they are read.
 
 use crate::bed::{Bed, GUEST, entries, flip, names, restore_at, volume};
+use crate::ram;
 use afterimage_journal::format::payload::ZSTD;
 use afterimage_journal::meta::{
     Checkpoint, CheckpointKind, CopyCause, GuestMemory, Memory, Meta, RamBlock, Volume, VolumeKind,
@@ -43,13 +44,14 @@ fn checkpoint(bed: &mut Bed, id: u64, byte: u8) -> (Seq, Vec<Seq>) {
         pages.push(appender.append(RAM, at, &chunk).unwrap());
         bed.write();
     }
-    bed.journal().append_memory(STATE, 0, &[byte; 1000]).unwrap();
+    let (head, tail) = (ram::head(), ram::tail("running"));
+    bed.journal().append_memory(STATE, 0, &[&head[..], &tail].concat()).unwrap();
     let guest = GuestMemory {
         guest: GUEST.into(),
         blocks: vec![RamBlock { volume: RAM, id: "pc.ram".into(), bytes: RAM_BYTES }],
         state: STATE,
-        head_bytes: 400,
-        tail_bytes: 600,
+        head_bytes: head.len() as u64,
+        tail_bytes: tail.len() as u64,
         pause_us: 9,
     };
     let memory = Some(Memory { instant, wall_ns: 1, guests: vec![guest] });
@@ -77,7 +79,7 @@ fn disks_are_restored_exported_and_checked_without_the_memory_beside_them() {
     let point = recovery.resolve(&When::Checkpoint(1)).unwrap();
     assert_eq!(point.seq, instant);
     let report = verify_at(&recovery, point, &mut |_| {}).unwrap();
-    assert!(report.is_equal() && report.disks.len() == 2, "{report:?}");
+    assert!(report.is_equal() && report.disks.len() == 2 && report.memory.len() == 2, "{report:?}");
     let socket = to.path().join("s");
     let options = ExportOptions { socket, disks: vec![], writable: false, scratch: None };
     let exporting = export(bed.open(), point, &options).unwrap();

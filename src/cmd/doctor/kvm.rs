@@ -1,16 +1,7 @@
 //! Whether KVM really runs a guest here: `/dev/kvm` may be there and guests hang all the same.
 
 use super::{Finding, host};
-use std::io::{Read, Write};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// How long a boot sector may take; a tenth of it is usual.
-const LIMIT: Duration = Duration::from_secs(10);
-/// What QEMU's exit device makes of the value that the boot sector writes to it.
-const EXIT_CODE: i32 = (0x10 << 1) | 1;
-/// mov dx, 0x501; mov al, 0x10; out dx, al; hlt; jmp to the hlt.
-const PROGRAM: [u8; 9] = [0xba, 0x01, 0x05, 0xb0, 0x10, 0xee, 0xf4, 0xeb, 0xfd];
+use afterimage_restore::{BOOT_MAX, Boot, boot};
 
 const WHAT_TO_DO: &str = "guests can be protected all the same; run them with `-accel tcg` here";
 
@@ -22,7 +13,7 @@ pub(super) fn check() -> Finding {
     if std::env::consts::ARCH != "x86_64" {
         return Finding::ok("kvm", "/dev/kvm is there (not tried on this architecture)");
     }
-    match boot("kvm", "host") {
+    match boot(host::qemu_program().as_ref(), "kvm", "host") {
         Ok(Boot::Ran) => Finding::ok("kvm", "a boot sector ran with it"),
         Ok(Boot::Ended(why)) => Finding::warn(
             "kvm",
@@ -31,63 +22,9 @@ pub(super) fn check() -> Finding {
         ),
         Ok(Boot::Hung) => Finding::warn(
             "kvm",
-            format!("/dev/kvm is there, but a guest on it hangs ({} s)", LIMIT.as_secs()),
+            format!("/dev/kvm is there, but a guest on it hangs ({} s)", BOOT_MAX.as_secs()),
             WHAT_TO_DO,
         ),
         Err(e) => Finding::warn("kvm", format!("could not be tried: {e}"), WHAT_TO_DO),
-    }
-}
-
-/// How a boot sector fared whose only deed is to end QEMU.
-#[derive(Debug, PartialEq, Eq)]
-enum Boot {
-    Ran,
-    /// QEMU ended by itself, with these words.
-    Ended(String),
-    Hung,
-}
-
-fn boot(accel: &str, cpu: &str) -> std::io::Result<Boot> {
-    let mut sector = [0; 512];
-    sector[..PROGRAM.len()].copy_from_slice(&PROGRAM);
-    sector[510..].copy_from_slice(&[0x55, 0xaa]);
-    let mut image = tempfile::NamedTempFile::new()?;
-    image.write_all(&sector)?;
-    let drive = format!("file={},format=raw,if=ide", image.path().display());
-    let words = tempfile::NamedTempFile::new()?;
-    let mut qemu = Command::new(host::qemu_program())
-        .args(["-no-user-config", "-nodefaults", "-display", "none", "-m", "32", "-no-reboot"])
-        .args(["-machine", "pc", "-accel", accel, "-cpu", cpu])
-        .args(["-device", "isa-debug-exit,iobase=0x501,iosize=2", "-drive", &drive])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(words.reopen()?)
-        .spawn()?;
-    let begin = Instant::now();
-    loop {
-        if let Some(status) = qemu.try_wait()? {
-            if status.code() == Some(EXIT_CODE) {
-                return Ok(Boot::Ran);
-            }
-            let mut text = String::new();
-            words.reopen()?.take(4096).read_to_string(&mut text)?;
-            return Ok(Boot::Ended(text.lines().next().unwrap_or("no word").to_owned()));
-        }
-        if begin.elapsed() > LIMIT {
-            qemu.kill()?;
-            qemu.wait()?;
-            return Ok(Boot::Hung);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_boot_sector_ends_qemu_where_guests_run() {
-        assert_eq!(boot("tcg", "max").unwrap(), Boot::Ran);
     }
 }

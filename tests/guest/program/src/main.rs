@@ -6,6 +6,7 @@
 //! off.
 
 mod boot;
+mod counter;
 mod demo;
 mod disk;
 mod latency;
@@ -27,6 +28,7 @@ struct Roles {
     load: Option<load::Load>,
     demo: Option<demo::Demo>,
     pulse: Option<pulse::Pulse>,
+    counter: Option<counter::Counter>,
 }
 
 fn main() {
@@ -78,6 +80,7 @@ fn take_roles(names: &str, options: &str, port: &Arc<Port>) -> io::Result<Roles>
             "load" => roles.load = Some(load::Load::new(&disks, port.clone())?),
             "demo" => roles.demo = Some(demo::Demo::new(&disks, port.clone())?),
             "pulse" => roles.pulse = Some(pulse::Pulse::new(port.clone())),
+            "counter" => roles.counter = Some(counter::Counter::new(&disks, port.clone())?),
             "none" => {}
             other => return Err(io::Error::other(format!("unknown role {other}"))),
         }
@@ -90,6 +93,10 @@ fn obey_all(lines: &mut Lines, roles: &Roles, port: &Port, ready: impl Fn() -> S
     loop {
         let line = lines.next();
         let (role, command) = line.split_once(' ').unwrap_or((&line, ""));
+        if let ("counter", Some(counter)) = (role, &roles.counter) {
+            counter.obey(command);
+            continue;
+        }
         match (role, &roles.writer, &roles.load, &roles.demo) {
             ("", ..) => {}
             ("hello", ..) => port.say(&ready()),
