@@ -238,7 +238,6 @@ impl Engine {
                 "{name} could not be attached to within {FIRST_ATTACH_LIMIT:?}"
             ))),
         };
-        // As it was taken in: with the key file of the group that it joined.
         let taken = self.guests.lock().await.get(&name).map(|e| e.settings.clone());
         let settings = taken.unwrap_or(settings);
         let saved = match attached {

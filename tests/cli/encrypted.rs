@@ -40,7 +40,7 @@ fn with_its_key_file_it_restores_as_any_other() {
     let locked = Locked::new();
     let restored = locked.restore("with", &["--key-file", &locked.key]);
     assert_eq!(restored.code, 0, "{restored:?}");
-    assert_eq!(head_of(&restored.json(), "d1")[0], b'D', "{restored:?}");
+    assert_eq!(head_of(&restored.json(), "system")[0], b'D', "{restored:?}");
     for disk in restored.json()["disks"].as_array().unwrap() {
         let image = std::fs::metadata(disk["path"].as_str().unwrap()).unwrap();
         assert_eq!(image.permissions().mode() & 0o777, 0o600, "for nobody else's eyes");
