@@ -5,7 +5,7 @@
 //! them, up to [`BUFFER_COUNT_MAX`] buffers behind: a disk that stands still for a moment is not
 //! felt by who brings pages. What always holds:
 //! * nobody can open it by a name, its mode is 0600, and it is gone with its handle or its process;
-//! * it never grows past its limit, and never leaves its file system less than
+//! * its pages never grow past its limit, and it never leaves its file system less than
 //!   [`FREE_BYTES_MIN`] or a twentieth of its size, whichever is less: the journal may lie there;
 //! * after an error nothing more is taken in.
 //!
