@@ -128,7 +128,7 @@ mod tests {
             std::fs::remove_file(&path).unwrap();
         }
         for bytes in
-            [&raw[1..], hex[1..].as_bytes(), (hex.clone() + "\n\n").as_bytes(), b"", &[b'g'; 64]]
+            [&raw[1..], &hex.as_bytes()[1..], (hex.clone() + "\n\n").as_bytes(), b"", &[b'g'; 64]]
         {
             write(&path, bytes, 0o600);
             let refused = read(&path).unwrap_err().to_string();
