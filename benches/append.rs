@@ -10,7 +10,7 @@ use crate::report::{Report, median};
 use crate::{Scale, bench_dir, journal};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::log::{Backend, Draft};
-use afterimage_journal::{Journal, Options};
+use afterimage_journal::{Journal, Key, Options};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -38,6 +38,8 @@ enum Way {
     Buffered,
     Direct,
     Mapped,
+    /// What the journal takes by itself, with encryption.
+    Encrypted,
 }
 
 /// The one that the journal takes where it can be had comes first, then the one that it falls back to.
@@ -50,6 +52,7 @@ impl Way {
             Self::Buffered => "buffered",
             Self::Direct => "direct by pwrite",
             Self::Mapped => "mapped",
+            Self::Encrypted => "encrypted",
         }
     }
 
@@ -58,9 +61,12 @@ impl Way {
             Self::Uring => Backend::Uring,
             Self::Buffered => Backend::Plain,
             Self::Direct => Backend::Direct,
+            Self::Encrypted => Backend::Auto,
             Self::Mapped => return Ok(Log::Mapped(MappedLog::begin(dir)?)),
         };
-        let options = Options { backend, unit_wait: Duration::from_secs(30), ..Options::default() };
+        let key = (self == Self::Encrypted).then(|| Key::new([7; 32].into()));
+        let unit_wait = Duration::from_secs(30);
+        let options = Options { backend, unit_wait, key, ..Options::default() };
         Ok(Log::Journal(Journal::create(dir, uuid::Uuid::new_v4(), "bench", options)?))
     }
 }
@@ -124,6 +130,7 @@ pub fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
     steps.extend(each(Step::Large));
     steps.push(Step::Pwrite);
     steps.extend(each(Step::Small));
+    steps.extend([Step::Large(Way::Encrypted), Step::Small(Way::Encrypted)]);
     steps.push(Step::SyncLoop);
     steps.extend(each(Step::Waiters));
     let mut figures = Figures::new();
@@ -168,6 +175,9 @@ fn add_rows(report: &mut Report, ways: &[Way], figures: &Figures) {
     let best = fios.max_by(|a, b| a.0.total_cmp(&b.0));
     let (fio, (engine, block, depth)) = best.unwrap_or((0.0, FIO[0]));
     let fio_name = format!("fio, sequential direct writes, best of 4: {engine} {block} QD{depth}");
+    if let Some(plain) = ways.first() {
+        add_encrypted(report, *plain, |step| of(step, true));
+    }
     for (i, way) in ways.iter().enumerate() {
         // Aims are for what the journal does by itself.
         let aim = |text: &str| if i == 0 { format!(" (aim: ratio {text})") } else { String::new() };
@@ -198,6 +208,20 @@ fn add_rows(report: &mut Report, ways: &[Way], figures: &Figures) {
             (of(Step::Waiters(*way), true), of(Step::SyncLoop, true)),
             "one loop of pwrite and fdatasync",
             "1/s",
+        );
+    }
+}
+
+/// What encryption costs: the same appends with it and without.
+fn add_encrypted(report: &mut Report, plain: Way, of: impl Fn(Step) -> f64) {
+    let large = ("128 KiB", of(Step::Large(Way::Encrypted)), of(Step::Large(plain)));
+    let small = ("4 KiB", of(Step::Small(Way::Encrypted)), of(Step::Small(plain)));
+    for (size, encrypted, clear) in [large, small] {
+        report.add(
+            format!("append of {size}, durable, encrypted"),
+            (encrypted, clear),
+            "the same in the clear",
+            "MiB/s",
         );
     }
 }

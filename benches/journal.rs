@@ -176,6 +176,7 @@ fn keep(dir: &Path) -> Result<()> {
         clock: Arc::new(SystemClock),
         ground: Arc::new(Home { storage }),
         pace: Arc::new(Unpaced),
+        key: None,
         limits: Limits::new(WINDOW_NS, None),
     })?;
     keeper.sealed(layout::units(dir)?.last().copied().unwrap_or(0));

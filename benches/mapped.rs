@@ -307,6 +307,7 @@ fn record(seq: u64, payload_bytes: u32, payload_crc: u32) -> Record {
         payload_crc,
         payload_bytes,
         compression: 0,
+        encrypted: false,
         seq,
     }
 }

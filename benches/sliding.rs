@@ -126,6 +126,7 @@ fn keeper_of(writing: &Writing) -> Result<KeeperThread> {
         clock: Arc::new(SystemClock),
         ground: Arc::new(Home { storage }),
         pace: Arc::new(Unpaced),
+        key: None,
         limits: Limits::new(window_ns, None),
     })?;
     let shared = keeper.shared();

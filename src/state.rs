@@ -8,7 +8,7 @@ use afterimage_agent::api::{
 use afterimage_agent::settings::GuestSettings;
 use afterimage_journal::history::{Point, When};
 use afterimage_journal::meta::Volume;
-use afterimage_journal::{History, layout};
+use afterimage_journal::{History, key, layout};
 use afterimage_restore::{Recovery, WarmPoint};
 use jiff::Timestamp;
 use std::os::unix::fs::MetadataExt;
@@ -56,6 +56,29 @@ pub fn check(state: &Path) -> Outcome {
         )));
     }
     Ok(layout::check_state(state, false)?)
+}
+
+/// Which key an encrypted journal has.
+#[derive(Debug, clap::Args)]
+pub struct KeyArgs {
+    /// File with the key of an encrypted journal; one that is not encrypted needs none
+    #[arg(long, value_name = "FILE", env = "AFTERIMAGE_KEY_FILE")]
+    key_file: Option<PathBuf>,
+}
+
+impl KeyArgs {
+    /// Gives a journal its key, if it is encrypted.
+    ///
+    /// # Errors
+    /// There is none, it can't be read, or it is another journal's.
+    pub fn unlock(&self, recovery: &mut Recovery) -> Outcome {
+        if recovery.history.identity.encryption.is_some() {
+            let key = self.key_file.as_deref().map(key::read).transpose()?;
+            recovery.history.unlock(key.as_ref())?;
+            recovery.history.check_key()?;
+        }
+        Ok(())
+    }
 }
 
 /// The status of guests as their journals on disk tell it, when no agent runs. A journal that
@@ -118,6 +141,7 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
                 disks: volumes.map(|v| disk(history, v)).collect(),
                 stall_ms_max: 0,
                 group: history.identity.name.clone(),
+                encrypted: history.identity.encryption.is_some(),
                 reason: Some(reason),
                 epoch: history.epoch,
                 window_s: known.map_or(0, |s| s.window_s),

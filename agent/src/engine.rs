@@ -21,7 +21,7 @@ use crate::settings::GuestSettings;
 use afterimage_guard::Worker;
 use afterimage_journal::pool::{Added, PoolStatus};
 use afterimage_journal::{Error, ErrorKind, Options, layout};
-use opening::Opening;
+use opening::{Opening, refusal};
 use status::Sampler;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -124,7 +124,7 @@ impl Engine {
 
     async fn add(
         &self,
-        settings: GuestSettings,
+        mut settings: GuestSettings,
         opening: Opening,
     ) -> Result<oneshot::Receiver<Result<(), ApiError>>, ApiError> {
         let mut guests = self.guests.lock().await;
@@ -144,14 +144,17 @@ impl Engine {
         }
         let known = guests.values().find(|e| e.settings.group == settings.group);
         let (group, memory) = match known {
-            Some(entry) => (Arc::clone(&entry.group), Arc::clone(&entry.memory)),
+            Some(entry) => {
+                opening.join(&entry.group, &mut settings)?;
+                (Arc::clone(&entry.group), Arc::clone(&entry.memory))
+            }
             None => {
                 let (state, name) = (self.state.clone(), settings.group.clone());
-                let options = self.options.clone();
-                let opened =
-                    tokio::task::spawn_blocking(move || opening.open(&state, &name, options)).await;
+                let (options, key_file) = (self.options.clone(), settings.key_file.clone());
+                let open = move || opening.open(&state, &name, options, key_file.as_deref());
+                let opened = tokio::task::spawn_blocking(open).await;
                 let opened = opened.map_err(|e| ApiError::other(e.to_string()))?;
-                let group = Arc::new(opened.map_err(|e| api(&e))?);
+                let group = Arc::new(opened.map_err(|e| refusal(&e))?);
                 let unit_bytes = self.options.unit_bytes;
                 group.set_ground(PoolGround::shared(self.pool.pool(), &settings.group, unit_bytes));
                 self.pool.watch(&group);
@@ -243,6 +246,8 @@ impl Engine {
                 "{name} could not be attached to within {FIRST_ATTACH_LIMIT:?}"
             ))),
         };
+        let taken = self.guests.lock().await.get(&name).map(|e| e.settings.clone());
+        let settings = taken.unwrap_or(settings);
         let saved = match attached {
             Ok(()) => settings.save(&self.state).map_err(|e| api(&e)),
             Err(e) => Err(e),

@@ -10,6 +10,7 @@ mod ground;
 mod keeping;
 mod memory;
 mod purge;
+mod secret;
 mod sessions;
 mod state;
 mod timeline;
@@ -24,6 +25,7 @@ use afterimage_journal::meta::{
     Checkpoint, CheckpointKind, Config, CopyCause, Guest, Meta, Volume,
 };
 use afterimage_journal::{Error, ErrorKind, Journal, Options, Result, Seq, VolumeId, layout};
+use secret::Secret;
 use state::State;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +37,7 @@ pub struct Group {
     name: String,
     dir: PathBuf,
     options: Options,
+    secret: Secret,
     state: Mutex<State>,
     keeping: Arc<keeping::Keeping>,
 }
@@ -103,18 +106,24 @@ pub struct Marked {
 }
 
 impl Group {
-    /// Opens the group's journal below `state`, or creates it.
+    /// Opens the group's journal below `state`, or creates it; encrypted, if there is a key file.
     ///
     /// # Errors
-    /// The name can't be one; the journal is damaged beyond opening, in use, of a newer version;
-    /// there is no space or no permission.
-    pub fn open(state: &Path, name: &str, options: Options) -> Result<Self> {
-        let group = Self::unopened(state, name, options)?;
+    /// The name can't be one; the key file can't be used, or isn't this journal's; the
+    /// journal is damaged beyond opening, in use, of a newer version; there is no space or no permission.
+    pub fn open(
+        state: &Path,
+        name: &str,
+        options: Options,
+        key_file: Option<&Path>,
+    ) -> Result<Self> {
+        let group = Self::unopened(state, name, options, key_file)?;
         if group.exists() {
             group.ensure_open()?;
         } else {
             let id = Uuid::new_v4();
-            let journal = Journal::create(&group.dir, id, name, group.options.clone())?;
+            let options = group.secret.options(&group.options)?;
+            let journal = Journal::create(&group.dir, id, name, options)?;
             let mut state = group.lock();
             state.config.group = id;
             state.journal = Some(journal);
@@ -126,7 +135,12 @@ impl Group {
     ///
     /// # Errors
     /// The name can't be one.
-    pub fn unopened(state: &Path, name: &str, mut options: Options) -> Result<Self> {
+    pub fn unopened(
+        state: &Path,
+        name: &str,
+        mut options: Options,
+        key_file: Option<&Path>,
+    ) -> Result<Self> {
         let keeping = Arc::new(keeping::Keeping::default());
         let inner = Arc::clone(&options.allocator);
         options.allocator = Arc::new(keeping::Limited { inner, keeping: Arc::clone(&keeping) });
@@ -134,6 +148,7 @@ impl Group {
             name: name.to_owned(),
             dir: layout::journal_dir(state, name)?,
             options,
+            secret: Secret::of(key_file),
             state: Mutex::new(State::empty(name)),
             keeping,
         })
@@ -200,6 +215,7 @@ impl Group {
         if let Some(full) = full {
             self.check_room(&full)?;
         }
+        let options = self.secret.options(&self.options)?;
         self.stop_keeper();
         let old = {
             let mut state = self.lock();
@@ -211,10 +227,10 @@ impl Group {
         // Not under the lock, which status and ticks take: this reads the whole journal. Of two
         // guests that come here at once, one finds the journal's own lock taken and tries again.
         drop(old);
-        let (journal, history) = match Journal::open(&self.dir, self.options.clone()) {
+        let (journal, history) = match Journal::open(&self.dir, options.clone()) {
             Err(e) if e.kind() == ErrorKind::FreeSpace => {
                 self.make_room()?;
-                Journal::open(&self.dir, self.options.clone())?
+                Journal::open(&self.dir, options)?
             }
             opened => opened?,
         };

@@ -63,6 +63,9 @@ pub struct GuestSettings {
     /// How its memory is taken.
     #[serde(default)]
     pub memory_mode: MemoryMode,
+    /// The file with the key of the group's journal, if that is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
     /// Somebody asked to let go of it.
     #[serde(default)]
     pub detached: bool,

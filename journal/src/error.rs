@@ -76,6 +76,23 @@ pub enum Error {
         /// Which check failed.
         why: &'static str,
     },
+    /// The journal's data is encrypted, and there is no key for it.
+    #[error(
+        "the journal {} is encrypted: give its key file with --key-file or AFTERIMAGE_KEY_FILE",
+        journal.display()
+    )]
+    KeyMissing {
+        /// The journal's directory.
+        journal: PathBuf,
+    },
+    /// The key is another one's, or the journal has none.
+    #[error("the key does not fit the journal {}: {why}", journal.display())]
+    KeyUnfit {
+        /// The journal's directory.
+        journal: PathBuf,
+        /// How they differ, and what to do.
+        why: &'static str,
+    },
     /// A block of a map run doesn't pass its check: derived data, the units' indexes hold the same.
     #[error("map run {}: the block at byte {at} is damaged: {why}", path.display())]
     BadRun {
@@ -146,9 +163,11 @@ impl Error {
                 | std::io::ErrorKind::NotADirectory => ErrorKind::FixInput,
                 _ => ErrorKind::Broken,
             },
-            Self::NewerFormat { .. } | Self::Unusable { .. } | Self::Invalid(_) => {
-                ErrorKind::FixInput
-            }
+            Self::NewerFormat { .. }
+            | Self::Unusable { .. }
+            | Self::KeyMissing { .. }
+            | Self::KeyUnfit { .. }
+            | Self::Invalid(_) => ErrorKind::FixInput,
             Self::Locked { .. } | Self::Busy { .. } => ErrorKind::Retry,
             Self::Damaged { .. } | Self::Missing { .. } => ErrorKind::NotRestorable,
             Self::NoRoom(_) | Self::Stopped { space: true, .. } => ErrorKind::FreeSpace,

@@ -39,7 +39,22 @@ pub struct Identity {
     pub name: String,
     /// Size of each new unit.
     pub unit_bytes: u64,
+    /// How its data is encrypted; `None`: it isn't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
 }
+
+/// How a journal's data is encrypted. Nothing of the key is in it, nor where that lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encryption {
+    /// [`AES_256_GCM`].
+    pub cipher: String,
+    /// What tells the key from another, 32 hex digits.
+    pub check: String,
+}
+
+/// The one cipher that there is.
+pub const AES_256_GCM: &str = "aes-256-gcm";
 
 /// Checks a name of a group or guest: it becomes a file name.
 ///
@@ -194,8 +209,13 @@ struct Checked {
 }
 
 fn identity_crc(identity: &Identity) -> u32 {
-    let Identity { format, group, name, unit_bytes } = identity;
-    checksum::crc32c(format!("{format}\n{group}\n{name}\n{unit_bytes}\n").as_bytes())
+    let Identity { format, group, name, unit_bytes, encryption } = identity;
+    let mut text = format!("{format}\n{group}\n{name}\n{unit_bytes}\n");
+    // Only where it is there: others read as they always did.
+    if let Some(Encryption { cipher, check }) = encryption {
+        text += &format!("{cipher}\n{check}\n");
+    }
+    checksum::crc32c(text.as_bytes())
 }
 
 /// The last number that is trusted after a failed sync; `None` when none failed.

@@ -16,6 +16,7 @@ pub mod error;
 pub mod format;
 pub mod history;
 pub mod keeper;
+pub mod key;
 pub mod layout;
 pub mod log;
 pub mod map;
@@ -30,6 +31,7 @@ pub mod view;
 pub mod window;
 
 pub use error::{Error, ErrorKind, Result};
+pub use format::cipher::Key;
 pub use format::meta;
 pub use history::History;
 pub use log::{Journal, Options, Reservation};

@@ -5,12 +5,15 @@
 
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
+use crate::format::cipher::{Cipher, Origin};
 use crate::format::record::Record;
+use crate::format::unit_header::UnitHeader;
 use crate::keeper::ScrubProgress;
+use crate::key;
 use crate::layout::Identity;
 use crate::pool::FileName;
 use crate::storage::{Storage, StoredFile};
-use crate::unit::{ScanEnd, read_data, read_unit};
+use crate::unit::{ScanEnd, read_data, read_payload, read_unit};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -30,7 +33,24 @@ struct Reading {
     name: FileName,
     path: PathBuf,
     file: Arc<dyn StoredFile>,
+    header: UnitHeader,
+    /// Of its journal, without the key.
+    cipher: Cipher,
     records: std::vec::IntoIter<(u64, Record)>,
+}
+
+impl Reading {
+    /// Reads a record. Of one that is encrypted the checksum is enough: it needs no key, and shows rot.
+    fn check(&self, at: u64, record: &Record, payload: &mut Vec<u8>) -> Result<()> {
+        let (file, path) = (self.file.as_ref(), &self.path);
+        if record.encrypted {
+            payload.resize(record.payload_bytes as usize, 0);
+            return read_payload(file, path, at, record, payload);
+        }
+        payload.resize(record.data_bytes() as usize, 0);
+        let origin = Origin { cipher: &self.cipher, unit: &self.header, at };
+        read_data(file, path, &origin, record, payload)
+    }
 }
 
 impl Scrub {
@@ -55,9 +75,7 @@ impl Scrub {
                 self.end();
                 continue;
             };
-            self.payload.resize(record.data_bytes() as usize, 0);
-            let (file, path) = (reading.file.as_ref(), &reading.path);
-            let read = read_data(file, path, at, &record, &mut self.payload);
+            let read = reading.check(at, &record, &mut self.payload);
             left = left.saturating_sub(u64::from(record.payload_bytes).max(1));
             match read {
                 Ok(()) => {}
@@ -106,7 +124,9 @@ impl Scrub {
         }
         let records = contents.records.into_iter();
         let (name, path) = (unit.name, contents.path);
-        self.reading = Some(Reading { name, path, file: contents.file, records });
+        let cipher = key::cipher(&path, identity, None)?;
+        let (file, header) = (contents.file, contents.header);
+        self.reading = Some(Reading { name, path, file, header, cipher, records });
         Ok(true)
     }
 

@@ -93,6 +93,7 @@ pub fn restore(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report> {
     let started = Instant::now();
+    recovery.history.check_key()?;
     let guest = recovery.guest.as_deref();
     let selection = Selection { guest, disks: &options.disks };
     let plan = plan(&recovery.history, point, selection, options.format)?;
@@ -112,6 +113,7 @@ pub fn restore_warm(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report> {
     let started = Instant::now();
+    recovery.history.check_key()?;
     let dir = prepare(&plan.dir)?;
     let format = plan.options.format;
     let warm = Some(&plan.point);

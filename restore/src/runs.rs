@@ -8,7 +8,6 @@
 use crate::direct::{self, Aligned};
 use afterimage_journal::History;
 use afterimage_journal::format::checksum;
-use afterimage_journal::format::payload::unpack;
 use afterimage_journal::format::record::HEADER_BYTES;
 use afterimage_journal::history::Entry;
 use afterimage_journal::unit::ScanEnd;
@@ -146,7 +145,10 @@ impl<'h> Reader<'h> {
             let (header, payload) = bytes.split_at(HEADER_BYTES as usize);
             let is_whole = checksum::crc32c(payload) == entry.record.payload_crc;
             let payload = match is_whole {
-                true => unpack(&entry.record, payload, &mut unpacked).map_err(str::to_owned),
+                true => {
+                    let unpacked = self.history.unpack(entry, payload, &mut unpacked);
+                    unpacked.map_err(str::to_owned)
+                }
                 false => Err(MISMATCH.to_owned()),
             };
             take(i, Stored { header, payload });

@@ -1,7 +1,7 @@
 //! `afterimage export`: a guest's disks as they were at a moment, over NBD, at once.
 
 use crate::failure::{Failure, Outcome};
-use crate::state::{self, StateArgs};
+use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
 use afterimage_journal::history::When;
 use afterimage_restore::{
@@ -47,13 +47,16 @@ pub struct ExportArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
     state: StateArgs,
 }
 
 /// Runs it.
 pub fn run(args: &ExportArgs) -> Outcome {
     let wanted = when::parse_here(&args.at)?;
-    let recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    let mut recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    args.key.unlock(&mut recovery)?;
     let name = recovery.name().to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

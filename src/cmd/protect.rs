@@ -77,6 +77,10 @@ pub struct ProtectArgs {
     /// How memory is taken
     #[arg(long, value_enum, default_value = "auto", value_name = "MODE")]
     memory_mode: MemoryModeArg,
+    /// Encrypt the group's journal with the key in this file, which nobody else can read: 32 bytes, or
+    /// 64 hex digits. Without it the journal can't be restored (not encrypted)
+    #[arg(long, value_name = "KEYFILE")]
+    encrypt: Option<PathBuf>,
     /// Wait, with a progress bar, until the initial sync is over
     #[arg(long)]
     wait: bool,
@@ -129,6 +133,7 @@ pub fn run(args: &ProtectArgs) -> Outcome {
         guest_agent: args.guest_agent.as_deref().map(absolute).transpose()?,
         memory_every_ms: args.memory_every,
         memory_mode: args.memory_mode.into(),
+        key_file: args.encrypt.as_deref().map(absolute).transpose()?,
     };
     let client = args.state.client();
     let guests = client.protect(&request)?;

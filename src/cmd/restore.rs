@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::progress::Bar;
-use crate::state::{self, StateArgs};
+use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
 use afterimage_restore::{
     Format, Progress, Recovery, Report, RestoreOptions, ThisHost, plan_warm, restore_warm,
@@ -40,6 +40,8 @@ pub struct RestoreArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
     state: StateArgs,
 }
 
@@ -54,7 +56,8 @@ enum ImageFormat {
 /// Runs it.
 pub fn run(args: &RestoreArgs) -> Outcome {
     let wanted = when::parse_here(&args.at)?;
-    let recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    let mut recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    args.key.unlock(&mut recovery)?;
     let options = RestoreOptions {
         to: args.to.clone(),
         disks: args.disks.clone(),

@@ -2,7 +2,7 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::progress::Bar;
-use crate::state::{self, StateArgs};
+use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
 use afterimage_restore::{Progress, Recovery, VerifyAtReport, VerifyReport};
 use std::collections::BTreeSet;
@@ -24,13 +24,16 @@ pub struct VerifyArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
     state: StateArgs,
 }
 
 /// Runs it.
 pub fn run(args: &VerifyArgs) -> Outcome {
     let wanted = args.at.as_deref().map(when::parse_here).transpose()?;
-    let recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    let mut recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    args.key.unlock(&mut recovery)?;
     let bar = Bar::new("verify");
     let mut progress = |p: Progress| bar.set(p.done_bytes, p.total_bytes);
     let Some(wanted) = wanted else {

@@ -4,6 +4,7 @@
 mod bad_input;
 mod daemon;
 mod documents;
+mod encrypted;
 mod export;
 mod moments;
 mod pool;

@@ -14,7 +14,7 @@ use afterimage_journal::meta::{
     Checkpoint, CheckpointKind, Config, Copy, CopyCause, CopyEvent, Guest, Meta, Session,
     SessionEvent, Volume, VolumeKind,
 };
-use afterimage_journal::{Journal, Options, Seq, layout};
+use afterimage_journal::{Journal, Key, Options, Seq, layout};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,12 +57,21 @@ pub struct Shop {
 
 impl Shop {
     pub fn new() -> Self {
+        Self::made(None)
+    }
+
+    /// One whose journal is encrypted.
+    pub fn encrypted(key: Key) -> Self {
+        Self::made(Some(key))
+    }
+
+    fn made(key: Option<Key>) -> Self {
         let dir = TempDir::with_prefix("shop-").unwrap();
         let state = dir.path().join("state");
         layout::check_state(&state, true).unwrap();
         let hour_ago = SystemTime::now() - Duration::from_secs(3600);
         let begin_ns = hour_ago.duration_since(UNIX_EPOCH).unwrap().as_secs() * SECOND_NS;
-        let writes = tell(&layout::journal_dir(&state, "shop").unwrap(), begin_ns);
+        let writes = tell(&layout::journal_dir(&state, "shop").unwrap(), begin_ns, key);
         let cli = Cli::new(env!("CARGO_BIN_EXE_afterimage"), &state);
         Self { dir, cli, begin_ns, writes }
     }
@@ -99,12 +108,13 @@ pub fn head_of(report: &serde_json::Value, node: &str) -> Vec<u8> {
     image[..WRITE_BYTES * 4].to_vec()
 }
 
-fn tell(dir: &Path, begin_ns: u64) -> [Seq; 4] {
+fn tell(dir: &Path, begin_ns: u64, key: Option<Key>) -> [Seq; 4] {
     let clock = Arc::new(Told(AtomicU64::new(begin_ns)));
     let options = Options {
         unit_bytes: 1 << 20,
         sync_interval: Duration::from_secs(3600),
         clock: clock.clone(),
+        key,
         ..Options::default()
     };
     let at = |seconds: u64| clock.0.store(begin_ns + seconds * SECOND_NS, Ordering::SeqCst);

@@ -76,6 +76,7 @@ fn keep(dir: &Path, clock: &Arc<Told>) {
         dir: dir.to_owned(),
         clock: Arc::clone(clock) as _,
         pace: Arc::new(Unpaced),
+        key: None,
         limits,
     };
     let mut keeper = Keeper::open(setup).unwrap();

@@ -1,6 +1,7 @@
 //! Real guests, protected by the real agent; restored disks judged by what the guest wrote.
 
 mod copy;
+mod encrypted;
 mod evidence;
 mod export;
 mod inputs;

@@ -28,6 +28,7 @@ fn guest(name: &str) -> GuestStatus {
         disks: vec![],
         stall_ms_max: 3,
         group: name.to_owned(),
+        encrypted: false,
         reason: None,
         epoch: 1,
         window_s: 60,

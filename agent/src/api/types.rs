@@ -56,6 +56,10 @@ pub struct ProtectRequest {
     /// How memory is taken.
     #[serde(default)]
     pub memory_mode: MemoryMode,
+    /// The file with the key that the group's journal is encrypted with, an absolute path; `None`: a new
+    /// journal is not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
 }
 
 /// `set`: what is to change; the rest stays. No resync follows.
@@ -195,6 +199,9 @@ pub struct GuestStatus {
     pub stall_ms_max: u64,
     /// The guest's group.
     pub group: String,
+    /// Whether the group's journal is encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
     /// Why it isn't protected, and what to do; `None` when it is.
     #[serde(default)]
     pub reason: Option<String>,

@@ -224,7 +224,7 @@ impl Export for Tap {
         let writes = self.counters.writes.load(Ordering::Relaxed);
         if reader.as_ref().is_none_or(|r| r.writes != writes) {
             *reader = None;
-            let history = History::load(self.journal.dir()).map_err(|e| errno(&e))?;
+            let history = self.journal.history().map_err(|e| errno(&e))?;
             let blocks = Blocks::at(&history, self.volume, history.head).map_err(|e| errno(&e))?;
             *reader = Some(Reader { writes, history, blocks });
         }

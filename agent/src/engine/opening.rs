@@ -1,7 +1,10 @@
 //! Opening the journal of a guest that is protected.
 
+use super::api;
+use crate::api::ApiError;
 use crate::group::Group;
-use afterimage_journal::Options;
+use crate::settings::GuestSettings;
+use afterimage_journal::{Error, Options};
 use std::path::Path;
 
 /// What becomes of a guest whose journal is there but can't be opened.
@@ -19,14 +22,36 @@ impl Opening {
         state: &Path,
         name: &str,
         options: Options,
+        key_file: Option<&Path>,
     ) -> afterimage_journal::Result<Group> {
-        match Group::open(state, name, options.clone()) {
+        match Group::open(state, name, options.clone(), key_file) {
             Err(error) if self == Self::OrLater => {
-                let group = Group::unopened(state, name, options)?;
+                let group = Group::unopened(state, name, options, key_file)?;
                 tracing::error!(group = name, %error, "its journal can't be opened now");
                 if group.exists() { Ok(group) } else { Err(error) }
             }
             opened => opened,
         }
+    }
+
+    /// A guest's settings follow the key file of a group that it joins, so that the group can be opened
+    /// whoever of it is left.
+    pub(super) fn join(self, group: &Group, settings: &mut GuestSettings) -> Result<(), ApiError> {
+        if let (Self::Now, Some(file)) = (self, &settings.key_file) {
+            group.check_key_file(file).map_err(|e| api(&e))?;
+        }
+        settings.key_file = group.key_file().map(Path::to_owned);
+        Ok(())
+    }
+}
+
+/// Why a journal can't be opened, to who wants it to be.
+pub(super) fn refusal(error: &Error) -> ApiError {
+    match error {
+        Error::KeyMissing { journal } => ApiError::usage(format!(
+            "the journal {} is there and encrypted: give its key file with --encrypt",
+            journal.display()
+        )),
+        other => api(other),
     }
 }

@@ -114,6 +114,7 @@ pub(super) fn of(
         disks: disks(settings, group, &shown.disks),
         stall_ms_max: stall_ms.max(answer_us.div_ceil(1000)),
         group: settings.group.clone(),
+        encrypted: group.key_file().is_some(),
         reason,
         epoch: journal.as_ref().map_or(0, afterimage_journal::Journal::epoch),
         window_s: settings.window_s,

@@ -98,6 +98,7 @@ pub(super) fn settings_of(
         guest_agent: request.guest_agent,
         memory_every_ms: memory_every(request.memory_every_ms)?,
         memory_mode: request.memory_mode,
+        key_file: request.key_file,
         detached: false,
     })
 }

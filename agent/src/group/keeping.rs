@@ -117,6 +117,8 @@ impl Group {
             clock: Arc::clone(&self.options.clock),
             ground,
             pace: Arc::new(Unpaced),
+            // It was read when the journal was opened.
+            key: self.secret.key().ok()?,
             limits: state.limits.clone()?,
         })
     }

@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn group(dir: &Path) -> Group {
-        Group::open(dir, "vm", Options::default()).unwrap()
+        Group::open(dir, "vm", Options::default(), None).unwrap()
     }
 
     #[test]

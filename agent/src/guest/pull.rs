@@ -217,7 +217,7 @@ impl Comparison {
         if job.cause != CopyCause::Compare {
             return Ok(None);
         }
-        let history = History::load(job.group.dir())?;
+        let history = job.group.journal()?.history()?;
         // All that is committed by now may be used: it is overridden by what comes later only.
         let at = writer.as_of();
         let blocks = Blocks::at(&history, job.volume.id, at)?;

@@ -331,7 +331,7 @@ mod tests {
     #[tokio::test]
     async fn a_fault_in_a_guests_task_ends_its_session_and_the_task_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        let group = Arc::new(Group::open(dir.path(), "vm", Options::default()).unwrap());
+        let group = Arc::new(Group::open(dir.path(), "vm", Options::default(), None).unwrap());
         let settings = r#"{"name":"vm","group":"vm","window_s":1,"checkpoint_every_ms":1000}"#;
         let context = Context {
             state: dir.path().to_owned(),

@@ -141,7 +141,8 @@ impl<F: FnOnce()> Sink for Sorter<F> {
         }
         self.counts.total_bytes = total_bytes;
         let limit_bytes = self.at.spool_bytes_max.unwrap_or(total_bytes);
-        let spool = Spool::create(&self.at.dir, limit_bytes, self.patience.clone())?;
+        let is_encrypted = self.table.is_encrypted();
+        let spool = Spool::create(&self.at.dir, limit_bytes, self.patience.clone(), is_encrypted)?;
         self.sorted = Some((sorted, spool));
         Ok(())
     }

@@ -25,7 +25,7 @@ impl Table {
     pub fn build(journal: &Journal, volumes: &[VolumeId], stop: &AtomicBool) -> Result<Self> {
         let mut table = Self::new(journal)?;
         if !volumes.is_empty() {
-            let history = History::load(journal.dir())?;
+            let history = journal.history()?;
             for &volume in volumes {
                 let hashes = read(&history, volume, table.key(), stop)?;
                 let is_new = !history.has_data.contains(&volume);

@@ -5,15 +5,17 @@
 //! them, up to [`BUFFER_COUNT_MAX`] buffers behind: a disk that stands still for a moment is not
 //! felt by who brings pages. What always holds:
 //! * nobody can open it by a name, its mode is 0600, and it is gone with its handle or its process;
-//! * it never grows past its limit, and never leaves its file system less than
+//! * its pages never grow past its limit, and it never leaves its file system less than
 //!   [`FREE_BYTES_MIN`] or a twentieth of its size, whichever is less: the journal may lie there;
 //! * after an error nothing more is taken in.
 //!
 //! Guest memory holds keys. All bytes pass `Writer::write` and [`Spooled::read`] in whole pages and
-//! nothing else touches the file: what encrypts it sits in these two.
+//! nothing else touches the file. Where the guest's journal is encrypted these two encrypt each page, with a
+//! random key that is nowhere but in this process, and dies with the spool.
 
 use super::intake::{TICK, spawn};
 use super::{Error, PAGE_BYTES, Result};
+use afterimage_journal::format::cipher::{ScratchKey, TAG_BYTES};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use std::fs::File;
 use std::io;
@@ -26,7 +28,9 @@ use std::time::{Duration, Instant};
 
 /// Bytes that a file system of the spool keeps free, or a twentieth of it when that is less.
 pub const FREE_BYTES_MIN: u64 = 1 << 30;
-/// Bytes that are written at a time.
+/// Bytes that an encrypted page takes.
+const SEALED_BYTES: usize = PAGE_BYTES + TAG_BYTES as usize;
+/// Bytes that are taken at a time.
 const BUFFER_BYTES: usize = 1 << 20;
 /// Buffers: what the disk may be behind, 32 MiB.
 pub const BUFFER_COUNT_MAX: usize = 32;
@@ -67,6 +71,7 @@ pub struct Spool {
     empty: Receiver<Vec<u8>>,
     /// What the writer ends with.
     outcome: Receiver<Result<File>>,
+    key: Option<Arc<ScratchKey>>,
     /// Bytes that are in the file.
     written_bytes: Arc<AtomicU64>,
 }
@@ -74,6 +79,10 @@ pub struct Spool {
 /// What the spool's thread has.
 struct Writer {
     file: File,
+    key: Option<Arc<ScratchKey>>,
+    /// Pages that were encrypted, and memory for the next ones.
+    pages: u64,
+    sealed: Vec<u8>,
     dir: PathBuf,
     at_bytes: u64,
     /// At how many bytes the free space is looked at.
@@ -84,27 +93,44 @@ struct Writer {
 /// A spool that is complete.
 pub struct Spooled {
     file: File,
+    key: Option<Arc<ScratchKey>>,
     dir: PathBuf,
     bytes: u64,
 }
 
 impl Spool {
-    /// An empty spool of at most `limit_bytes`.
+    /// An empty spool of at most `limit_bytes` of pages, encrypted or not.
     ///
     /// # Errors
-    /// The directory, the file or the thread can't be made.
-    pub fn create(dir: &Path, limit_bytes: u64, patience: Patience) -> Result<Self> {
+    /// The directory, the file, a key or the thread can't be made.
+    pub fn create(
+        dir: &Path,
+        limit_bytes: u64,
+        patience: Patience,
+        is_encrypted: bool,
+    ) -> Result<Self> {
         let failed = |doing, error| Error::Spool { doing, dir: dir.to_owned(), error };
         make_dir(dir).map_err(|e| failed("make the directory of", e))?;
         let file = nameless(dir).map_err(|e| failed("create", e))?;
+        let key = is_encrypted.then(ScratchKey::new).transpose();
+        let key = key.map_err(|why| failed("make a key for", io::Error::other(why)))?;
+        let key = key.map(Arc::new);
         let (full, to_write) = sync_channel::<Vec<u8>>(BUFFER_COUNT_MAX);
         let (give_back, empty) = sync_channel(BUFFER_COUNT_MAX);
         let (tell, outcome) = sync_channel(1);
         let written_bytes = Arc::new(AtomicU64::new(0));
         let shared = Arc::clone(&written_bytes);
         let dir = dir.to_owned();
-        let writer =
-            Writer { file, dir: dir.clone(), at_bytes: 0, look_at_bytes: 0, written_bytes: shared };
+        let writer = Writer {
+            file,
+            key: key.clone(),
+            pages: 0,
+            sealed: Vec::new(),
+            dir: dir.clone(),
+            at_bytes: 0,
+            look_at_bytes: 0,
+            written_bytes: shared,
+        };
         spawn("memory-spool", move || {
             let _ = tell.send(writer.run(&to_write, &give_back));
         })?;
@@ -118,6 +144,7 @@ impl Spool {
             full,
             empty,
             outcome,
+            key,
             written_bytes,
         })
     }
@@ -148,10 +175,10 @@ impl Spool {
     /// As [`Spool::push`].
     pub fn finish(mut self) -> Result<Spooled> {
         self.hand_over(Vec::new())?;
-        let Self { dir, handed_bytes, patience, full, outcome, written_bytes, .. } = self;
+        let Self { dir, handed_bytes, patience, full, outcome, key, written_bytes, .. } = self;
         drop(full);
         let file = patience.wait(&outcome, &written_bytes)?.unwrap_or_else(|| Err(fell()))?;
-        Ok(Spooled { file, dir, bytes: handed_bytes })
+        Ok(Spooled { file, key, dir, bytes: handed_bytes })
     }
 
     fn hand_over(&mut self, next: Vec<u8>) -> Result<()> {
@@ -225,11 +252,24 @@ impl Writer {
             self.keep_room()?;
             self.look_at_bytes = self.at_bytes + LOOK_BYTES;
         }
-        let written = self.file.write_all_at(bytes, self.at_bytes);
+        self.seal(bytes)?;
+        let stored = if self.key.is_some() { &self.sealed } else { bytes };
+        let written = self.file.write_all_at(stored, self.at_bytes);
         written.map_err(|error| self.failed("write", error))?;
-        self.at_bytes += bytes.len() as u64;
+        self.at_bytes += stored.len() as u64;
         self.written_bytes.store(self.at_bytes, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Encrypts pages, if there is a key.
+    fn seal(&mut self, pages: &[u8]) -> Result<()> {
+        let Some(key) = &self.key else { return Ok(()) };
+        self.sealed.resize(pages.len() / PAGE_BYTES * SEALED_BYTES, 0);
+        let room = self.sealed.chunks_exact_mut(SEALED_BYTES);
+        let mut numbered = (self.pages..).zip(pages.chunks_exact(PAGE_BYTES).zip(room));
+        let done = numbered.try_for_each(|(number, (page, stored))| key.seal(number, page, stored));
+        self.pages += (pages.len() / PAGE_BYTES) as u64;
+        done.map_err(|why| self.failed("write", io::Error::other(why)))
     }
 
     fn keep_room(&self) -> Result<()> {
@@ -258,10 +298,22 @@ impl Spooled {
     /// Reads the pages from a place on.
     ///
     /// # Errors
-    /// They can't be read.
+    /// They can't be read, or were changed.
     pub fn read(&self, from: Slot, pages: &mut [u8]) -> Result<()> {
-        let at = u64::from(from) * PAGE_BYTES as u64;
         let failed = |error| Error::Spool { doing: "read", dir: self.dir.clone(), error };
+        if let Some(key) = &self.key {
+            let mut sealed = vec![0; pages.len() / PAGE_BYTES * SEALED_BYTES];
+            let at = u64::from(from) * SEALED_BYTES as u64;
+            self.file.read_exact_at(&mut sealed, at).map_err(failed)?;
+            let stored = sealed.chunks_exact(SEALED_BYTES);
+            let numbered = (u64::from(from)..).zip(stored);
+            for (page, (number, stored)) in pages.chunks_exact_mut(PAGE_BYTES).zip(numbered) {
+                let opened = key.open(number, stored, page);
+                opened.map_err(|why| failed(io::Error::other(why)))?;
+            }
+            return Ok(());
+        }
+        let at = u64::from(from) * PAGE_BYTES as u64;
         self.file.read_exact_at(pages, at).map_err(failed)
     }
 }

@@ -39,6 +39,7 @@ pub struct Table {
     key: [u8; 32],
     /// The journal's epoch that it was built in.
     epoch: u64,
+    is_encrypted: bool,
     version: Version,
     /// A storing was left in the middle (its thread fell): the journal may hold what is not known
     /// here.
@@ -63,13 +64,19 @@ impl Table {
         random(&mut key)?;
         let version = Version { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), changes: 0 };
         let (epoch, volumes) = (journal.epoch(), BTreeMap::new());
-        Ok(Self { key, epoch, version, is_spoiled: false, volumes })
+        let is_encrypted = journal.identity().encryption.is_some();
+        Ok(Self { key, epoch, is_encrypted, version, is_spoiled: false, volumes })
     }
 
     /// Whether it tells what this journal holds now. If not, build another one.
     #[must_use]
     pub fn serves(&self, journal: &Journal) -> bool {
         !self.is_spoiled && self.epoch == journal.epoch() && journal.stopped().is_none()
+    }
+
+    /// Whether the journal that it was built for is encrypted.
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.is_encrypted
     }
 
     /// Takes in a volume that the journal's configuration got just now and that no record is about:

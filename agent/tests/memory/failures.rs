@@ -68,6 +68,34 @@ fn a_spool_keeps_its_limit_and_is_gone_afterwards() {
     assert_untouched(&mut bed, &memory, head);
 }
 
+/// Bytes of this process's open files below a directory, those without a name too.
+fn open_files(below: &std::path::Path) -> Vec<Vec<u8>> {
+    let all = std::fs::read_dir("/proc/self/fd").unwrap().map(|e| e.unwrap().path());
+    let inside =
+        |fd: &std::path::PathBuf| std::fs::read_link(fd).is_ok_and(|to| to.starts_with(below));
+    all.filter(inside).map(|fd| std::fs::read(fd).unwrap()).collect()
+}
+
+#[test]
+fn the_spool_of_an_encrypted_journal_holds_no_page_in_the_clear() {
+    for encrypted in [false, true] {
+        let memory = Memory::new(&mut Rng(9), &[3, 600]);
+        let listed = memory.listed();
+        let mut bed = if encrypted { Bed::encrypted(&listed) } else { Bed::new(&listed) };
+        let taken = bed.take(memory.stream(None)).unwrap();
+        let files = open_files(&bed.spool.dir);
+        assert!(files.len() == 1 && files[0].len() > 100 * PAGE_BYTES, "{} files", files.len());
+        let pages = memory.blocks[1].1.chunks(PAGE_BYTES);
+        let told = pages.map(|page| &page[64..96]).filter(|part| part.iter().any(|b| *b != 0));
+        let told = told.take(40).filter(|part| files[0].windows(32).any(|w| w == *part)).count();
+        assert_eq!(told > 20, !encrypted, "{told} of 40 pages can be read in the spool");
+        drop(taken);
+        // What is spooled and stored comes back.
+        let (_, seq) = bed.checkpoint(memory.stream(None));
+        bed.assert_holds(seq, &memory);
+    }
+}
+
 #[test]
 fn silence_ends_it_in_time_wherever_it_begins() {
     let (memory, mut bed) = bed();

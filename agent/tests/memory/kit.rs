@@ -6,7 +6,7 @@ use afterimage_agent::memory::{
 };
 use afterimage_journal::history::Entry;
 use afterimage_journal::meta::{Config, Guest, RamBlock, Volume, VolumeKind};
-use afterimage_journal::{History, Journal, Seq, View, VolumeId};
+use afterimage_journal::{History, Journal, Key, Seq, View, VolumeId};
 use afterimage_migration::Writer;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -139,11 +139,21 @@ pub struct Bed {
 
 impl Bed {
     pub fn new(blocks: &[Block]) -> Self {
+        Self::made(blocks, None)
+    }
+
+    /// One whose journal is encrypted.
+    pub fn encrypted(blocks: &[Block]) -> Self {
+        Self::made(blocks, Some(Key::new([3; 32].into())))
+    }
+
+    fn made(blocks: &[Block], key: Option<Key>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let group = Uuid::new_v4();
         let options = afterimage_journal::Options {
             unit_bytes: 8 << 20,
             unit_wait: HANG,
+            key,
             ..afterimage_journal::Options::default()
         };
         let journal = Journal::create(&dir.path().join("j"), group, "g", options).unwrap();
@@ -240,7 +250,7 @@ impl Bed {
 
     /// What the journal says of memory at a position is this memory.
     pub fn assert_holds(&self, seq: Seq, memory: &Memory) {
-        let history = History::load(&self.path()).unwrap();
+        let history = self.journal.history().unwrap();
         for (block, (id, bytes)) in self.ram.iter().zip(&memory.blocks) {
             let found = content(&history, block.volume, seq, bytes.len());
             let wrong = found.chunks(PAGE_BYTES).zip(bytes.chunks(PAGE_BYTES));
@@ -254,7 +264,7 @@ impl Bed {
     /// Records of data behind a position.
     pub fn records(&self, behind: Seq) -> Vec<Entry> {
         use afterimage_journal::format::record::Kind;
-        let history = History::load(&self.path()).unwrap();
+        let history = self.journal.history().unwrap();
         let all: Vec<Entry> = history.entries().collect::<std::result::Result<_, _>>().unwrap();
         let is_data = |e: &Entry| matches!(e.record.kind, Kind::Write | Kind::Zero);
         all.into_iter().filter(|e| e.record.seq > behind && is_data(e)).collect()

@@ -95,6 +95,7 @@ fn member_json(input: &[u8]) {
 
 fn identities() -> Vec<Vec<u8>> {
     let identity = layout::Identity {
+        encryption: None,
         format: 1,
         group: Uuid::from_u128(1),
         name: "g".into(),

@@ -2,6 +2,7 @@
 //! is tried as it is and with its checksums made right. What decodes must encode to the same.
 
 use super::Target;
+use afterimage_journal::format::cipher::{self, Cipher, Key, Origin};
 use afterimage_journal::format::index::{self, ENTRY_BYTES, FOOTER_BYTES, Footer};
 use afterimage_journal::format::meta::{self, Meta};
 use afterimage_journal::format::record::{self, Decoded, HEADER_BYTES, Kind, Record};
@@ -72,6 +73,7 @@ fn example(kind: Kind, seq: u64) -> Record {
         payload_crc: 7,
         payload_bytes: if kind == Kind::Write { 512 } else { 0 },
         compression: 0,
+        encrypted: false,
         seq,
     }
 }
@@ -82,9 +84,15 @@ fn packed(seq: u64) -> Record {
     Record { len: 4096, payload_bytes: 600, compression, ..example(Kind::Write, seq) }
 }
 
+/// An encrypted record, compressed or not.
+fn sealed(seq: u64) -> Record {
+    let clear = if seq.is_multiple_of(2) { packed(seq) } else { example(Kind::Write, seq) };
+    Record { encrypted: true, payload_bytes: clear.payload_bytes + cipher::TAG_BYTES, ..clear }
+}
+
 fn records() -> Vec<Vec<u8>> {
     let all = [Kind::Write, Kind::Zero, Kind::Mark, Kind::Tick, Kind::Watermark, Kind::Close];
-    let all = all.iter().map(|kind| example(*kind, 5)).chain([packed(5)]);
+    let all = all.iter().map(|kind| example(*kind, 5)).chain([packed(5), sealed(6), sealed(9)]);
     all.map(|record| record::encode(&SALT, 4096, &record).to_vec()).collect()
 }
 
@@ -125,15 +133,22 @@ fn packed_payload(input: &[u8]) {
     let Some((len, stored)) = input.split_first_chunk::<4>() else { return };
     let (len, payload_bytes) = (u32::from_le_bytes(*len) % (1 << 18), stored.len() as u32);
     let record = Record { len, payload_bytes, ..packed(1) };
-    let header = record::encode(&SALT, 4096, &record);
-    let Decoded::Record(record) = record::decode(&SALT, 4096, &header) else {
+    let encoded = record::encode(&SALT, 4096, &record);
+    let Decoded::Record(record) = record::decode(&SALT, 4096, &encoded) else {
         let is_short = (1..len).contains(&payload_bytes);
         assert!(len > payload::PACKED_LEN_BYTES_MAX || !is_short, "lengths that can be");
         return;
     };
     let mut room = Vec::new();
-    if let Ok(data) = payload::unpack(&record, stored, &mut room) {
+    let unit = header();
+    let origin = |cipher| Origin { cipher, unit: &unit, at: 4096 };
+    if let Ok(data) = payload::unpack(&origin(&Cipher::Plain), &record, stored, &mut room) {
         assert_eq!(data.len(), len as usize);
+    }
+    // Nobody who has not the key makes anything that opens with it.
+    let cipher = Cipher::Open(Key::new([5; 32].into()));
+    for record in [record, Record { encrypted: true, ..record }] {
+        assert!(payload::unpack(&origin(&cipher), &record, stored, &mut room).is_err());
     }
     assert!(room.len() <= payload::PACKED_LEN_BYTES_MAX as usize);
 }
@@ -142,6 +157,8 @@ fn indexes() -> Vec<Vec<u8>> {
     let mut records: Vec<_> =
         (0..4).map(|i| (4096 + i * 640, example(Kind::Write, i + 1))).collect();
     records.push((4096 + 4 * 640, packed(5)));
+    records.push((4096 + 6 * 640, sealed(6)));
+    records.push((4096 + 8 * 640, sealed(7)));
     vec![index::encode(&records), Vec::new()]
 }
 
@@ -157,7 +174,9 @@ fn index_entries(input: &[u8]) {
     let same = |all: &Vec<(u64, Record)>| {
         let mut all = all.clone();
         all.sort_by_key(|(at, r)| (*at, r.seq, r.addr, r.len));
-        let said = |(at, r): &(u64, Record)| (*at, r.seq, r.addr, r.len, r.kind, r.compression);
+        let said = |(at, r): &(u64, Record)| {
+            (*at, r.seq, r.addr, r.len, r.kind, (r.compression, r.encrypted))
+        };
         all.iter().map(said).collect::<Vec<_>>()
     };
     assert_eq!(again.as_ref().map(same), Some(same(&records)), "not what was read");

@@ -18,6 +18,8 @@ pub const FOOTER_BYTES: u64 = 64;
 const MAGIC: [u8; 8] = *b"AIMGSEAL";
 /// Flag of an entry alone: the record is compressed with zstd.
 const FLAG_ZSTD: u8 = 0x80;
+/// Flag of an entry alone: the record is encrypted with the key of its unit.
+const FLAG_ENCRYPTED: u8 = 0x40;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -152,12 +154,17 @@ pub fn encode(records: &[(u64, Record)]) -> Vec<u8> {
             at: u32::try_from(at / super::ALIGN_BYTES).unwrap_or(u32::MAX).into(),
             scope: record.scope.into(),
             kind: record.kind as u8,
-            flags: record.flags | if record.compression == ZSTD { FLAG_ZSTD } else { 0 },
+            flags: record.flags | stored_flags(record),
             volume: record.volume.into(),
         };
         bytes.extend_from_slice(entry.as_bytes());
     }
     bytes
+}
+
+fn stored_flags(record: &Record) -> u8 {
+    let zstd = if record.compression == ZSTD { FLAG_ZSTD } else { 0 };
+    zstd | if record.encrypted { FLAG_ENCRYPTED } else { 0 }
 }
 
 /// Decodes an index whose checksum matched. `None` when an entry can't be right, or carries a flag
@@ -178,10 +185,12 @@ pub fn decode_entry(bytes: &[u8], unit_bytes: u64) -> Option<(u64, Record)> {
     let at = u64::from(entry.at.get()) * super::ALIGN_BYTES;
     let end = at + HEADER_BYTES + u64::from(entry.payload_bytes.get());
     let kind = Kind::from_u8(entry.kind)?;
-    let flags = entry.flags & !FLAG_ZSTD;
-    let compression = if flags == entry.flags { PLAIN } else { ZSTD };
-    let packed = is_possible(kind, compression, entry.len.get(), entry.payload_bytes.get());
-    if end > unit_bytes || flags & !super::record::FLAGS_KNOWN != 0 || !packed {
+    let flags = entry.flags & !(FLAG_ZSTD | FLAG_ENCRYPTED);
+    let compression = if entry.flags & FLAG_ZSTD == 0 { PLAIN } else { ZSTD };
+    let encrypted = entry.flags & FLAG_ENCRYPTED != 0;
+    let sizes = (entry.len.get(), entry.payload_bytes.get());
+    let stored = is_possible(kind, compression, encrypted, sizes);
+    if end > unit_bytes || flags & !super::record::FLAGS_KNOWN != 0 || !stored {
         return None;
     }
     let record = Record {
@@ -196,6 +205,7 @@ pub fn decode_entry(bytes: &[u8], unit_bytes: u64) -> Option<(u64, Record)> {
         payload_crc: entry.payload_crc.get(),
         payload_bytes: entry.payload_bytes.get(),
         compression,
+        encrypted,
         seq: entry.seq.get(),
     };
     Some((at, record))

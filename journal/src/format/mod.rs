@@ -5,6 +5,7 @@
 //! record. Decoding never trusts a length before its checksum matched.
 
 pub mod checksum;
+pub mod cipher;
 pub mod index;
 pub mod meta;
 pub mod payload;

@@ -5,6 +5,7 @@
 //! headers and indexes are decoded, so that no length is believed beyond that; what doesn't come to just
 //! the length that it covers is broken.
 
+use super::cipher::{self, Origin};
 use super::record::{HEADER_BYTES, Kind, Record};
 use super::{ALIGN_BYTES, align_up};
 use std::cell::RefCell;
@@ -23,39 +24,68 @@ const LEVEL: i32 = 1;
 const SAVING_DIVISOR: u64 = 8;
 const BROKEN: &str = "its data can't be unpacked";
 
-/// Whether a record of this kind can be compressed this way, with these lengths.
-pub(super) fn is_possible(kind: Kind, compression: u8, len: u32, payload_bytes: u32) -> bool {
+/// Whether a record of this kind can be stored this way, with these lengths: of what it covers, and of
+/// what is stored.
+pub(super) fn is_possible(
+    kind: Kind,
+    compression: u8,
+    encrypted: bool,
+    (len, payload_bytes): (u32, u32),
+) -> bool {
+    if !cipher::is_possible(kind, encrypted, payload_bytes) {
+        return false;
+    }
     match compression {
         PLAIN => true,
         ZSTD => {
-            let fits = len <= PACKED_LEN_BYTES_MAX && (1..len).contains(&payload_bytes);
+            let tag_bytes = if encrypted { cipher::TAG_BYTES } else { 0 };
+            let packed_bytes = payload_bytes - tag_bytes.min(payload_bytes);
+            let fits = len <= PACKED_LEN_BYTES_MAX && (1..len).contains(&packed_bytes);
             kind == Kind::Write && fits
         }
         _ => false,
     }
 }
 
-impl Record {
-    /// Bytes of its payload as it was captured.
-    #[must_use]
-    pub fn data_bytes(&self) -> u32 {
-        if self.compression == PLAIN { self.payload_bytes } else { self.len }
-    }
+/// Whether what is stored of a record is its payload as it was captured.
+///
+/// # Errors
+/// It is not stored as its journal stores data, or its key is missing.
+pub fn is_as_captured(origin: &Origin<'_>, record: &Record) -> Result<bool, &'static str> {
+    Ok(record.compression == PLAIN && origin.key(record)?.is_none())
 }
 
 /// Fills `data`, which has [`Record::data_bytes`], with a record's payload as it was captured.
 ///
 /// # Errors
 /// What is wrong with what is stored.
-pub fn unpack_into(record: &Record, stored: &[u8], data: &mut [u8]) -> Result<(), &'static str> {
-    if data.len() != record.data_bytes() as usize {
+pub fn unpack_into(
+    origin: &Origin<'_>,
+    record: &Record,
+    stored: &[u8],
+    data: &mut [u8],
+) -> Result<(), &'static str> {
+    if data.len() != record.data_bytes() as usize || stored.len() != record.payload_bytes as usize {
         return Err("it is read into memory of another size");
     }
-    if record.compression == PLAIN {
-        data.copy_from_slice(stored);
-        return Ok(());
+    match (origin.key(record)?, record.compression) {
+        (None, PLAIN) => {
+            data.copy_from_slice(stored);
+            Ok(())
+        }
+        (Some(key), PLAIN) => key.open(record, origin.at, stored, data),
+        (None, _) => decompress(record, stored, data),
+        (Some(key), _) => {
+            let mut packed = [0; PACKED_LEN_BYTES_MAX as usize];
+            let packed = &mut packed[..record.packed_bytes() as usize];
+            key.open(record, origin.at, stored, packed)?;
+            decompress(record, packed, data)
+        }
     }
-    match with_decompressor(|zstd| zstd.decompress_to_buffer(stored, data)) {
+}
+
+fn decompress(record: &Record, packed: &[u8], data: &mut [u8]) -> Result<(), &'static str> {
+    match with_decompressor(|zstd| zstd.decompress_to_buffer(packed, data)) {
         Some(bytes) if bytes == record.len as usize => Ok(()),
         _ => Err(BROKEN),
     }
@@ -66,15 +96,52 @@ pub fn unpack_into(record: &Record, stored: &[u8], data: &mut [u8]) -> Result<()
 /// # Errors
 /// What is wrong with what is stored.
 pub fn unpack<'b>(
+    origin: &Origin<'_>,
     record: &Record,
     stored: &'b [u8],
     room: &'b mut Vec<u8>,
 ) -> Result<&'b [u8], &'static str> {
-    if record.compression == PLAIN {
+    if is_as_captured(origin, record)? {
         return Ok(stored);
     }
     room.resize(record.data_bytes() as usize, 0);
-    unpack_into(record, stored, room)?;
+    unpack_into(origin, record, stored, room)?;
+    Ok(room)
+}
+
+/// Makes of what is stored of a record its payload decrypted, still compressed if it was; `room` is memory
+/// for that, and holds what is stored afterwards.
+///
+/// # Errors
+/// What is wrong with what is stored.
+pub fn decrypt(
+    origin: &Origin<'_>,
+    record: &Record,
+    stored: &mut Vec<u8>,
+    room: &mut Vec<u8>,
+) -> Result<(), &'static str> {
+    if let Some(key) = origin.key(record)? {
+        room.resize(record.packed_bytes() as usize, 0);
+        key.open(record, origin.at, stored, room)?;
+        std::mem::swap(stored, room);
+    }
+    Ok(())
+}
+
+/// A decrypted payload as it was captured: itself, or unpacked into `room`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn expand<'b>(
+    record: &Record,
+    packed: &'b [u8],
+    room: &'b mut Vec<u8>,
+) -> Result<&'b [u8], &'static str> {
+    if record.compression == PLAIN {
+        return Ok(packed);
+    }
+    room.resize(record.data_bytes() as usize, 0);
+    decompress(record, packed, room)?;
     Ok(room)
 }
 

@@ -17,6 +17,8 @@ pub const HEADER_BYTES: u64 = 64;
 pub const FRAME_BYTES: usize = 12;
 /// Byte offset of the sequence number in a header: the commit word, written last.
 pub const SEQ_AT: usize = 56;
+/// Id of "encrypted with the key of its unit"; 0 is "not encrypted".
+const KEY_OF_UNIT: u16 = 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"AIrc");
 
 /// What a record says.
@@ -110,6 +112,9 @@ pub struct Record {
     /// How they are compressed: [`super::payload::PLAIN`] or [`super::payload::ZSTD`].
     #[serde(default, skip_serializing_if = "is_plain")]
     pub compression: u8,
+    /// Whether they are encrypted, with the key of their unit ([`super::cipher`]).
+    #[serde(default, skip_serializing_if = "is_clear")]
+    pub encrypted: bool,
     /// Position in the journal.
     pub seq: u64,
 }
@@ -117,6 +122,11 @@ pub struct Record {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
 fn is_plain(compression: &u8) -> bool {
     *compression == super::payload::PLAIN
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_clear(encrypted: &bool) -> bool {
+    !encrypted
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -200,7 +210,7 @@ pub fn encode(salt: &[u8; 16], at: u64, record: &Record) -> [u8; HEADER_BYTES as
         wall_ns: record.wall_ns.into(),
         checksum: checksum::CRC32C,
         compression: record.compression,
-        key: 0.into(),
+        key: if record.encrypted { KEY_OF_UNIT } else { 0 }.into(),
         header_crc: 0.into(),
         seq: record.seq.into(),
     };
@@ -228,11 +238,13 @@ pub fn decode(salt: &[u8; 16], at: u64, bytes: &[u8; HEADER_BYTES as usize]) -> 
     if seq == 0 {
         return Decoded::Reserved { payload_bytes };
     }
-    let plain = raw.checksum == checksum::CRC32C && raw.key.get() == 0;
+    let encrypted = raw.key.get() == KEY_OF_UNIT;
+    let plain = raw.checksum == checksum::CRC32C && raw.key.get() <= KEY_OF_UNIT;
     let known = plain && raw.flags & !FLAGS_KNOWN == 0;
-    let packed = |kind| is_possible(kind, raw.compression, raw.len.get(), payload_bytes);
+    let sizes = (raw.len.get(), payload_bytes);
+    let stored = |kind| is_possible(kind, raw.compression, encrypted, sizes);
     match Kind::from_u8(raw.kind) {
-        Some(kind) if known && packed(kind) && raw.header_crc.get() == header_crc(salt, &raw) => {
+        Some(kind) if known && stored(kind) && raw.header_crc.get() == header_crc(salt, &raw) => {
             Decoded::Record(Record {
                 kind,
                 flags: raw.flags,
@@ -245,6 +257,7 @@ pub fn decode(salt: &[u8; 16], at: u64, bytes: &[u8; HEADER_BYTES as usize]) -> 
                 payload_crc: raw.payload_crc.get(),
                 payload_bytes,
                 compression: raw.compression,
+                encrypted,
                 seq,
             })
         }

@@ -6,6 +6,7 @@ use super::{Damage, Entry, History, PAYLOAD_BYTES_MAX, PAYLOADS_MAX, Unit, cache
 use crate::Seq;
 use crate::catalogue::{self, Catalogue, due, epoch_start, facts::has_body};
 use crate::error::{Error, Result};
+use crate::format::cipher::Cipher;
 use crate::format::record::Kind;
 use crate::layout::{self, Identity};
 use crate::meta::{EpochStart, META_BYTES_MAX, Meta};
@@ -80,7 +81,10 @@ fn load_once(
 }
 
 fn empty(storage: &Arc<dyn Storage>, dir: &Path, identity: &Identity) -> History {
+    // Without its key, until that is given.
+    let cipher = identity.encryption.as_ref().map_or(Cipher::Plain, |_| Cipher::Locked);
     History {
+        cipher,
         dir: dir.to_owned(),
         identity: identity.clone(),
         storage: Arc::clone(storage),

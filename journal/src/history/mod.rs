@@ -28,6 +28,7 @@ pub use units::{HELD, Records, Unit};
 pub(crate) use units::{is_void, open_file, void_above};
 
 use crate::error::Result;
+use crate::format::cipher::Cipher;
 use crate::layout::{self, Identity};
 use crate::meta::{Checkpoint, Config, CopyCause, EpochStart, ImageIdentity, LevelRange, Volume};
 use crate::storage::{Lock, RealStorage, Storage};
@@ -126,6 +127,8 @@ pub struct History {
     pub dir: PathBuf,
     /// Its identity.
     pub identity: Identity,
+    /// How its data is read.
+    cipher: Cipher,
     /// Its units, by number; their files and indexes are opened when they are asked for.
     pub units: Vec<Unit>,
     /// The epochs, in the order of their beginning.

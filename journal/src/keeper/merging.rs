@@ -3,6 +3,7 @@
 use super::Keeper;
 use super::sight::Thinned;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::cipher::Cipher;
 use crate::merge::{self, AtFloor, Job, Outcome, Sight, Written, release};
 use crate::pool::Found;
 use crate::window::victims::sort_by_cost;
@@ -24,6 +25,9 @@ impl Keeper {
 
     /// Merges the group that frees most for what it copies; `false`: none is worth it.
     pub(super) fn merge_one(&mut self) -> Result<bool> {
+        if let Cipher::Locked = self.cipher {
+            return Ok(false);
+        }
         let rows = self.rows()?;
         let now = Stamp::now(self.setup.clock.as_ref());
         let floor = self.floor();
@@ -55,6 +59,7 @@ impl Keeper {
             epochs: &epochs,
             unit_bytes_max: self.identity.unit_bytes,
             salt: self.setup.clock.salt(),
+            cipher: &self.cipher,
             now,
             mount_id: self.setup.storage.mount_id(&into),
             pace: self.setup.pace.as_ref(),

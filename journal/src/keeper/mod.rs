@@ -33,9 +33,11 @@ use crate::Seq;
 use crate::catalogue::{self, Catalogue, Extended, epoch_start, units_of};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::format::cipher::{Cipher, Key};
 use crate::format::meta::EpochStart;
 use crate::format::unit_header::UnitHeader;
 use crate::history::CheckpointAt;
+use crate::key;
 use crate::layout::{self, Identity};
 use crate::merge::{Pace, release};
 use crate::pool::{FileName, Found, Places};
@@ -68,12 +70,15 @@ pub struct Setup {
     pub pace: Arc<dyn Pace>,
     /// What the group may use, and keeps.
     pub limits: Limits,
+    /// The key of an encrypted journal; without it nothing is merged, and everything else is done.
+    pub key: Option<Key>,
 }
 
 /// See the module.
 pub struct Keeper {
     setup: Setup,
     identity: Identity,
+    cipher: Cipher,
     places: Places,
     catalogue: Catalogue,
     /// The catalogue has more than its file.
@@ -103,6 +108,7 @@ impl Keeper {
     /// The journal can't be read, or what is left over can't be removed.
     pub fn open(setup: Setup) -> Result<Self> {
         let identity = layout::read_identity_in(setup.storage.as_ref(), &setup.dir)?;
+        let cipher = key::cipher(&setup.dir, &identity, setup.key.as_ref())?;
         let places = Places::of(&setup.storage, &setup.dir)?;
         check_members(&places, &setup.dir)?;
         release::remove_drafts(&setup.storage, places.dirs())?;
@@ -124,6 +130,7 @@ impl Keeper {
             sealed: catalogue.last_unit(),
             setup,
             identity,
+            cipher,
             places,
             catalogue,
             unsaved: false,
@@ -137,6 +144,10 @@ impl Keeper {
             scrub: Scrub::default(),
             occupancy: Occupancy::default(),
         };
+        if let Cipher::Locked = keeper.cipher {
+            let why = "the journal is encrypted and its key is not here: nothing is merged";
+            keeper.occupancy.merging_waits = Some(why.into());
+        }
         keeper.evaluate()?;
         Ok(keeper)
     }

@@ -44,6 +44,9 @@ pub struct Occupancy {
     pub merged_bytes: u64,
     /// Bytes that merging has given back since the keeper began.
     pub freed_bytes: u64,
+    /// Why nothing is merged, though all else is kept up.
+    #[serde(default)]
+    pub merging_waits: Option<String>,
     /// How far scrubbing is.
     pub scrub: ScrubProgress,
     /// What was found damaged, by name.

@@ -1,9 +1,13 @@
 //! Reserve, fill, commit: what a capture thread runs for each write.
+//!
+//! What always holds: of an encrypted journal, data is encrypted when its number is known, under the tail
+//! lock, from private memory into the ring: nothing else of it is ever in a file.
 
 use super::tail::{Placed, Tail};
 use super::{Inner, Journal, lock};
 use crate::error::{Error, Result};
 use crate::format::checksum;
+use crate::format::cipher::TAG_BYTES;
 use crate::format::payload::PLAIN;
 use crate::format::record::{HEADER_BYTES, Kind, Record};
 use crate::meta::{META_BYTES_MAX, Meta};
@@ -37,7 +41,10 @@ impl Draft {
     }
 }
 
-/// What is stored behind a header.
+/// What a guest's writes are multiples of, in bytes.
+const SECTOR_BYTES: u64 = 512;
+
+/// What is stored behind a header; the checksum of one that is encrypted comes with its number.
 struct Payload {
     bytes: u32,
     crc: u32,
@@ -51,6 +58,8 @@ pub struct Reservation {
     journal: Arc<Inner>,
     place: Placed,
     payload_bytes: u32,
+    /// Where the payload is until it is encrypted.
+    private: Option<Vec<u8>>,
     is_ended: bool,
 }
 
@@ -58,23 +67,30 @@ impl Journal {
     /// Largest payload of one record, in bytes; larger writes become several records.
     #[must_use]
     pub fn payload_bytes_max(&self) -> u64 {
-        payload_bytes_max(self.inner.identity.unit_bytes)
+        let most = payload_bytes_max(self.inner.identity.unit_bytes);
+        // Whole sectors: what is longer is cut there.
+        if self.inner.is_encrypted() { most - SECTOR_BYTES } else { most }
     }
 
-    /// Reserves space for a record with a payload of this size.
+    /// Reserves space for a write with a payload of this size.
     ///
     /// # Errors
     /// The journal stopped, or there is no space for another unit (it stops then).
     pub fn reserve(&self, payload_bytes: u32) -> Result<Reservation> {
-        let limit_bytes = record_bytes_max(self.inner.identity.unit_bytes);
-        if u64::from(payload_bytes) > limit_bytes {
-            return Err(Error::TooLarge { bytes: payload_bytes.into(), limit_bytes });
-        }
+        self.reserve_for(Kind::Write, payload_bytes)
+    }
+
+    fn reserve_for(&self, kind: Kind, payload_bytes: u32) -> Result<Reservation> {
         let inner = &self.inner;
-        let mut tail = inner.tail_with_room(payload_bytes)?;
-        let place = inner.place(&mut tail, payload_bytes);
+        let stored_bytes = inner.stored_bytes(kind, payload_bytes);
+        let limit_bytes = record_bytes_max(inner.identity.unit_bytes);
+        if u64::from(stored_bytes) > limit_bytes {
+            return Err(Error::TooLarge { bytes: stored_bytes.into(), limit_bytes });
+        }
+        let mut tail = inner.tail_with_room(stored_bytes)?;
+        let place = inner.place(&mut tail, stored_bytes);
         drop(tail);
-        Ok(Reservation::new(inner, place, payload_bytes))
+        Ok(Reservation::new(inner, place, (payload_bytes, stored_bytes)))
     }
 
     /// Appends a whole record.
@@ -86,7 +102,7 @@ impl Journal {
             bytes: payload.len() as u64,
             limit_bytes: self.payload_bytes_max(),
         })?;
-        let mut space = self.reserve(bytes)?;
+        let mut space = self.reserve_for(draft.kind, bytes)?;
         space.payload_mut().copy_from_slice(payload);
         space.commit(draft)
     }
@@ -113,7 +129,7 @@ impl Journal {
                 return Err(Error::Invalid("only merging writes what a unit replaces".into()));
             }
         }
-        let mut space = self.reserve(payload.len() as u32)?;
+        let mut space = self.reserve_for(draft.kind, payload.len() as u32)?;
         space.payload_mut().copy_from_slice(&payload);
         let config = matches!(body, Meta::Config(_)).then_some(payload);
         space.commit_and(&draft, PLAIN, |tail| {
@@ -127,12 +143,22 @@ impl Journal {
 
 impl Reservation {
     /// Of a place that was just handed out.
-    pub(super) fn new(inner: &Arc<Inner>, place: Placed, payload_bytes: u32) -> Self {
-        Self { journal: Arc::clone(inner), place, payload_bytes, is_ended: false }
+    pub(super) fn new(
+        inner: &Arc<Inner>,
+        place: Placed,
+        (payload_bytes, stored_bytes): (u32, u32),
+    ) -> Self {
+        let is_private = stored_bytes != payload_bytes;
+        let private = is_private.then(|| inner.private.take(payload_bytes as usize));
+        Self { journal: Arc::clone(inner), place, payload_bytes, private, is_ended: false }
     }
 
-    /// The payload's place in the ring: fill it straight from the socket.
+    /// The payload's place: fill it straight from the socket. It is in the ring, or in private memory if
+    /// it is going to be encrypted.
     pub fn payload_mut(&mut self) -> &mut [u8] {
+        if let Some(private) = &mut self.private {
+            return &mut private[..self.payload_bytes as usize];
+        }
         let position = self.place.unit.position(self.place.at + HEADER_BYTES);
         // SAFETY: this range was handed out once, to this reservation, which is borrowed mutably.
         unsafe { self.journal.ring.range_mut(position, self.payload_bytes.into()) }
@@ -153,12 +179,22 @@ impl Reservation {
         compression: u8,
         with: impl FnOnce(&mut Tail),
     ) -> Result<Seq> {
-        let payload_crc = checksum::crc32c(self.payload_mut());
+        let is_private = self.private.is_some();
+        if is_private && draft.kind != Kind::Write {
+            return Err(Error::Invalid("space for a write was filled with something else".into()));
+        }
+        let crc = if is_private { 0 } else { checksum::crc32c(self.payload_mut()) };
+        let bytes = self.journal.stored_bytes(draft.kind, self.payload_bytes);
+        let payload = Payload { bytes, crc, compression };
         let inner = &self.journal;
         let mut tail = lock(&inner.tail);
         inner.check(&tail)?;
-        let payload = Payload { bytes: self.payload_bytes, crc: payload_crc, compression };
-        let seq = inner.commit(&mut tail, &self.place, &payload, draft);
+        let mut record = inner.record(&tail, &self.place, &payload, draft);
+        if let Some(private) = &self.private {
+            let clear = &private[..self.payload_bytes as usize];
+            self.place.unit.encrypt(&inner.ring, self.place.at, &mut record, clear)?;
+        }
+        let seq = inner.commit(&mut tail, &self.place, &record);
         with(&mut tail);
         self.is_ended = true;
         Ok(seq)
@@ -167,6 +203,9 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        if let Some(private) = self.private.take() {
+            self.journal.private.give(private);
+        }
         if !self.is_ended {
             let mut tail = lock(&self.journal.tail);
             self.journal.end(&mut tail, self.place.ticket);
@@ -188,11 +227,21 @@ impl Inner {
         }
     }
 
-    fn commit(&self, tail: &mut Tail, place: &Placed, payload: &Payload, draft: &Draft) -> Seq {
-        let seq = tail.next_seq;
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.options.key.is_some()
+    }
+
+    /// Bytes that are stored of a payload.
+    pub(super) fn stored_bytes(&self, kind: Kind, payload_bytes: u32) -> u32 {
+        let is_sealed = self.is_encrypted() && kind == Kind::Write && payload_bytes > 0;
+        if is_sealed { payload_bytes.saturating_add(TAG_BYTES) } else { payload_bytes }
+    }
+
+    /// The record that comes next, of what is placed.
+    fn record(&self, tail: &Tail, place: &Placed, payload: &Payload, draft: &Draft) -> Record {
         let clock = &self.options.clock;
         let age_ns = clock.mono_ns().saturating_sub(place.unit.header.mono_ns);
-        let record = Record {
+        Record {
             kind: draft.kind,
             flags: draft.flags,
             volume: draft.volume,
@@ -204,9 +253,14 @@ impl Inner {
             payload_crc: payload.crc,
             payload_bytes: payload.bytes,
             compression: payload.compression,
-            seq,
-        };
-        place.unit.write_commit(&self.ring, place.at, &record);
+            encrypted: false,
+            seq: tail.next_seq,
+        }
+    }
+
+    fn commit(&self, tail: &mut Tail, place: &Placed, record: &Record) -> Seq {
+        let seq = record.seq;
+        place.unit.write_commit(&self.ring, place.at, record);
         tail.next_seq = seq + 1;
         self.head.store(seq, Ordering::Release);
         self.end(tail, place.ticket);
@@ -224,7 +278,8 @@ impl Inner {
     pub(super) fn append_under(&self, tail: &mut Tail, draft: &Draft) -> Seq {
         let place = self.place(tail, 0);
         let payload = Payload { bytes: 0, crc: checksum::crc32c(&[]), compression: PLAIN };
-        self.commit(tail, &place, &payload, draft)
+        let record = self.record(tail, &place, &payload, draft);
+        self.commit(tail, &place, &record)
     }
 
     /// Repeats the configuration at the start of a unit, so that it needs no older one.
@@ -240,7 +295,8 @@ impl Inner {
         unsafe { self.ring.range_mut(position, payload_bytes.into()) }.copy_from_slice(&config);
         let crc = checksum::crc32c(&config);
         let payload = Payload { bytes: payload_bytes, crc, compression: PLAIN };
-        self.commit(tail, &place, &payload, &Draft::of(Kind::Config));
+        let record = self.record(tail, &place, &payload, &Draft::of(Kind::Config));
+        self.commit(tail, &place, &record);
         tail.config = config;
     }
 }

@@ -112,8 +112,10 @@ fn append(
 
 fn append_one(inner: &Arc<Inner>, draft: &Draft, payload: (u8, &[u8])) -> Result<Seq> {
     let (compression, stored) = payload;
-    let place = inner.place_second(stored.len() as u32)?;
-    let mut space = Reservation::new(inner, place, stored.len() as u32);
+    let payload_bytes = stored.len() as u32;
+    let stored_bytes = inner.stored_bytes(draft.kind, payload_bytes);
+    let place = inner.place_second(stored_bytes)?;
+    let mut space = Reservation::new(inner, place, (payload_bytes, stored_bytes));
     space.payload_mut().copy_from_slice(stored);
     space.commit_and(draft, compression, |_| {})
 }

@@ -23,6 +23,7 @@ mod flush;
 mod memory;
 mod open;
 mod prepare;
+mod private;
 mod seal;
 mod tail;
 mod unit;
@@ -33,7 +34,9 @@ pub use memory::MemoryAppender;
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
+use crate::format::cipher::Key;
 use crate::format::record::HEADER_BYTES;
+use crate::history::History;
 use crate::layout::Identity;
 use crate::pool::{Allocate, HomeAllocator};
 use crate::ring::Ring;
@@ -41,6 +44,7 @@ use crate::storage::{Lock, RealStorage, Storage};
 use crate::unit::record_bytes_max;
 use crate::{Seq, meta};
 use flush::Flusher;
+use private::Private;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -73,6 +77,9 @@ pub struct Options {
     pub ring_bytes: u64,
     /// Where the next unit goes.
     pub allocator: Arc<dyn Allocate>,
+    /// What data is encrypted with: of a journal that is created, from then on; of one that is opened, the
+    /// very key that it began with. `None`: it is not encrypted.
+    pub key: Option<Key>,
     /// No threads: what they would do is done by the caller, in `append` when the next unit or ring
     /// space is wanted, in `sync` and in `close`; no ticks, no timers. For simulation.
     pub inline: bool,
@@ -91,6 +98,7 @@ impl Default for Options {
             backend: Backend::Auto,
             ring_bytes: 32 << 20,
             allocator: Arc::new(HomeAllocator),
+            key: None,
             inline: false,
         }
     }
@@ -141,6 +149,8 @@ struct Inner {
     ring: Arc<Ring>,
     /// Whether units are written past the page cache.
     is_direct: bool,
+    /// Memory for what is going to be encrypted.
+    private: Private,
     tail: Mutex<Tail>,
     /// A unit was prepared or sealed, ring space was given back, or the journal stopped.
     room: Condvar,
@@ -182,6 +192,16 @@ impl Journal {
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.inner.identity
+    }
+
+    /// What it holds, read from its files as anybody would, with its key if it is encrypted.
+    ///
+    /// # Errors
+    /// As [`History::load`].
+    pub fn history(&self) -> Result<History> {
+        let mut history = History::load_in(&self.inner.options.storage, &self.inner.dir)?;
+        history.unlock(self.inner.options.key.as_ref())?;
+        Ok(history)
     }
 
     /// The epoch that this opening started (I-9).

@@ -3,14 +3,17 @@
 use super::background;
 use super::flush::{Flusher, choose};
 use super::prepare::UNITS_AHEAD;
+use super::private::Private;
 use super::tail::Tail;
 use super::unit::OpenUnit;
 use super::{Handle, Inner, Journal, Options};
 use crate::Seq;
 use crate::error::{Error, Result};
+use crate::format::cipher::Cipher;
 use crate::format::unit_header::{FLAG_EPOCH_START, UnitHeader};
 use crate::format::{VERSION, record};
 use crate::history::History;
+use crate::key;
 use crate::layout::{self, Identity};
 use crate::planted;
 use crate::pool::Places;
@@ -49,7 +52,9 @@ impl Journal {
             return Err(Error::Unusable { path, why });
         }
         let unit_bytes = options.unit_bytes;
-        let identity = Identity { format: VERSION, group, name: name.to_owned(), unit_bytes };
+        let encryption = options.key.as_ref().map(key::describe);
+        let name = name.to_owned();
+        let identity = Identity { format: VERSION, group, name, unit_bytes, encryption };
         let opened = layout::write_identity(&*storage, dir, &identity)
             .and_then(|()| layout::sync_dir_in(&*storage, dir.parent().unwrap_or(Path::new("."))))
             .and_then(|()| Self::open_locked(dir, options, lock));
@@ -70,9 +75,15 @@ impl Journal {
     }
 
     fn open_locked(dir: &Path, options: Options, lock: Lock) -> Result<(Self, History)> {
-        let group = layout::read_identity_in(&*options.storage, dir)?.group.into_bytes();
+        let identity = layout::read_identity_in(&*options.storage, dir)?;
+        let group = identity.group.into_bytes();
+        // First of all: with another key nothing that is written could be read again.
+        if let Cipher::Locked = key::cipher(dir, &identity, options.key.as_ref())? {
+            return Err(Error::KeyMissing { journal: dir.to_owned() });
+        }
         ring::recover(&options.storage, dir, group)?;
-        let history = History::load_unpinned(&options.storage, dir)?;
+        let mut history = History::load_unpinned(&options.storage, dir)?;
+        history.unlock(options.key.as_ref())?;
         check_unit_bytes(history.identity.unit_bytes)?;
         sync_units(&history)?;
         let mount_id = options.storage.mount_id(dir);
@@ -85,7 +96,8 @@ impl Journal {
         let slot = options.allocator.allocate(dir, header.unit_bytes)?;
         let path = unit::create(&*options.storage, &slot, &header)?;
         let (device, is_direct) = choose(&options, &path)?;
-        let first = OpenUnit::new(&*options.storage, header, path, is_direct)?;
+        let how = (is_direct, options.key.as_ref());
+        let first = OpenUnit::new(&*options.storage, header, path, how)?;
         let ring_bytes = options.ring_bytes_with(header.unit_bytes);
         let ring = Ring::open(&*options.storage, dir, (group, header.epoch), ring_bytes)?;
         tails::passed(&options.storage, &unknown)?;
@@ -102,6 +114,7 @@ impl Journal {
             _lock: lock,
             ring: Arc::new(ring),
             is_direct,
+            private: Private::default(),
             tail: Mutex::new(tail),
             room: Condvar::new(),
             preparer_wake: Condvar::new(),

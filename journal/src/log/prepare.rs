@@ -8,7 +8,7 @@ use super::unit::OpenUnit;
 use super::{Inner, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::unit_header::UnitHeader;
-use crate::{Seq, unit};
+use crate::{Seq, planted, unit};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -76,7 +76,7 @@ impl Inner {
     fn header_after(&self, newest: &UnitHeader, after: Seq) -> UnitHeader {
         UnitHeader {
             group: self.identity.group.into_bytes(),
-            salt: self.options.clock.salt(),
+            salt: self.salt_after(newest),
             number: newest.number + 1,
             unit_bytes: self.identity.unit_bytes,
             epoch: self.epoch,
@@ -90,11 +90,20 @@ impl Inner {
         }
     }
 
+    /// A unit's salt is never another one's: with it comes the unit's key.
+    fn salt_after(&self, newest: &UnitHeader) -> [u8; 16] {
+        match planted::is("nonce-used-again") {
+            true => newest.salt,
+            false => self.options.clock.salt(),
+        }
+    }
+
     fn prepare(&self, header: UnitHeader) -> Result<()> {
         let storage = &*self.options.storage;
         let slot = self.options.allocator.allocate(&self.dir, header.unit_bytes)?;
         let path = unit::create(storage, &slot, &header)?;
-        let unit = OpenUnit::new(storage, header, path, self.is_direct)?;
+        let how = (self.is_direct, self.options.key.as_ref());
+        let unit = OpenUnit::new(storage, header, path, how)?;
         self.units.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(header.unit_bytes, Ordering::Relaxed);
         let mut tail = lock(&self.tail);

@@ -305,6 +305,7 @@ impl Inner {
     pub(super) fn place(&self, tail: &mut Tail, payload_bytes: u32) -> Placed {
         let at = tail.at;
         let unit = Arc::clone(&tail.unit);
+        unit.hand_out(at, payload_bytes);
         let position = unit.position(at);
         let end = at + HEADER_BYTES + u64::from(payload_bytes);
         let frame = record::encode_frame(&unit.header.salt, at, payload_bytes);

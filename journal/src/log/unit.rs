@@ -1,12 +1,15 @@
 //! A unit that is being written: its place in the ring, its file, and its records for the index.
 //!
 //! What always holds: bytes are stored to the ring only in ranges that the tail lock handed out; the
-//! flusher's handle and the sealer's are two, so that each hears of a failed sync itself.
+//! flusher's handle and the sealer's are two, so that each hears of a failed sync itself; no byte is handed
+//! out twice, so that none of its offsets is a nonce twice.
 
 use super::tail::page_up;
 use crate::error::{Error, Result};
+use crate::format::cipher::{Key, UnitKey};
 use crate::format::record::{self, HEADER_BYTES, Record, SEQ_AT};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
+use crate::format::{align_up, checksum};
 use crate::ring::{Ring, Slot};
 use crate::storage::{Access, Storage, StoredFile};
 use std::path::PathBuf;
@@ -33,6 +36,10 @@ pub(super) struct OpenUnit {
     pub(super) end: AtomicU64,
     /// Whether it is full, and all of it in its file.
     pub(super) is_written: AtomicBool,
+    /// What its data is encrypted with.
+    key: Option<Arc<UnitKey>>,
+    /// Bytes below this one were handed out.
+    handed: AtomicU64,
     /// Its committed records with their byte offsets, in the order of their numbers.
     pub(super) records: Mutex<Vec<(u64, Record)>>,
 }
@@ -46,7 +53,7 @@ impl OpenUnit {
         storage: &dyn Storage,
         header: UnitHeader,
         path: PathBuf,
-        is_direct: bool,
+        (is_direct, key): (bool, Option<&Key>),
     ) -> Result<Self> {
         let io = |e| Error::io("open unit", &path, e);
         let file = storage.open(&path, Access::Write).map_err(io)?;
@@ -69,6 +76,8 @@ impl OpenUnit {
             slot: AtomicUsize::new(0),
             end: AtomicU64::new(u64::MAX),
             is_written: AtomicBool::new(false),
+            key: key.map(|key| key.unit(&header)),
+            handed: AtomicU64::new(BLOCK_BYTES),
             records: Mutex::new(records),
         })
     }
@@ -109,6 +118,38 @@ impl OpenUnit {
     /// Its slot in the ring's header.
     pub(super) fn slot(&self) -> usize {
         self.slot.load(Ordering::Relaxed)
+    }
+
+    /// Notes that space for a record at byte `at` is handed out; the caller has the tail lock.
+    pub(super) fn hand_out(&self, at: u64, payload_bytes: u32) {
+        let end = align_up(at + HEADER_BYTES + u64::from(payload_bytes));
+        let handed = self.handed.load(Ordering::Relaxed);
+        self.handed.store(end, Ordering::Relaxed);
+        // A nonce that comes twice gives away what both records hold: better no journal.
+        assert!(at >= handed, "byte {at} of a unit is handed out twice");
+    }
+
+    /// Encrypts a record's payload into its place in the ring, and notes both in the record.
+    ///
+    /// # Errors
+    /// The unit has no key, or the sizes don't fit.
+    pub(super) fn encrypt(
+        &self,
+        ring: &Ring,
+        at: u64,
+        record: &mut Record,
+        payload: &[u8],
+    ) -> Result<()> {
+        let seq = record.seq;
+        let broken = |why: &str| Error::Invalid(format!("record {seq}: {why}"));
+        let key = self.key.as_ref().ok_or_else(|| broken("its unit has no key"))?;
+        let position = self.position(at + HEADER_BYTES);
+        // SAFETY: this payload's place belongs to the caller's reservation until the number is in.
+        let stored = unsafe { ring.range_mut(position, record.payload_bytes.into()) };
+        key.seal(record, at, payload, stored).map_err(broken)?;
+        record.encrypted = true;
+        record.payload_crc = checksum::crc32c(stored);
+        Ok(())
     }
 
     /// Commits a record: everything but the number first, the number last.

@@ -342,6 +342,7 @@ fn a_copied_record_ranks_where_its_copy_began() {
         payload_crc: 0,
         payload_bytes: 0,
         compression: 0,
+        encrypted: false,
         seq,
     };
     let records = [

@@ -7,9 +7,10 @@ use super::{Job, Part, Sight};
 use crate::Seq;
 use crate::catalogue::epoch_start;
 use crate::error::{Error, Result};
+use crate::format::cipher::TAG_BYTES;
 use crate::format::meta::{META_BYTES_MAX, Made, MemoryKept, Merged, Meta};
 use crate::format::record::{Kind, Record};
-use crate::format::unit_header::FLAG_MERGED;
+use crate::format::unit_header::{FLAG_MERGED, UnitHeader};
 use crate::history::void_above;
 use crate::map::Stack;
 use crate::planted;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 pub(super) struct Source {
     pub path: PathBuf,
     pub file: Arc<dyn StoredFile>,
+    pub header: UnitHeader,
 }
 
 /// A record, or a part of one, that goes into the merged unit.
@@ -55,6 +57,7 @@ impl Kept {
     /// not known before.
     pub fn payload_bytes_max(&self) -> u32 {
         match self.record.kind {
+            Kind::Write if !self.is_whole() && self.record.encrypted => self.len + TAG_BYTES,
             Kind::Write if !self.is_whole() => self.len,
             _ => self.record.payload_bytes,
         }
@@ -175,7 +178,8 @@ fn add_unit(job: &Job, sight: &mut dyn Sight, found: &Found, content: &mut Conte
     content.epoch = header.epoch;
     content.prev_last_seq = header.prev_last_seq;
     content.after_seq = content.after_seq.max(header.after_seq);
-    content.sources.push(Source { path: contents.path, file: contents.file });
+    let header = contents.header;
+    content.sources.push(Source { path: contents.path, file: contents.file, header });
     Ok(())
 }
 

@@ -17,6 +17,7 @@
 //!   is, as evidence, and is named (I-12);
 //! * a unit is given up only after the merged one and the catalogue that names it are durable; who
 //!   is killed in between leaves files that [`release::leftovers`] finds;
+//! * what is encrypted is decrypted and encrypted anew, with the merged unit's own key;
 //! * copied records keep flag and copy, and the starts of copies are kept, so that they rank where
 //!   they did (I-5).
 
@@ -33,6 +34,7 @@ pub use release::{Give, Remove};
 pub use sight::{AtFloor, Part, Sight};
 
 use crate::error::{Error, Result};
+use crate::format::cipher::Cipher;
 use crate::format::meta::{EpochStart, Merged};
 use crate::format::record::Record;
 use crate::format::unit_header::UnitHeader;
@@ -67,8 +69,10 @@ pub struct Job<'a> {
     pub epochs: &'a [EpochStart],
     /// The largest file that may come out.
     pub unit_bytes_max: u64,
-    /// Of the merged unit's checksums.
+    /// Of the merged unit's checksums, and of its key: of no other unit.
     pub salt: [u8; 16],
+    /// How the journal stores data.
+    pub cipher: &'a Cipher,
     /// Now.
     pub now: Stamp,
     /// The mount that `into` is on.

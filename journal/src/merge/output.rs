@@ -2,11 +2,14 @@
 //! had, since nobody is going to read it soon and the guests' own data may be there.
 //!
 //! What always holds: only pieces of [`BUFFER_BYTES`], at multiples of it, go past the page cache,
-//! each once; what is left in the end, and the index, go through it.
+//! each once; what is left in the end, and the index, go through it. With a key, data is encrypted before
+//! it gets here: records come one behind the other, so no offset is a nonce twice.
 
 use crate::error::{Error, Result};
-use crate::format::record::{self, Record};
+use crate::format::cipher::{TAG_BYTES, UnitKey};
+use crate::format::record::{self, Kind, Record};
 use crate::format::{align_up, checksum};
+use crate::planted;
 use crate::storage::{Storage, StoredFile};
 use std::io;
 use std::path::Path;
@@ -24,6 +27,9 @@ pub(super) struct Output<'a> {
     direct: Option<Arc<dyn StoredFile>>,
     path: &'a Path,
     salt: [u8; 16],
+    /// What data is encrypted with, and memory for that.
+    key: Option<Arc<UnitKey>>,
+    sealed: Vec<u8>,
     /// [`BUFFER_BYTES`] from `start` on, `filled` of which are to be written.
     memory: Vec<u8>,
     start: usize,
@@ -40,6 +46,7 @@ impl<'a> Output<'a> {
         (storage, file): (&dyn Storage, &Arc<dyn StoredFile>),
         path: &'a Path,
         (salt, header): ([u8; 16], &[u8]),
+        key: Option<Arc<UnitKey>>,
     ) -> Result<Self> {
         let memory = vec![0; BUFFER_BYTES + PAGE_BYTES];
         let start = memory.as_ptr().align_offset(PAGE_BYTES);
@@ -49,6 +56,8 @@ impl<'a> Output<'a> {
             direct,
             path,
             salt,
+            key,
+            sealed: Vec::new(),
             memory,
             start,
             filled: 0,
@@ -64,8 +73,27 @@ impl<'a> Output<'a> {
         self.written + self.filled as u64
     }
 
-    /// Adds a record with this payload, whose checksum it says already.
-    pub fn put(&mut self, record: Record, payload: &[u8]) -> Result<()> {
+    /// Adds a record with this payload, whose checksum it says already; data is encrypted if there is a
+    /// key.
+    pub fn put(&mut self, mut record: Record, payload: &[u8]) -> Result<()> {
+        let is_data = record.kind == Kind::Write && !payload.is_empty();
+        let Some(key) = self.key.clone().filter(|_| is_data && !planted::is("merge-writes-plain"))
+        else {
+            return self.put_stored(record, payload);
+        };
+        let mut sealed = std::mem::take(&mut self.sealed);
+        sealed.resize(payload.len() + TAG_BYTES as usize, 0);
+        let done = key.seal(&record, self.end(), payload, &mut sealed);
+        done.map_err(|why| Error::Invalid(format!("record {}: {why}", record.seq)))?;
+        record.encrypted = true;
+        record.payload_bytes = sealed.len() as u32;
+        record.payload_crc = checksum::crc32c(&sealed);
+        let put = self.put_stored(record, &sealed);
+        self.sealed = sealed;
+        put
+    }
+
+    fn put_stored(&mut self, record: Record, payload: &[u8]) -> Result<()> {
         let at = self.end();
         self.push(&record::encode(&self.salt, at, &record))?;
         self.push(payload)?;
@@ -148,7 +176,7 @@ mod tests {
             let file = RealStorage.open(&path, Access::Replace).unwrap();
             let direct = RealStorage.open_direct(&path).unwrap();
             let mut out =
-                Output::begin((&RealStorage, &file), &path, ([7; 16], &[1; 4096])).unwrap();
+                Output::begin((&RealStorage, &file), &path, ([7; 16], &[1; 4096]), None).unwrap();
             out.direct = match self.refuses {
                 // Memory that isn't aligned is refused.
                 true => {
@@ -186,6 +214,7 @@ mod tests {
             payload_crc: 0,
             payload_bytes: 0,
             compression: 0,
+            encrypted: false,
             seq,
         }
     }
@@ -197,7 +226,7 @@ mod tests {
         let through = Buffered { refuses: false }.written(dir, "through");
         let path = dir.join("past");
         let file: Arc<dyn StoredFile> = RealStorage.open(&path, Access::Replace).unwrap();
-        let out = Output::begin((&RealStorage, &file), &path, ([7; 16], &[1; 4096])).unwrap();
+        let out = Output::begin((&RealStorage, &file), &path, ([7; 16], &[1; 4096]), None).unwrap();
         put_all(out);
         let past = std::fs::read(&path).unwrap();
         assert!(through == past && past.len() > 20 * HEADER_BYTES as usize + BUFFER_BYTES);

@@ -5,6 +5,7 @@ use super::copier::Copier;
 use super::output::Output;
 use super::{Job, Outcome, Written, draft_path};
 use crate::error::{Error, Result};
+use crate::format::cipher::{Cipher, TAG_BYTES};
 use crate::format::meta::{Merged, Meta};
 use crate::format::record::{HEADER_BYTES, Kind, Record};
 use crate::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, UnitHeader};
@@ -108,17 +109,23 @@ fn write_draft(job: &Job, draft: &Path, plan: &Plan) -> Result<Draft> {
     let allocated = file.allocate(0, header.unit_bytes);
     allocated.map_err(|e| Error::io("allocate merged unit", draft, e))?;
     let block = header.encode();
-    let mut out =
-        Output::begin((job.storage.as_ref(), &file), draft, (header.salt, block.as_slice()))?;
+    let key = match job.cipher {
+        Cipher::Open(key) => Some(key.unit(&header)),
+        Cipher::Plain | Cipher::Locked => None,
+    };
+    let begin = (header.salt, block.as_slice());
+    let mut out = Output::begin((job.storage.as_ref(), &file), draft, begin, key)?;
     out.put_new(first_record(&plan.content.merged, header.wall_ns), &plan.replaces)?;
     let count = plan.content.kept.len() as u64 + 1;
-    let mut copier = Copier::new(&plan.content.sources)?;
+    let mut copier = Copier::new(&plan.content.sources, job.cipher)?;
     for item in &plan.content.kept {
         if !job.pace.spend(u64::from(item.payload_bytes_max()) + HEADER_BYTES) {
             return Ok(Draft::Stopped);
         }
         let (record, payload) = copier.copy(item)?;
-        let end = align_up(out.end() + HEADER_BYTES + payload.len() as u64);
+        let tag_bytes = if item.record.encrypted { TAG_BYTES } else { 0 };
+        let end = out.end() + HEADER_BYTES + payload.len() as u64 + u64::from(tag_bytes);
+        let end = align_up(end);
         if !fits(header.unit_bytes, end, count) {
             return Ok(Draft::TooLarge);
         }
@@ -151,6 +158,7 @@ fn first_record(merged: &Merged, wall_ns: u64) -> Record {
         payload_crc: 0,
         payload_bytes: 0,
         compression: 0,
+        encrypted: false,
         // A number of 0 would be that of a reservation.
         seq: merged.last_seq.max(1),
     }

@@ -2,6 +2,7 @@
 //! otherwise. Payloads are not read, but for the few that hold metadata.
 
 use crate::error::{Error, Result};
+use crate::format::cipher::Origin;
 use crate::format::index::{self, ENTRY_BYTES, FOOTER_BYTES, Footer};
 use crate::format::meta::{META_BYTES_MAX, Merged, Meta};
 use crate::format::record::{self, Decoded, HEADER_BYTES, Record};
@@ -272,25 +273,22 @@ fn scan(unit: &mut UnitContents, length: u64) -> Result<()> {
 /// [`Record::data_bytes`].
 ///
 /// # Errors
-/// It can't be read, its checksum doesn't match, or it can't be unpacked.
+/// It can't be read, its checksum doesn't match, or it can't be unpacked or decrypted.
 pub fn read_data(
     file: &dyn StoredFile,
     path: &Path,
-    at: u64,
+    origin: &Origin<'_>,
     record: &Record,
     buffer: &mut [u8],
 ) -> Result<()> {
-    if record.compression == payload::PLAIN {
+    let at = origin.at;
+    let failed = |why| Error::Damaged { unit: path.to_owned(), at, seq: record.seq, why };
+    if payload::is_as_captured(origin, record).map_err(failed)? {
         return read_payload(file, path, at, record, buffer);
     }
     let mut stored = vec![0; record.payload_bytes as usize];
     read_payload(file, path, at, record, &mut stored)?;
-    payload::unpack_into(record, &stored, buffer).map_err(|why| Error::Damaged {
-        unit: path.to_owned(),
-        at,
-        seq: record.seq,
-        why,
-    })
+    payload::unpack_into(origin, record, &stored, buffer).map_err(failed)
 }
 
 /// Reads and checks a record's whole payload as it is stored into `buffer`, which must have its size.

@@ -20,6 +20,7 @@ fn keep(dir: &Path, journal: &Journal) -> KeeperThread {
         clock: Arc::clone(&options.clock),
         ground: Arc::new(Home { storage: options.storage }),
         pace: Arc::new(Unpaced),
+        key: None,
         limits: Limits { guaranteed_ns: 0, ..Limits::new(100_000_000, None) },
     })
     .unwrap();

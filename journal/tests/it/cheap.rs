@@ -1,10 +1,11 @@
 //! What an append must not cost the thread that makes it: memory, system calls, waiting for the disk.
 
+use crate::encryption::key_of;
 use crate::fixture::{new_journal, options, quiet, session, write};
 use afterimage_journal::log::Backend;
 use afterimage_journal::meta::SessionEvent;
 use afterimage_journal::storage::{Access, Lock, LockKind, RealStorage, Room, Storage, StoredFile};
-use afterimage_journal::{Journal, Options};
+use afterimage_journal::{Journal, Key, Options};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs::File;
@@ -56,9 +57,18 @@ fn writes() -> u64 {
 
 #[test]
 fn an_append_allocates_nothing_and_writes_to_no_file_itself() {
+    appends_cost_nothing(None);
+}
+
+#[test]
+fn an_encrypted_append_allocates_nothing_and_writes_to_no_file_itself() {
+    appends_cost_nothing(Some(key_of(3)));
+}
+
+fn appends_cost_nothing(key: Option<Key>) {
     let temporary = tempfile::tempdir().unwrap();
     // All of it fits into the ring and into a unit: no turn to a next one.
-    let options = Options { unit_bytes: 32 << 20, ring_bytes: 16 << 20, ..quiet() };
+    let options = Options { unit_bytes: 32 << 20, ring_bytes: 16 << 20, key, ..quiet() };
     let journal = new_journal(&temporary.path().join("j"), options);
     journal.append_meta(&session(1, SessionEvent::Open)).unwrap();
     let payload = [7; 4096];

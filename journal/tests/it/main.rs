@@ -5,6 +5,7 @@ mod beside;
 mod catalogue;
 mod cheap;
 mod crash;
+mod encryption;
 mod faults;
 mod find;
 mod fixture;

@@ -11,7 +11,7 @@ use afterimage_journal::meta::{
 };
 use afterimage_journal::storage::{RealStorage, Storage};
 use afterimage_journal::window::Limits;
-use afterimage_journal::{History, Journal, Options, Seq, View};
+use afterimage_journal::{History, Journal, Key, Options, Seq, View};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,10 +46,20 @@ pub struct Bench {
     pub rng: Rng,
     pub copies: u32,
     pub points: Vec<(Seq, Vec<u8>)>,
+    key: Option<Key>,
 }
 
 impl Bench {
     pub fn new(seed: u64) -> Self {
+        Self::made(seed, None)
+    }
+
+    /// One whose journal is encrypted.
+    pub fn with_key(seed: u64, key: Key) -> Self {
+        Self::made(seed, Some(key))
+    }
+
+    fn made(seed: u64, key: Option<Key>) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let dir = temporary.path().join("g");
         let watch = Watch(Arc::new(AtomicU64::new(MINUTE)));
@@ -61,13 +71,15 @@ impl Bench {
             rng: Rng(seed | 1),
             copies: 0,
             points: Vec::new(),
+            key,
         };
         new_journal(&bench.dir, bench.options()).close().unwrap();
         bench
     }
 
     pub fn options(&self) -> Options {
-        Options { clock: Arc::new(self.watch.clone()), ..quiet() }
+        let key = self.key.clone();
+        Options { clock: Arc::new(self.watch.clone()), key, ..quiet() }
     }
 
     pub fn pass(&self, ns: u64) {
@@ -156,6 +168,7 @@ impl Bench {
             dir: self.dir.clone(),
             clock: Arc::new(self.watch.clone()),
             pace: Arc::new(Unpaced),
+            key: self.key.clone(),
             limits: Limits { guaranteed_ns: 0, ..Limits::new(window_ns, None) },
         }
     }
@@ -168,7 +181,8 @@ impl Bench {
 
     /// Every point from the edge on reads as it was; says how many there are.
     pub fn check(&self) -> usize {
-        let history = History::load(&self.dir).unwrap();
+        let mut history = History::load(&self.dir).unwrap();
+        history.unlock(self.key.as_ref()).unwrap();
         assert!(history.damage.is_empty(), "{:?}", history.damage);
         let edge = edge_of(&self.dir);
         let kept: Vec<_> = self.points.iter().filter(|(seq, _)| *seq >= edge).collect();

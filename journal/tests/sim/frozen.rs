@@ -4,10 +4,10 @@
 //! The text holds each file in runs of bytes that are not zero, and what must be read: the head, the
 //! checkpoints, the restorable ranges, and a hash of each volume at each position.
 
-use crate::run::{DIR, Run};
+use crate::run::{DIR, Run, key, unlocked};
 use crate::storage::SimStorage;
 use afterimage_journal::storage::{Access, Storage};
-use afterimage_journal::{History, Journal, View};
+use afterimage_journal::{History, Journal, Options, View};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,8 +17,11 @@ const LINE_BYTES: usize = 64;
 /// What a journal consists of; everything else is made out from it, or is a lock.
 const KEPT: [&str; 3] = ["journal.json", "unit-", "merged-"];
 
-fn path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1.txt")
+/// In the clear, and encrypted.
+const FIXTURES: [&str; 2] = ["format-1.txt", "format-1-encrypted.txt"];
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -56,7 +59,7 @@ fn files(storage: &SimStorage) -> String {
 /// What is read from the journal, as text.
 fn read(storage: &SimStorage) -> String {
     let storage: Arc<dyn Storage> = storage.shared();
-    let history = History::load_in(&storage, Path::new(DIR)).unwrap();
+    let history = unlocked(History::load_in(&storage, Path::new(DIR)).unwrap());
     assert!(history.damage.is_empty(), "{:?}", history.damage);
     let mut text = String::new();
     writeln!(text, "read epoch {} head {} closed {}", history.epoch, history.head, history.closed)
@@ -103,7 +106,13 @@ fn put_back(text: &str) -> SimStorage {
 
 #[test]
 fn a_journal_of_format_1_reads_as_it_was_written() {
-    let text = std::fs::read_to_string(path()).unwrap();
+    for name in FIXTURES {
+        reads_as_it_was_written(name);
+    }
+}
+
+fn reads_as_it_was_written(name: &str) {
+    let text = std::fs::read_to_string(path(name)).unwrap();
     let expected: String =
         text.lines().filter(|l| l.starts_with("read ")).map(|l| format!("{l}\n")).collect();
     assert!(expected.lines().count() > 50, "it holds too little");
@@ -111,7 +120,8 @@ fn a_journal_of_format_1_reads_as_it_was_written() {
     assert_eq!(read(&storage), expected);
     // Taken on by a writer of today, all of it stays as it was.
     let clock = Arc::new(crate::clock::SimClock::new());
-    let options = crate::run::options(&storage, &clock);
+    let key = (name != FIXTURES[0]).then(key);
+    let options = Options { key, ..crate::run::options(&storage, &clock) };
     Journal::open(Path::new(DIR), options).unwrap().0.close().unwrap();
     let now = read(&storage);
     for line in expected.lines().filter(|l| !l.starts_with("read epoch")) {
@@ -123,9 +133,20 @@ fn a_journal_of_format_1_reads_as_it_was_written() {
 #[test]
 #[ignore = "writes into the source tree"]
 fn freeze_a_journal_of_format_1() {
-    let mut run = Run::new(1);
+    freeze(1, FIXTURES[0]);
+}
+
+/// The same of an encrypted one.
+#[test]
+#[ignore = "writes into the source tree"]
+fn freeze_an_encrypted_journal_of_format_1() {
+    freeze(3, FIXTURES[1]);
+}
+
+fn freeze(seed: u64, name: &str) {
+    let mut run = Run::new(seed);
     run.freeze_steps();
     let head = "# A journal of format 1, and what must be read from it. See journal/tests/sim/frozen.rs.\n";
     let text = [head, &files(&run.storage), &read(&run.storage)].concat();
-    std::fs::write(path(), text).unwrap();
+    std::fs::write(path(name), text).unwrap();
 }

@@ -7,13 +7,13 @@ use crate::clock::SimClock;
 use crate::disk::{Disk, Keep, Op};
 use crate::model::Model;
 use crate::rng::Rng;
-use crate::run::{DIR, Run, empty_disk, options, thinned};
+use crate::run::{DIR, Run, empty_disk, key, options, thinned, unlocked};
 use crate::seeds::each;
 use crate::storage::SimStorage;
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::log::Draft;
 use afterimage_journal::storage::Storage;
-use afterimage_journal::{History, Journal, Seq};
+use afterimage_journal::{History, Journal, Options, Seq};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,7 +108,8 @@ fn images(seed: u64) -> u64 {
 
 fn load(storage: &SimStorage) -> History {
     let storage: Arc<dyn Storage> = storage.shared();
-    History::load_in(&storage, Path::new(DIR)).unwrap_or_else(|e| panic!("it can't be read: {e}"))
+    let loaded = History::load_in(&storage, Path::new(DIR));
+    unlocked(loaded.unwrap_or_else(|e| panic!("it can't be read: {e}")))
 }
 
 fn check(image: Disk, recorded: &Recorded, said: &Said, rng: &mut Rng) {
@@ -125,7 +126,9 @@ fn check(image: Disk, recorded: &Recorded, said: &Said, rng: &mut Rng) {
     model.check(&history, &at);
     drop(history);
 
-    let (journal, found) = Journal::open(Path::new(DIR), options(&storage, &clock))
+    let key = load(&storage).identity.encryption.is_some().then(key);
+    let options = Options { key, ..options(&storage, &clock) };
+    let (journal, found) = Journal::open(Path::new(DIR), options)
         .unwrap_or_else(|e| panic!("it can't be opened: {e}"));
     assert_eq!(found.head, head, "the writer sees what a reader saw");
     drop(found);

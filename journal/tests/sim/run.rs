@@ -12,7 +12,7 @@ use afterimage_journal::log::Backend;
 use afterimage_journal::meta::{Config, Guest, Volume, VolumeKind};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::window::Keep;
-use afterimage_journal::{History, Journal, Options, Result, Seq, VolumeId};
+use afterimage_journal::{History, Journal, Key, Options, Result, Seq, VolumeId};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,6 +54,8 @@ pub struct Run {
     pub mark: u64,
     pub filled: u64,
     pub is_told: bool,
+    /// Every third journal is encrypted.
+    pub key: Option<Key>,
     /// What is to be restorable; steps of it thin.
     pub wish: Keep,
 }
@@ -90,6 +92,18 @@ pub fn options(storage: &SimStorage, clock: &Arc<SimClock>) -> Options {
         inline: true,
         ..Options::default()
     }
+}
+
+/// The key of those that are encrypted.
+pub fn key() -> Key {
+    Key::new([11; 32].into())
+}
+
+/// A history with its key, if it needs one.
+pub fn unlocked(mut history: History) -> History {
+    let key = history.identity.encryption.is_some().then(key);
+    history.unlock(key.as_ref()).unwrap();
+    history
 }
 
 pub fn config(sizes: &BTreeMap<VolumeId, u64>) -> Config {
@@ -142,7 +156,8 @@ impl Run {
     /// The same on this disk.
     pub fn on(storage: SimStorage, seed: u64) -> Self {
         let clock = Arc::new(SimClock::new());
-        let options = options(&storage, &clock);
+        let key = seed.is_multiple_of(3).then(key);
+        let options = Options { key: key.clone(), ..options(&storage, &clock) };
         let journal = Journal::create(Path::new(DIR), Uuid::from_u128(1), "g", options).unwrap();
         let sizes = (1..=VOLUMES).map(|id| (id, VOLUME_SECTORS * SECTOR)).collect();
         let mut run = Self {
@@ -158,6 +173,7 @@ impl Run {
             copy: 0,
             mark: 0,
             filled: 0,
+            key,
             wish: Keep::every_write(WINDOW_NS),
             is_told: std::env::var_os("AFTERIMAGE_SEED").is_some(),
         };
@@ -172,7 +188,7 @@ impl Run {
 
     pub fn history(&self) -> History {
         let storage: Arc<dyn Storage> = self.storage.shared();
-        History::load_in(&storage, Path::new(DIR)).unwrap()
+        unlocked(History::load_in(&storage, Path::new(DIR)).unwrap())
     }
 
     /// Takes what a call came to. The dead have heard of nothing: whatever it returned does not
@@ -273,7 +289,8 @@ impl Run {
                 let fault = if self.rng.percent(50) { Fault::Kill } else { Fault::Power };
                 self.storage.arm(1 + self.rng.below(40), fault);
             }
-            let opened = Journal::open(Path::new(DIR), options(&self.storage, &self.clock));
+            let options = Options { key: self.key.clone(), ..options(&self.storage, &self.clock) };
+            let opened = Journal::open(Path::new(DIR), options);
             self.storage.disarm();
             floor = match (self.storage.struck(), opened) {
                 (Some(Fault::Kill), _) => self.model.acked.min(head),

@@ -257,6 +257,7 @@ impl Run {
             clock: Arc::clone(&self.clock) as _,
             ground: Arc::new(Home { storage: self.storage.shared() }),
             pace: Arc::new(Unpaced),
+            key: self.key.clone(),
             limits: Limits::thinned(self.wish.clone(), None),
         }
     }

@@ -153,6 +153,7 @@ fn serve(
     point: Point,
     options: &ExportOptions,
 ) -> Result<(Exporting, Vec<Touched>)> {
+    recovery.history.check_key()?;
     check_socket(&options.socket)?;
     let history = &recovery.history;
     let guest = recovery.guest.as_deref();

@@ -31,6 +31,7 @@ pub fn verify_at(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<VerifyAtReport> {
     let started = Instant::now();
+    recovery.history.check_key()?;
     let history = &recovery.history;
     let guest = recovery.guest.as_deref();
     let whole = plan(history, point, Selection { guest, disks: &[] }, Format::Raw)?;

@@ -5,7 +5,6 @@
 //! a mistake there shows as a different digest. Slow: overwritten data is written all the same.
 
 use afterimage_journal::format::checksum::crc32c;
-use afterimage_journal::format::payload::unpack_into;
 use afterimage_journal::format::record::{FLAG_COPIED, HEADER_BYTES, Kind, Record};
 use afterimage_journal::history::Entry;
 use afterimage_journal::meta::{Copy, CopyEvent, Volume};
@@ -153,7 +152,6 @@ fn payload(history: &History, entry: &Entry) -> Option<Vec<u8>> {
     if crc32c(&bytes) != entry.record.payload_crc {
         return None;
     }
-    let mut data = vec![0; entry.record.data_bytes() as usize];
-    unpack_into(&entry.record, &bytes, &mut data).ok()?;
-    Some(data)
+    let mut data = Vec::new();
+    history.unpack(entry, &bytes, &mut data).ok().map(<[u8]>::to_vec)
 }

@@ -25,6 +25,7 @@ const JUDGED_RECORDS_MAX: usize = 1000;
 /// None at present: what can't be read is damage, and damage is listed.
 pub fn verify(recovery: &Recovery, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport> {
     let started = Instant::now();
+    recovery.history.check_key()?;
     let history = &recovery.history;
     let mut check =
         Check { history, damage: Vec::new(), judged: 0, checked: 0, claimed: Vec::new() };

@@ -26,6 +26,7 @@ pub fn run(state: &Path, group: &str) -> Outcome<ExitCode> {
         dir: dir.clone(),
         clock: Arc::new(SystemClock),
         pace: Arc::new(Unpaced),
+        key: None,
         limits: Limits { guaranteed_ns: u64::MAX, ..Limits::new(u64::MAX, None) },
     })?;
     let history = History::load(&dir)?;

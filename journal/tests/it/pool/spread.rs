@@ -79,6 +79,7 @@ fn nothing_is_merged_while_a_member_is_away() {
             clock: Arc::new(SystemClock),
             ground: Arc::new(Home { storage: Arc::clone(&bed.storage) }),
             pace: Arc::new(Unpaced),
+            key: None,
             limits: Limits { guaranteed_ns: 0, ..Limits::new(0, None) },
         })?;
         while keeper.step()? {}
