@@ -104,8 +104,14 @@ pub fn undo_all(state: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(dir(state)) else { return 0 };
     let mut left = 0;
     for path in entries.flatten().map(|e| e.path()) {
-        if path.extension().is_none_or(|e| e != "json") {
-            continue;
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("json") => {}
+            // Its writer died over it: nothing was begun.
+            Some("tmp") => {
+                let _ = std::fs::remove_file(&path);
+                continue;
+            }
+            _ => continue,
         }
         let read = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok());
         let undone = match read {
@@ -125,4 +131,22 @@ pub fn undo_all(state: &Path) -> usize {
         }
     }
     left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_intent_that_was_being_written_when_its_writer_died_goes() {
+        let state = tempfile::tempdir().unwrap();
+        let dir = dir(state.path());
+        std::fs::create_dir(&dir).unwrap();
+        let names = ["vm@memory.tmp", "vm@memory.json", "vm.json"];
+        names.map(|name| std::fs::write(dir.join(name), "{").unwrap());
+        std::fs::write(dir.join("notes"), "a person's").unwrap();
+        assert_eq!(undo_all(state.path()), 0);
+        let left: Vec<_> = std::fs::read_dir(&dir).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
 }
