@@ -142,9 +142,10 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dir = dir(state.path());
         std::fs::create_dir(&dir).unwrap();
-        let names = ["vm@memory.tmp", "vm@memory.json", "vm.json"];
-        names.map(|name| std::fs::write(dir.join(name), "{").unwrap());
-        std::fs::write(dir.join("notes"), "a person's").unwrap();
+        let names = ["vm@memory.tmp", "vm@memory.json", "vm.json", "notes"];
+        for name in names {
+            std::fs::write(dir.join(name), "{").unwrap();
+        }
         assert_eq!(undo_all(state.path()), 0);
         let left: Vec<_> = std::fs::read_dir(&dir).unwrap().flatten().collect();
         assert_eq!(left.len(), 1, "{left:?}");
