@@ -2,7 +2,7 @@
 //! The bench executes itself again for it: once as the guard, and that once more as the worker.
 
 use crate::peers::Running;
-use afterimage_agent::capture::{Capture, Tap};
+use afterimage_agent::capture::{Capture, Tap, TapShared};
 use afterimage_guard::{GuardConfig, Program, Worker};
 use afterimage_journal::{Journal, Options};
 use anyhow::{Context, Result, bail};
@@ -79,9 +79,8 @@ fn work(words: &[String], worker: Worker) -> Result<()> {
     worker.start_heartbeat()?;
     let group = uuid::Uuid::new_v4();
     let journal = Journal::create(Path::new(journal), group, "bench", Options::default())?;
-    let session = Arc::new(AtomicU32::new(1));
-    let tap =
-        Arc::new(Tap::new(journal, 1, bytes.parse()?, session, Arc::default(), Arc::default()));
+    let shared = TapShared { session: Arc::new(AtomicU32::new(1)), ..TapShared::default() };
+    let tap = Arc::new(Tap::new(journal, 1, bytes.parse()?, Arc::default(), shared));
     let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
     let capture = Capture::start(Path::new(socket), tap, Some(worker.clone()), 1, sender)?;
     worker.ready();

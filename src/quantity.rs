@@ -60,6 +60,26 @@ pub fn checkpoint_every_ms(text: &str) -> Result<u64, String> {
     Ok(u64::try_from(length.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Time between checkpoints of memory, in milliseconds: 10 s to a week.
+///
+/// # Errors
+/// It isn't such a span.
+pub fn memory_every_ms(text: &str) -> Result<u64, String> {
+    let length = duration(text)?;
+    if length < Duration::from_secs(10) || length > Duration::from_secs(7 * 86400) {
+        return Err("memory is taken every 10s at the most, every 7d at the least".into());
+    }
+    Ok(u64::try_from(length.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The same, or `off`, which is 0.
+///
+/// # Errors
+/// It is neither.
+pub fn memory_every_ms_or_off(text: &str) -> Result<u64, String> {
+    if text.trim() == "off" { Ok(0) } else { memory_every_ms(text) }
+}
+
 /// A rate in bytes a second, at least 64 KiB (or 0, where that means "no limit").
 ///
 /// # Errors
@@ -152,6 +172,9 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(window_s("500ms").is_err() && checkpoint_every_ms("50ms").is_err());
+        assert_eq!(memory_every_ms("10m"), Ok(600_000));
+        assert!(memory_every_ms("9s").is_err() && memory_every_ms("off").is_err());
+        assert_eq!(memory_every_ms_or_off("off"), Ok(0));
     }
 
     #[test]

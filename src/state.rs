@@ -154,6 +154,7 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
                 agent_restarts: 0,
                 offline: true,
                 space: None,
+                memory: None,
             }
         })
         .collect()

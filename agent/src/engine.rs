@@ -3,6 +3,7 @@
 //! What always holds: guests of a group share one open journal; settings are on disk before a
 //! guest counts as protected, and gone before it counts as not.
 
+mod memory;
 mod opening;
 mod status;
 mod wanted;
@@ -14,6 +15,7 @@ use crate::api::{
 };
 use crate::group::{Group, PoolGround};
 use crate::guest::{Context, DETACHED, Face, Guest};
+use crate::memory::checkpoint::Conductor;
 use crate::pool::PoolKeeper;
 use crate::settings::GuestSettings;
 use afterimage_guard::Worker;
@@ -25,7 +27,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{Mutex, oneshot};
-use wanted::{checkpoint_every, keep, limit, settings_of, steps};
+use wanted::{Change, keep, settings_of};
 
 /// Longest that `protect` waits for the first attach.
 const FIRST_ATTACH_LIMIT: std::time::Duration = crate::guest::COMMAND_LIMIT;
@@ -46,6 +48,7 @@ struct Entry {
     settings: GuestSettings,
     group: Arc<Group>,
     sampler: Arc<Sampler>,
+    memory: Arc<Conductor>,
 }
 
 pub(crate) fn api(error: &afterimage_journal::Error) -> ApiError {
@@ -80,6 +83,7 @@ impl Engine {
             since: jiff::Timestamp::now(),
             guests: Mutex::new(BTreeMap::new()),
         });
+        memory::schedule(&engine);
         let all = GuestSettings::load_all(state)?;
         for settings in all {
             let name = settings.name.clone();
@@ -138,10 +142,11 @@ impl Engine {
                 other.settings.name
             )));
         }
-        let group = match guests.values().find(|e| e.settings.group == settings.group) {
+        let known = guests.values().find(|e| e.settings.group == settings.group);
+        let (group, memory) = match known {
             Some(entry) => {
                 opening.join(&entry.group, &mut settings)?;
-                Arc::clone(&entry.group)
+                (Arc::clone(&entry.group), Arc::clone(&entry.memory))
             }
             None => {
                 let (state, name) = (self.state.clone(), settings.group.clone());
@@ -153,7 +158,8 @@ impl Engine {
                 let unit_bytes = self.options.unit_bytes;
                 group.set_ground(PoolGround::shared(self.pool.pool(), &settings.group, unit_bytes));
                 self.pool.watch(&group);
-                group
+                let memory = self.conductor(&group);
+                (group, memory)
             }
         };
         let face = Face::new(&settings.name);
@@ -170,7 +176,7 @@ impl Engine {
         let (guest, first) = Guest::start(context);
         let sampler = Sampler::start(Arc::clone(&group));
         let name = settings.group.clone();
-        guests.insert(settings.name.clone(), Entry { guest, settings, group, sampler });
+        guests.insert(settings.name.clone(), Entry { guest, settings, group, sampler, memory });
         keep(self.pool.pool(), &guests, &name);
         Ok(first)
     }
@@ -217,7 +223,9 @@ impl Engine {
         names
             .iter()
             .filter_map(|n| guests.get(n))
-            .map(|e| status::of(&e.guest.face, &e.settings, &e.group, &e.sampler, counters))
+            .map(|e| {
+                status::of(&e.guest.face, &e.settings, &e.group, &e.sampler, counters, &e.memory)
+            })
             .collect()
     }
 
@@ -265,7 +273,8 @@ impl Engine {
             tracing::warn!(guest = name, %error, "the journal still lists the guest");
         }
         let last = !guests.values().any(|e| e.settings.group == entry.settings.group);
-        let Entry { group, sampler, .. } = entry;
+        let Entry { group, sampler, memory, .. } = entry;
+        memory.forget(name);
         drop(guest);
         sampler.end();
         if last {
@@ -350,6 +359,9 @@ impl Control for Arc<Engine> {
                     names.len()
                 )));
             }
+            if request.memory {
+                return self.mark_memory(&names, request).await;
+            }
             let guests = self.handles(&names).await;
             match guests.first() {
                 Some(guest) => {
@@ -368,42 +380,14 @@ impl Control for Arc<Engine> {
     fn set(&self, name: String, request: SetRequest) -> Reply<'_, Vec<GuestStatus>> {
         Box::pin(async move {
             let names = self.named(&name).await?;
-            let wish = request.keep.clone();
-            if let (Some(window_s), Some(_)) = (request.window_s, &wish) {
-                steps(wish.clone(), window_s)?;
-            }
             // All is checked before anything changes.
-            let unit_bytes = self.options.unit_bytes;
-            let limit_bytes =
-                request.limit_bytes.map(|b| limit(Some(b), unit_bytes)).transpose()?;
-            let every_ms = request.checkpoint_every_ms.map(checkpoint_every).transpose()?;
+            let change = Change::of(request, self.options.unit_bytes)?;
             let mut guests = self.guests.lock().await;
             let mut changed = Vec::new();
             for name in &names {
                 let Some(entry) = guests.get_mut(name) else { continue };
-                let settings = &mut entry.settings;
-                if let Some(wish) = &wish {
-                    settings.want(wish.clone());
-                } else if let Some(window_s) = request.window_s {
-                    settings.window_s = window_s;
-                    settings.want(settings.wanted());
-                }
-                if let Some(limit_bytes) = limit_bytes {
-                    settings.limit_bytes = limit_bytes;
-                }
-                if let Some(guarantee_s) = request.guarantee_s {
-                    settings.guarantee_s = Some(guarantee_s);
-                }
-                if let Some(every_ms) = every_ms {
-                    settings.checkpoint_every_ms = every_ms;
-                }
-                if let Some(rate) = request.rate_bytes_per_s {
-                    settings.rate_bytes_per_s = Some(rate).filter(|r| *r > 0);
-                }
-                if let Some(path) = &request.guest_agent {
-                    settings.guest_agent = Some(path.clone());
-                }
-                changed.push((entry.guest.clone(), settings.clone()));
+                change.apply(&mut entry.settings);
+                changed.push((entry.guest.clone(), entry.settings.clone()));
             }
             let groups: Vec<_> = changed.iter().map(|(_, s)| s.group.clone()).collect();
             for group in groups {

@@ -8,6 +8,7 @@
 mod copy;
 mod ground;
 mod keeping;
+mod memory;
 mod purge;
 mod secret;
 mod sessions;
@@ -16,6 +17,7 @@ mod timeline;
 
 pub use copy::CopyWriter;
 pub use ground::PoolGround;
+pub use memory::{MemoryPart, MemoryVolume};
 pub use purge::purge;
 pub use timeline::Interval;
 

@@ -8,6 +8,20 @@ use afterimage_journal::{Error, Result, layout};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+/// How a guest's memory is taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryMode {
+    /// While the guest runs; it stands still for some milliseconds. Where the instant can't be found in
+    /// its writes, it is stopped by command until its first page comes: tens to hundreds of milliseconds.
+    #[default]
+    Auto,
+    /// While the guest runs, and never stopped by command.
+    Background,
+    /// The guest stands still until all of its memory is read.
+    Stop,
+}
+
 /// A protected guest's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestSettings {
@@ -46,6 +60,12 @@ pub struct GuestSettings {
     /// The file with the key of the group's journal, if that is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
+    /// Time between checkpoints of its group's memory, in milliseconds; `None`: only on request.
+    #[serde(default)]
+    pub memory_every_ms: Option<u64>,
+    /// How its memory is taken.
+    #[serde(default)]
+    pub memory_mode: MemoryMode,
     /// Somebody asked to let go of it.
     #[serde(default)]
     pub detached: bool,

@@ -1,9 +1,10 @@
 //! `afterimage demo`: the whole story on a real guest, told step by step.
 //!
 //! It boots a guest that commits rows into an SQLite database, protects the running guest, picks a
-//! moment, lets the guest destroy its database, restores the disk to that moment and has the
-//! restored copy judged by a guest that boots from it. Everything is done as a user would: by this
-//! program's own commands, each shown as it runs.
+//! moment, takes the guest's memory, lets the guest destroy its database, restores the disk to that
+//! moment and has the restored copy judged by a guest that boots from it; then it restores disks and
+//! memory, and the guest that went down goes on without a boot. Everything is done as a user would:
+//! by this program's own commands, each shown as it runs.
 //!
 //! What always holds: the demo works in one directory that it made itself, and every process that
 //! it started has ended when [`run`] returns, whichever way.
@@ -12,6 +13,7 @@ mod agent;
 mod commands;
 mod guest;
 mod rows;
+mod warm;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,12 +26,15 @@ use serde_json::Value;
 use agent::Daemon;
 use commands::Commands;
 use guest::{Accel, Guest, GuestFiles};
-use rows::{Checked, Moment};
+use rows::{Checked, Moment, in_flight, judge};
+use warm::Taken;
 
 /// The name under which the demo protects its guest.
 const NAME: &str = "demo";
-/// Size of the guest's disk.
+/// Size of the disk with the guest's database.
 const DISK_BYTES: u64 = 256 << 20;
+/// Size of the disk on which the guest counts.
+const COUNTER_BYTES: u64 = 1 << 20;
 /// What tells a directory of ours from any other.
 const MARKER: &str = "made-by-afterimage-demo";
 /// How long rows are committed before the guest is protected, for the figures to compare with.
@@ -81,6 +86,7 @@ struct Destroyed {
     bare_worst_us: u64,
     protected_worst_us: u64,
     rows_per_second: u64,
+    memory: Taken,
 }
 
 /// What `restore` made.
@@ -94,12 +100,13 @@ struct Restored {
 impl Story {
     fn tell(&self) -> Result<()> {
         let accel = self.choose_accel()?;
-        let disk = self.dir.join("disk.raw");
+        let [disk, counter] = ["disk.raw", "counter.raw"].map(|name| self.dir.join(name));
         guest::make_disk(&disk, DISK_BYTES)?;
+        guest::make_blank(&counter, COUNTER_BYTES)?;
 
         let (destroyed, status, restored) = {
             let agent = self.start_agent()?;
-            let mut guest = self.boot(accel, &disk, "original")?;
+            let mut guest = self.boot(accel, &[&disk, &counter], "original")?;
             let destroyed = self.protect_and_destroy(&mut guest)?;
             let status = self.status("What the agent says now:")?;
             let restored = self.restore(&destroyed.moment)?;
@@ -110,7 +117,10 @@ impl Story {
         };
         let checked = self.check_copy(accel, &restored.disk)?;
         judge(&checked, &destroyed.moment)?;
+        let warm = self.resume(&destroyed.memory)?;
         self.sum_up(&destroyed, &checked, &status, &restored);
+        self.sum_up_warm(&destroyed.memory, &warm);
+        self.what_next(&destroyed.moment);
         Ok(())
     }
 
@@ -131,9 +141,10 @@ impl Story {
         Daemon::start(&self.commands, &self.dir.join("agent.log"))
     }
 
-    fn boot(&self, accel: Accel, disk: &Path, name: &str) -> Result<Guest> {
-        self.step(&format!("Boot a guest on {}", disk.display()));
-        let guest = Guest::boot(&self.files, accel, disk, &self.dir.join(format!("{name}.log")))?;
+    fn boot(&self, accel: Accel, disks: &[&Path], name: &str) -> Result<Guest> {
+        let shown: Vec<_> = disks.iter().map(|disk| disk.display().to_string()).collect();
+        self.step(&format!("Boot a guest on {}", shown.join(" and ")));
+        let guest = Guest::boot(&self.files, accel, disks, &self.dir.join(format!("{name}.log")))?;
         self.say(&format!("up after {:.1} s", guest.boot_time().as_secs_f64()));
         Ok(guest)
     }
@@ -143,6 +154,10 @@ impl Story {
             "In the guest: rows into an SQLite database (ext4, WAL, FULL sync), a commit each",
         );
         guest.start_rows()?;
+        guest.start_counter()?;
+        self.say(
+            "beside it: a number that goes up on a second disk and in memory, a file in tmpfs",
+        );
         std::thread::sleep(BARE_TIME);
         let bare = guest.take_figures()?;
         self.say(&format!("{} rows so far, worst commit {}", bare.last, ms(bare.worst_us)));
@@ -163,7 +178,10 @@ impl Story {
         ));
         std::thread::sleep(AFTER_MOMENT);
         let figures = guest.take_figures()?;
-        self.say(&format!("{} rows by now; the database is destroyed next", figures.last));
+
+        let memory = self.take_memory(guest)?;
+        let last = guest.take_figures()?.last;
+        self.say(&format!("{last} rows by now; the database is destroyed next"));
 
         self.step(
             "In the guest: overwrite, rename and delete the database and all files beside it",
@@ -175,10 +193,11 @@ impl Story {
         ensure!(after.integrity != "ok", "the database is still there: nothing was destroyed");
         Ok(Destroyed {
             moment,
-            last_acked: figures.last,
+            last_acked: last,
             bare_worst_us: bare.worst_us,
             protected_worst_us: figures.worst_us,
             rows_per_second: figures.per_second,
+            memory,
         })
     }
 
@@ -204,7 +223,7 @@ impl Story {
     }
 
     fn restore(&self, moment: &Moment) -> Result<Restored> {
-        self.step("Restore the disk to the moment");
+        self.step("Restore the disks to the moment");
         let to = self.dir.join("restored").display().to_string();
         let begin = Instant::now();
         let printed =
@@ -212,16 +231,18 @@ impl Story {
         let seconds = begin.elapsed().as_secs_f64();
         let result: Value = serde_json::from_str(&printed)
             .with_context(|| format!("restore --json printed no JSON: {printed}"))?;
-        let disk = result["disks"][0]["path"]
-            .as_str()
-            .with_context(|| format!("restore --json names no disk: {result}"))?
+        let mut disks = result["disks"].as_array().into_iter().flatten();
+        let disk = disks
+            .find(|disk| disk["node"] == guest::DATABASE_NODE)
+            .and_then(|disk| disk["path"].as_str())
+            .with_context(|| format!("restore --json does not name the disk: {result}"))?
             .into();
         let before_ms = before_ms(result["time"].as_str(), &moment.time);
         Ok(Restored { disk, before_ms, seconds })
     }
 
     fn check_copy(&self, accel: Accel, disk: &Path) -> Result<Checked> {
-        let mut guest = self.boot(accel, disk, "restored")?;
+        let mut guest = self.boot(accel, &[disk], "restored")?;
         self.step("In the restored copy: what does SQLite say, and which rows are there?");
         let checked = guest.check()?;
         self.say(&format!(
@@ -272,6 +293,9 @@ impl Story {
             restored.seconds,
             self.begin.elapsed().as_secs_f64()
         );
+    }
+
+    fn what_next(&self, moment: &Moment) {
         tell!("\nThe journal is kept in {}. No agent runs; try on it:", self.dir.display());
         let to = self.dir.join("again").display().to_string();
         for next in [
@@ -291,37 +315,6 @@ impl Story {
     fn say(&self, what: &str) {
         tell!("    {what}");
     }
-}
-
-/// Whether the restored copy is what the moment demands. A row acknowledged before the moment must
-/// be there. A row that was not granted before it had not begun, and must not. Between the two lies
-/// at most one row, whose commit was under way: either answer is right for it.
-fn judge(checked: &Checked, moment: &Moment) -> Result<()> {
-    ensure!(checked.integrity == "ok", "integrity_check of the copy says {}", checked.integrity);
-    ensure!(checked.bad == 0, "{} rows of the copy have a wrong checksum", checked.bad);
-    ensure!(
-        checked.holes == 0 && checked.min == 1 && checked.rows == checked.max,
-        "the copy's rows have holes: {checked:?}"
-    );
-    ensure!(
-        checked.max >= moment.acked,
-        "row {} was acknowledged before {} but the copy ends at row {}",
-        moment.acked,
-        moment.time,
-        checked.max
-    );
-    ensure!(
-        checked.max <= moment.granted,
-        "row {} was begun after {} but it is in the copy",
-        checked.max,
-        moment.time
-    );
-    Ok(())
-}
-
-fn in_flight(checked: &Checked, moment: &Moment) -> String {
-    let there = if checked.max == moment.granted { "is there, whole" } else { "is not there" };
-    format!("Row {}, whose commit was under way, {there}.", moment.granted)
 }
 
 /// Makes an empty directory at `path`, in place of that of an earlier demo. The path is made
@@ -359,39 +352,4 @@ fn earlier(moment: &str) -> String {
 
 fn ms(us: u64) -> String {
     format!("{:.1} ms", us as f64 / 1000.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn moment() -> Moment {
-        Moment { time: "2026-01-02T03:04:05Z".into(), acked: 10, granted: 11 }
-    }
-
-    fn copy(max: u64) -> Checked {
-        Checked { integrity: "ok".into(), rows: max, min: 1, max, bad: 0, holes: 0 }
-    }
-
-    #[test]
-    fn copy_with_the_acknowledged_rows_and_at_most_the_one_in_flight_is_right() {
-        for max in [10, 11] {
-            assert!(judge(&copy(max), &moment()).is_ok(), "{max}");
-        }
-    }
-
-    #[test]
-    fn copy_that_lacks_has_more_or_is_damaged_is_wrong() {
-        let wrong = [
-            copy(9),
-            copy(12),
-            Checked { bad: 1, ..copy(10) },
-            Checked { rows: 9, holes: 1, ..copy(10) },
-            Checked { rows: 9, min: 2, ..copy(10) },
-            Checked { integrity: "missing".into(), ..copy(10) },
-        ];
-        for checked in wrong {
-            assert!(judge(&checked, &moment()).is_err(), "{checked:?}");
-        }
-    }
 }

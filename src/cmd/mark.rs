@@ -20,6 +20,9 @@ pub struct MarkArgs {
     /// error
     #[arg(long)]
     quiesce: bool,
+    /// With the memory of all guests of the group at the same instant; returns when it is stored
+    #[arg(long)]
+    memory: bool,
     #[command(flatten)]
     state: StateArgs,
 }
@@ -32,13 +35,14 @@ pub fn run(args: &MarkArgs) -> Outcome {
             "{tag:?} can't be a tag: use 1 to {TAG_BYTES_MAX} bytes of plain text"
         )));
     }
-    let request = MarkRequest { tag: tag.to_owned(), quiesce: args.quiesce };
+    let request = MarkRequest { tag: tag.to_owned(), quiesce: args.quiesce, memory: args.memory };
     let mark = args.state.client().mark(&args.name, &request)?;
     show::print(&format!(
-        "{}: checkpoint #{} ({}-consistent) at {}, seq:{}; restore it with --at 'tag:{tag}'\n",
+        "{}: checkpoint #{} ({}-consistent{}) at {}, seq:{}; restore it with --at 'tag:{tag}'\n",
         args.name,
         mark.id,
         mark.kind,
+        if mark.memory { ", with memory" } else { "" },
         show::clock(mark.time),
         mark.seq
     ))

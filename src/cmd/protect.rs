@@ -5,6 +5,7 @@ use crate::progress::Bar;
 use crate::state::StateArgs;
 use crate::{quantity, show};
 use afterimage_agent::api::{Client, ErrorKind, GuestState, GuestStatus, ProtectRequest};
+use afterimage_agent::settings::MemoryMode;
 use afterimage_journal::layout;
 use afterimage_journal::window::Keep;
 use std::path::{Path, PathBuf};
@@ -73,11 +74,41 @@ pub struct ProtectArgs {
     /// 64 hex digits. Without it the journal can't be restored (not encrypted)
     #[arg(long, value_name = "KEYFILE")]
     encrypt: Option<PathBuf>,
+    /// Time between checkpoints of the memory of the guest's whole group, like 10m; of a group, the
+    /// shortest counts (only by `mark --memory`)
+    #[arg(long, value_name = "TIME", value_parser = quantity::memory_every_ms)]
+    memory_every: Option<u64>,
+    /// How memory is taken
+    #[arg(long, value_enum, default_value = "auto", value_name = "MODE")]
+    memory_mode: MemoryModeArg,
     /// Wait, with a progress bar, until the initial sync is over
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
     state: StateArgs,
+}
+
+/// How a guest's memory is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum MemoryModeArg {
+    /// While the guest runs, which stands still for some milliseconds; where disks and memory can't be
+    /// had at one instant that way, it is stopped until its first page comes. Where QEMU can't do it
+    /// at all, `status` says why
+    Auto,
+    /// While the guest runs, and never stopped by command
+    Background,
+    /// The guest stands still until all of its memory is read
+    Stop,
+}
+
+impl From<MemoryModeArg> for MemoryMode {
+    fn from(mode: MemoryModeArg) -> Self {
+        match mode {
+            MemoryModeArg::Auto => Self::Auto,
+            MemoryModeArg::Background => Self::Background,
+            MemoryModeArg::Stop => Self::Stop,
+        }
+    }
 }
 
 /// Runs it.
@@ -101,6 +132,8 @@ pub fn run(args: &ProtectArgs) -> Outcome {
         rate_bytes_per_s: args.rate.filter(|r| *r > 0),
         guest_agent: args.guest_agent.as_deref().map(absolute).transpose()?,
         key_file: args.encrypt.as_deref().map(absolute).transpose()?,
+        memory_every_ms: args.memory_every,
+        memory_mode: args.memory_mode.into(),
     };
     let client = args.state.client();
     let guests = client.protect(&request)?;

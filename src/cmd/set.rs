@@ -9,7 +9,8 @@ use afterimage_journal::window::Keep;
 /// Change settings of a guest or group; no resync follows
 #[derive(Debug, clap::Args)]
 #[group(id = "setting", required = true, multiple = true,
-        args = ["window", "keep", "limit", "guarantee", "checkpoint_every", "rate", "guest_agent"])]
+        args = ["window", "keep", "limit", "guarantee", "checkpoint_every", "rate", "guest_agent",
+                "memory_every", "memory_mode"])]
 pub struct SetArgs {
     /// Guest or group
     name: String,
@@ -37,6 +38,12 @@ pub struct SetArgs {
     /// Socket of the guest agent, for `mark --quiesce`
     #[arg(long, value_name = "SOCK")]
     guest_agent: Option<std::path::PathBuf>,
+    /// Time between checkpoints of the group's memory, like 10m, or off: only by `mark --memory`
+    #[arg(long, value_name = "TIME", value_parser = quantity::memory_every_ms_or_off)]
+    memory_every: Option<u64>,
+    /// How memory is taken
+    #[arg(long, value_enum, value_name = "MODE")]
+    memory_mode: Option<super::protect::MemoryModeArg>,
     #[command(flatten)]
     state: StateArgs,
 }
@@ -52,13 +59,18 @@ pub fn run(args: &SetArgs) -> Outcome {
         checkpoint_every_ms: args.checkpoint_every,
         rate_bytes_per_s: args.rate,
         guest_agent: args.guest_agent.as_deref().map(super::protect::absolute).transpose()?,
+        memory_every_ms: args.memory_every,
+        memory_mode: args.memory_mode.map(Into::into),
     };
     let guests = args.state.client().set(&args.name, &request)?;
     let lines = guests.iter().map(|g| {
         let window = show::span_ms(g.window_s.saturating_mul(1000));
         let keep = g.keep.as_ref().map(|k| format!(", kept {k}")).unwrap_or_default();
         let every = show::span_ms(g.checkpoint_every_ms);
-        format!("{}: window {window}{keep}, a checkpoint every {every}\n", g.guest)
+        let memory = g.memory.as_ref().and_then(|m| m.every_ms);
+        let memory = memory.map(|ms| format!(", with memory every {}", show::span_ms(ms)));
+        let memory = memory.unwrap_or_default();
+        format!("{}: window {window}{keep}, a checkpoint every {every}{memory}\n", g.guest)
     });
     show::print(&lines.collect::<String>())
 }

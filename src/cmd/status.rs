@@ -5,7 +5,7 @@ mod watch;
 use crate::failure::{Failure, Outcome};
 use crate::show;
 use crate::state::{NOT_PROTECTED, StateArgs, offline_status};
-use afterimage_agent::api::{ErrorKind, GapStatus, GuestState, GuestStatus};
+use afterimage_agent::api::{ErrorKind, GapStatus, GuestState, GuestStatus, MemoryStatus};
 use afterimage_journal::keeper::Occupancy;
 use afterimage_journal::meta::CopyCause;
 
@@ -103,6 +103,9 @@ fn text(guests: &[GuestStatus], details: bool) -> String {
         if let Some(reason) = &guest.reason {
             text += &format!("{}: {reason}\n", guest.guest);
         }
+        if let Some(error) = guest.memory.as_ref().and_then(|m| m.error.as_ref()) {
+            text += &format!("{}: no checkpoint of memory: {error}\n", guest.guest);
+        }
         if let Some(alarm) = guest.space.as_ref().and_then(|s| s.alarm_text.as_ref()) {
             text += &format!("{}: {alarm}\n", guest.guest);
         }
@@ -183,6 +186,9 @@ fn detail(guest: &GuestStatus) -> String {
     if let Some(space) = &guest.space {
         text += &self::space(space);
     }
+    if let Some(memory) = &guest.memory {
+        text += &self::memory(memory);
+    }
     for disk in &guest.disks {
         let synced = disk.synced_bytes.saturating_mul(100) / disk.bytes.max(1);
         let size = show::bytes(disk.bytes);
@@ -193,6 +199,24 @@ fn detail(guest: &GuestStatus) -> String {
         text += &format!("  {hidden} older gaps (all: --json)\n");
     }
     text + &guest.gaps.iter().skip(hidden).map(gap).collect::<String>()
+}
+
+fn memory(memory: &MemoryStatus) -> String {
+    let every =
+        memory.every_ms.map_or("on request".into(), |ms| format!("every {}", show::span_ms(ms)));
+    let mut text = format!("  memory: {}, taken {every}", memory.state);
+    if let Some(last) = &memory.last {
+        text += &format!(
+            "; last #{} at {} ({}): {} changed, guest still for {:.1} ms, {} in all",
+            last.id,
+            show::clock(last.time),
+            last.order,
+            show::bytes(last.changed_bytes),
+            last.pause_us as f64 / 1000.0,
+            show::span_ms(last.took_ms)
+        );
+    }
+    text + "\n"
 }
 
 fn space(space: &Occupancy) -> String {

@@ -46,9 +46,8 @@ fn each_shell_has_completions() {
 
 #[test]
 fn what_is_not_built_is_not_accepted() {
-    let cases: [&[&str]; 5] = [
+    let cases: [&[&str]; 4] = [
         &["restore", "vm", "--at", "latest", "--to", "/x", "--warm"],
-        &["mark", "vm", "--tag", "t", "--memory"],
         &["protect", "vm", "--qmp", "/x", "--site", "/y"],
         &["export", "vm"],
         &["failover", "test", "vm"],

@@ -1,11 +1,13 @@
 //! Real guests, protected by the real agent; restored disks judged by what the guest wrote.
 
+mod copy;
 mod encrypted;
 mod evidence;
 mod export;
 mod inputs;
 mod libvirt;
 mod lifecycle;
+mod memory;
 mod owed;
 mod protect;
 mod quiesce;
@@ -14,6 +16,10 @@ mod rounds;
 mod styles;
 mod thinned;
 mod warm;
+mod warm_group;
+mod warm_killed;
+mod warm_random;
+mod warm_window;
 mod window;
 
 use crate::kit::{Agent, Disk, Vm, VmBuilder, image};

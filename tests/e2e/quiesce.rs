@@ -115,6 +115,15 @@ fn a_quiesced_checkpoint_is_application_consistent_and_a_guest_frozen_by_a_dead_
     }
     prefix_of(&scene.restore("tag:quiet")[..2]);
 
+    // With memory the guest is frozen just for the instant.
+    let both = scene.agent.run(&["mark", "vm", "--tag", "both", "--quiesce", "--memory"]);
+    assert_eq!(both.code, 0, "{both:?}");
+    assert_eq!(status(&mut scene), Ok(json!("thawed")));
+    let list = scene.agent.json(&["checkpoints", "vm"]);
+    let both = list.as_array().unwrap().iter().find(|c| c["tag"] == "both").unwrap();
+    assert_eq!((&both["kind"], &both["memory"]), (&json!("application"), &json!(true)), "{list}");
+    prefix_of(&scene.restore("tag:both")[..2]);
+
     // The agent is killed between the freeze and the thaw.
     let keeper = Keeper::new(scene.dir.path().join("keeper.sock"), scene.vm.guest_agent_socket());
     set_guest_agent(&scene, &keeper.path);

@@ -2,7 +2,8 @@
 //! copies that go on, by the command line alone.
 
 use super::PROGRAM;
-use crate::kit::{Cli, Disk, Export, GuestPort, REPLY_LIMIT, Vm, VmBuilder, image, poll};
+use super::copy::{Copy, Counted};
+use crate::kit::{Cli, Disk, Export, REPLY_LIMIT, Vm, VmBuilder, image, poll};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{
@@ -14,9 +15,8 @@ use afterimage_migration::{Block, Limits, PAGE_BYTES, Parts, Reader, Sink};
 use rustix::process::Signal;
 use serde_json::json;
 use std::convert::Infallible;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -154,62 +154,6 @@ fn journal(state: &Path, images: &[PathBuf], vm: &mut Vm, stream: &Path) {
     journal.close().unwrap();
 }
 
-/// A copy that was started by its script; killed when dropped.
-struct Copy {
-    child: Child,
-    port: GuestPort,
-    log: PathBuf,
-}
-
-impl Copy {
-    /// Runs a script; the guest's port is the socket that the script puts behind it.
-    fn start(script: &Path, port: &Path) -> Self {
-        let mut command = Command::new(script);
-        let log = port.with_extension("words");
-        let words = std::fs::File::create(&log).unwrap();
-        command.stdin(Stdio::null()).stdout(words.try_clone().unwrap()).stderr(words);
-        let mut child = command.spawn().unwrap();
-        let socket = poll(REPLY_LIMIT, || UnixStream::connect(port).ok());
-        let Some(socket) = socket else {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("{}", std::fs::read_to_string(log).unwrap());
-        };
-        Self { child, port: GuestPort::new(socket), log }
-    }
-
-    fn ask(&mut self, line: &str, pattern: &str) -> String {
-        // Until the stream is loaded there is nobody who listens.
-        self.port.send(line).unwrap();
-        let said = self.port.wait_line(pattern, REPLY_LIMIT);
-        said.unwrap_or_else(|e| panic!("{e}: {}", std::fs::read_to_string(&self.log).unwrap()))
-    }
-}
-
-impl Drop for Copy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn field(line: &str, name: &str) -> String {
-    let found = line.split_whitespace().find_map(|word| word.strip_prefix(name));
-    found.unwrap_or_else(|| panic!("{line:?} has no {name}")).to_owned()
-}
-
-/// The guest counts on from where it was, and its memory is as it was.
-fn goes_on(copy: &mut Copy, was: &str) {
-    let at_once = copy.ask("counter stats", "counter stats ram=");
-    std::thread::sleep(Duration::from_millis(500));
-    let later = copy.ask("counter stats", "counter stats ram=");
-    let ram = |line: &str| field(line, "ram=").parse::<u64>().unwrap();
-    assert!(ram(was) <= ram(&at_once) && ram(&at_once) < ram(&later), "{was} {at_once} {later}");
-    assert_eq!(field(was, "tmpfs="), field(&later, "tmpfs="));
-    let disks = field(&later, "disk=");
-    assert!(disks.split(',').all(|d| d.parse::<u64>().unwrap() >= ram(&later)), "{later}");
-}
-
 #[test]
 fn a_guest_goes_on_from_its_checkpoint_restored_and_exported() {
     let dir = TempDir::with_prefix("warm-").unwrap();
@@ -221,7 +165,7 @@ fn a_guest_goes_on_from_its_checkpoint_restored_and_exported() {
     let mut vm = builder.boot();
     vm.ask("counter start tmpfs=33554432", "counter started");
     std::thread::sleep(Duration::from_millis(500));
-    let was = vm.ask("counter stats", "counter stats ram=");
+    let was = Counted::of(&mut vm);
     vm.qmp().execute("stop", json!({}));
     let state = dir.path().join("state");
     journal(&state, &images, &mut vm, &dir.path().join("stream"));
@@ -242,7 +186,7 @@ fn a_guest_goes_on_from_its_checkpoint_restored_and_exported() {
     assert_eq!(report["memory"], json!(to.join("web.memory")));
     assert_eq!(report["memories"][0]["guest"], "web");
     let mut copy = Copy::start(&to.join("web.start.sh"), &to.join("web.port.sock"));
-    goes_on(&mut copy, &was);
+    copy.goes_on(&was, was.ram);
     drop(copy);
 
     let socket = dir.path().join("nbd");
@@ -251,7 +195,7 @@ fn a_guest_goes_on_from_its_checkpoint_restored_and_exported() {
     let export = Export::start(&cli, "web", "#1", &socket, &more);
     let script = PathBuf::from(export.report["memories"][0]["script"].as_str().unwrap());
     let mut copy = Copy::start(&script, &dir.path().join("web.port.sock"));
-    goes_on(&mut copy, &was);
+    copy.goes_on(&was, was.ram);
     drop(copy);
     let memory = export.report["memories"][0]["socket"].as_str().unwrap().to_owned();
     let again = Command::new(PROGRAM).args(["fetch-memory", &memory]).output().unwrap();

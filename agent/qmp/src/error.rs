@@ -200,6 +200,33 @@ pub enum Error {
         /// What is known about it.
         why: String,
     },
+    /// The guest stands still, or has ended: its memory can't be taken while it runs.
+    #[error("the guest does not run (it is {state}): its memory can be taken once it does")]
+    NotRunning {
+        /// What it does.
+        state: String,
+    },
+    /// QEMU has one migration at a time.
+    #[error("a migration of the guest goes on ({status}): wait for its end, or cancel it")]
+    MigrationUnderWay {
+        /// QEMU's word for where it stands.
+        status: String,
+    },
+    /// A device or an option forbids migration, and with it reading the memory.
+    #[error("QEMU cannot give the guest's memory away: {reasons}")]
+    MigrationBlocked {
+        /// QEMU's reasons.
+        reasons: String,
+    },
+    /// The guest's memory can't be saved while it runs.
+    #[error(
+        "QEMU cannot save the guest's memory while it runs (background-snapshot): {reason}; \
+         `--memory-mode stop` stops the guest until its memory is read"
+    )]
+    NoBackgroundSnapshot {
+        /// QEMU's reason.
+        reason: String,
+    },
     /// `virsh` could not be run, or failed.
     #[error("{program} {action} failed: {reason}")]
     Virsh {
@@ -245,6 +272,8 @@ impl Error {
             | Error::ServerHangs { .. }
             | Error::Silent { .. }
             | Error::NbdServerTaken { .. }
+            | Error::NotRunning { .. }
+            | Error::MigrationUnderWay { .. }
             | Error::AgentSilent { .. } => Kind::Retry,
             Error::NotSocket { .. }
             | Error::Connect { .. }
@@ -253,7 +282,9 @@ impl Error {
             | Error::AmbiguousDisk { .. }
             | Error::BadName { .. }
             | Error::Virsh { .. } => Kind::FixInput,
-            Error::TooOld { .. } => Kind::Unsupported,
+            Error::TooOld { .. }
+            | Error::MigrationBlocked { .. }
+            | Error::NoBackgroundSnapshot { .. } => Kind::Unsupported,
             Error::Command { class, .. } if class == "CommandNotFound" => Kind::Unsupported,
             Error::Command { .. } | Error::JobGone { .. } => Kind::Refused,
             Error::Shape { .. } => Kind::Protocol,

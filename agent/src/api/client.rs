@@ -23,6 +23,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// How long a call may take that speaks with QEMU, virsh or a guest agent.
 const GUEST_CALL_LIMIT: Duration = Duration::from_secs(120);
+/// For calls that have all of a group's memory read and stored.
+const MEMORY_CALL_LIMIT: Duration = Duration::from_secs(3600);
 /// How long a question is asked again while nobody answers: a worker starts in milliseconds.
 const RESTART_LIMIT: Duration = Duration::from_millis(800);
 const RESTART_PAUSE: Duration = Duration::from_millis(40);
@@ -118,7 +120,8 @@ impl Client {
     /// # Errors
     /// No agent answers, or its own.
     pub fn mark(&self, name: &str, request: &MarkRequest) -> Result<MarkReply, ApiError> {
-        self.call("POST", &guest_path(name, "/mark"), Some(request), GUEST_CALL_LIMIT)
+        let limit = if request.memory { MEMORY_CALL_LIMIT } else { GUEST_CALL_LIMIT };
+        self.call("POST", &guest_path(name, "/mark"), Some(request), limit)
     }
 
     /// [`super::Control::pool`].

@@ -21,11 +21,13 @@
 
 pub mod client;
 pub mod control;
+pub mod memory;
 pub mod server;
 pub mod types;
 
 pub use client::Client;
 pub use control::{BoxFuture, Control};
+pub use memory::{MemoryCheckpoint, MemoryState, MemoryStatus};
 pub use types::{
     AgentInfo, ApiError, CopyProgress, DiskStatus, ErrorKind, GapStatus, GuestState, GuestStatus,
     JournalSize, MarkReply, MarkRequest, PoolAddRequest, PoolRemoveRequest, ProtectRequest,

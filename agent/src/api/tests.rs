@@ -41,6 +41,7 @@ fn guest(name: &str) -> GuestStatus {
         agent_restarts: 0,
         offline: false,
         space: None,
+        memory: None,
     }
 }
 
@@ -135,7 +136,7 @@ fn a_request_that_never_ends_does_not_hold_up_the_end_of_the_server() {
     let begin = Instant::now();
     let asking = block_on(with_server(|client, marks| {
         let asking = std::thread::spawn(move || {
-            client.mark("vm", &MarkRequest { tag: "t".into(), quiesce: false })
+            client.mark("vm", &MarkRequest { tag: "t".into(), quiesce: false, memory: false })
         });
         marks.recv().unwrap();
         asking

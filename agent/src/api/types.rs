@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 
+use super::memory::MemoryStatus;
+use crate::settings::MemoryMode;
 use afterimage_journal::Seq;
 use afterimage_journal::history;
 use afterimage_journal::keeper::Occupancy;
@@ -52,6 +54,12 @@ pub struct ProtectRequest {
     /// journal is not encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
+    /// Time between checkpoints of memory, in milliseconds; `None`: only those that are asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_every_ms: Option<u64>,
+    /// How memory is taken.
+    #[serde(default)]
+    pub memory_mode: MemoryMode,
 }
 
 /// `set`: what is to change; the rest stays. No resync follows.
@@ -78,6 +86,12 @@ pub struct SetRequest {
     /// As in [`ProtectRequest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_agent: Option<PathBuf>,
+    /// As in [`ProtectRequest`]; 0: only those that are asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_every_ms: Option<u64>,
+    /// As in [`ProtectRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mode: Option<MemoryMode>,
 }
 
 /// `mark`: a checkpoint with a label.
@@ -88,6 +102,9 @@ pub struct MarkRequest {
     /// Freeze the file systems by the guest agent first: application-consistent, or an error.
     #[serde(default)]
     pub quiesce: bool,
+    /// With the memory of all of the group's guests.
+    #[serde(default)]
+    pub memory: bool,
 }
 
 /// The checkpoint that `mark` made; it is durable.
@@ -101,6 +118,9 @@ pub struct MarkReply {
     pub time: Timestamp,
     /// `crash` or `application`.
     pub kind: String,
+    /// With memory.
+    #[serde(default)]
+    pub memory: bool,
 }
 
 /// `pool add`: a directory that becomes a member, or a member that changes.
@@ -218,6 +238,9 @@ pub struct GuestStatus {
     /// What the group's journal uses, what its limits lead to, how far merging and scrubbing are.
     #[serde(default)]
     pub space: Option<Occupancy>,
+    /// Checkpoints of its memory; `None`: none are asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryStatus>,
 }
 
 /// The journal window: from the oldest to the newest recovery point.

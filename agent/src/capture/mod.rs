@@ -11,13 +11,15 @@
 //! counts as recorded before a resync (I-4).
 
 mod gate;
+pub mod instant;
 mod tap;
 #[cfg(test)]
 mod tests;
 mod watch;
 
 pub use gate::Gate;
-pub use tap::{Tap, TapCounters};
+pub use instant::{Armed, Latch, Stopped};
+pub use tap::{Tap, TapCounters, TapShared};
 pub use watch::{CaptureEvent, Watch};
 
 use afterimage_guard::Worker;

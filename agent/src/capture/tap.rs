@@ -1,6 +1,6 @@
 //! One volume's writes into its group's journal: the NBD export that a mirror writes to.
 
-use super::Gate;
+use super::{Gate, Latch};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::log::Draft;
 use afterimage_journal::view::Blocks;
@@ -36,10 +36,20 @@ pub struct Tap {
     journal: Journal,
     volume: VolumeId,
     bytes: u64,
-    session: Arc<AtomicU32>,
     counters: Arc<TapCounters>,
-    gate: Arc<Gate>,
+    shared: TapShared,
     reader: Mutex<Option<Reader>>,
+}
+
+/// What all taps of a guest share.
+#[derive(Debug, Clone, Default)]
+pub struct TapShared {
+    /// The guest's session id, 0 outside of any.
+    pub session: Arc<AtomicU32>,
+    /// Shut by the first loss.
+    pub gate: Arc<Gate>,
+    /// Finds the instant of a memory checkpoint.
+    pub latch: Arc<Latch>,
 }
 
 /// The volume's blocks as of some number of writes; for clients that read. A mirror never does.
@@ -50,18 +60,16 @@ struct Reader {
 }
 
 impl Tap {
-    /// A tap of a volume of `bytes`. `session` is the guest's session id, 0 outside of any;
-    /// `gate` is shared by all taps of the guest.
+    /// A tap of a volume of `bytes`.
     #[must_use]
     pub fn new(
         journal: Journal,
         volume: VolumeId,
         bytes: u64,
-        session: Arc<AtomicU32>,
         counters: Arc<TapCounters>,
-        gate: Arc<Gate>,
+        shared: TapShared,
     ) -> Self {
-        Self { journal, volume, bytes, session, counters, gate, reader: Mutex::new(None) }
+        Self { journal, volume, bytes, counters, shared, reader: Mutex::new(None) }
     }
 
     /// Its volume.
@@ -76,14 +84,14 @@ impl Tap {
         &self.counters
     }
 
-    /// The gate that it shares with its guest's other taps.
+    /// What it shares with its guest's other taps.
     #[must_use]
-    pub fn gate(&self) -> &Arc<Gate> {
-        &self.gate
+    pub fn shared(&self) -> &TapShared {
+        &self.shared
     }
 
     fn draft(&self, kind: Kind, addr: u64, len: u32) -> Draft {
-        let scope = self.session.load(Ordering::Relaxed);
+        let scope = self.shared.session.load(Ordering::Relaxed);
         Draft { kind, flags: 0, volume: self.volume, addr, len, scope }
     }
 
@@ -96,7 +104,7 @@ impl Tap {
 impl Tap {
     /// Refuses what comes behind a loss.
     fn pass(&self) -> Result<(), Errno> {
-        if self.gate.is_shut() { Err(Errno::Io) } else { Ok(()) }
+        if self.shared.gate.is_shut() { Err(Errno::Io) } else { Ok(()) }
     }
 
     /// Takes the rest of a payload whose client stalls. The others need the ring that it was received
@@ -118,12 +126,18 @@ impl Tap {
     /// A write or flush that can't be journaled: the gate is shut before the answer says so.
     fn refuse(&self, error: &Error) -> Errno {
         // Those that were under way meet the same: once is enough.
-        if !self.gate.is_shut() {
+        if !self.shared.gate.is_shut() {
             tracing::error!(%error, "not journaled: what the guest writes now becomes a gap");
         }
-        self.gate.trip();
+        self.shared.gate.trip();
         errno(error)
     }
+}
+
+/// By the clock that QEMU stamps its events with.
+fn wall_us() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| d.as_micros() as u64)
 }
 
 fn errno(error: &Error) -> Errno {
@@ -194,11 +208,15 @@ impl Export for Tap {
         self.write_zeroes(at, len, ZeroFlags { fua: flags.fua, ..ZeroFlags::default() })
     }
 
+    /// Durable before its reply; of a guest whose memory is taken, the reply may be held.
     fn flush(&self) -> Result<(), Errno> {
         let mut draft = Draft::of(Kind::Flush);
         draft.volume = self.volume;
-        self.journal.append(&draft, &[]).map_err(|e| self.refuse(&e))?;
-        self.journal.sync().map(drop).map_err(|e| self.refuse(&e))
+        let seq = self.journal.append(&draft, &[]).map_err(|e| self.refuse(&e))?;
+        let hold = self.shared.latch.flushed(self.volume, seq, wall_us());
+        let synced = self.journal.sync().map(drop).map_err(|e| self.refuse(&e));
+        self.shared.latch.wait(hold);
+        synced
     }
 
     fn read(&self, at: u64, buf: &mut [u8]) -> Result<(), Errno> {

@@ -1,4 +1,4 @@
-use super::{Capture, Tap};
+use super::{Capture, Tap, TapShared};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::{History, Journal, Options};
 use std::io::{Read, Write};
@@ -50,8 +50,7 @@ fn a_client_that_stalls_in_a_payload_stops_neither_the_others_nor_the_journal() 
     };
     let dir = tmp.path().join("j");
     let journal = Journal::create(&dir, uuid::Uuid::new_v4(), "g", options).unwrap();
-    let tap =
-        Tap::new(journal.clone(), 1, VOLUME_BYTES, Arc::default(), Arc::default(), Arc::default());
+    let tap = Tap::new(journal.clone(), 1, VOLUME_BYTES, Arc::default(), TapShared::default());
     let socket = tmp.path().join("socket");
     let (sender, _events) = tokio::sync::mpsc::unbounded_channel();
     let capture = Capture::start(&socket, Arc::new(tap), None, 1, sender).unwrap();

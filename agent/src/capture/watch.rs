@@ -1,7 +1,7 @@
 //! What others see of a capture connection: the guard its unanswered requests, the guest's task
 //! its beginning and end.
 
-use super::{Gate, Tap, TapCounters};
+use super::{Tap, TapCounters, TapShared};
 use afterimage_guard::{SlotGuard, SlotKind, Ticket, Worker, now_ns};
 use afterimage_journal::VolumeId;
 use afterimage_nbd::server::{CloseReason, ConnectionObserver, Observer};
@@ -31,7 +31,7 @@ pub enum CaptureEvent {
 pub struct Watch {
     volume: VolumeId,
     counters: Arc<TapCounters>,
-    gate: Arc<Gate>,
+    shared: TapShared,
     worker: Option<Worker>,
     guest: u64,
     events: mpsc::UnboundedSender<CaptureEvent>,
@@ -47,8 +47,8 @@ impl Watch {
         guest: u64,
         events: mpsc::UnboundedSender<CaptureEvent>,
     ) -> Self {
-        let (counters, gate) = (Arc::clone(tap.counters()), Arc::clone(tap.gate()));
-        Self { volume: tap.volume(), counters, gate, worker, guest, events }
+        let (counters, shared) = (Arc::clone(tap.counters()), tap.shared().clone());
+        Self { volume: tap.volume(), counters, shared, worker, guest, events }
     }
 }
 
@@ -61,8 +61,9 @@ impl Observer for Watch {
         Box::new(Connection {
             volume: self.volume,
             counters: Arc::clone(&self.counters),
-            gate: Arc::clone(&self.gate),
+            shared: self.shared.clone(),
             slot,
+            exempt: Cell::new(false),
             open: Cell::new(None),
             exporting: Cell::new(false),
             events: self.events.clone(),
@@ -73,8 +74,10 @@ impl Observer for Watch {
 struct Connection {
     volume: VolumeId,
     counters: Arc<TapCounters>,
-    gate: Arc<Gate>,
+    shared: TapShared,
     slot: SlotGuard,
+    /// The guard was told to leave it alone for a while.
+    exempt: Cell<bool>,
     /// The batch that is being answered, and when it arrived.
     open: Cell<Option<(Ticket, u64)>>,
     exporting: Cell<bool>,
@@ -86,7 +89,7 @@ impl Connection {
     fn gone(&self, orderly: bool, reason: &str) {
         self.settle();
         if self.exporting.take() {
-            self.gate.trip();
+            self.shared.gate.trip();
             self.counters.connected.fetch_sub(1, Ordering::AcqRel);
             let _ = self.events.send(CaptureEvent::Closed {
                 volume: self.volume,
@@ -108,7 +111,7 @@ impl Connection {
 impl ConnectionObserver for Connection {
     fn exporting(&self, _name: &str) {
         // A level mirror has its connection: another one means that it lost that.
-        self.gate.trip();
+        self.shared.gate.trip();
         self.exporting.set(true);
         self.counters.connected.fetch_add(1, Ordering::AcqRel);
         let _ = self.events.send(CaptureEvent::Connected(self.volume));
@@ -121,6 +124,11 @@ impl ConnectionObserver for Connection {
 
     fn received(&self) {
         if self.open.get().is_none() {
+            let until_ns = self.shared.latch.exempt_until_ns();
+            if until_ns > 0 || self.exempt.get() {
+                self.slot.hold(until_ns);
+                self.exempt.set(until_ns > 0);
+            }
             let now = now_ns();
             self.open.set(Some((self.slot.received(now), now)));
         }

@@ -11,6 +11,7 @@ use crate::api::{
 };
 use crate::group::{Group, Interval, Standing};
 use crate::guest::{Face, Shown};
+use crate::memory::checkpoint::Conductor;
 use crate::settings::GuestSettings;
 use afterimage_guard::Counters;
 use afterimage_journal::Seq;
@@ -79,6 +80,7 @@ pub(super) fn of(
     group: &Group,
     sampler: &Sampler,
     counters: Option<Counters>,
+    memory: &Conductor,
 ) -> GuestStatus {
     let journal = group.journal().ok();
     let (head, durable) = journal.as_ref().map_or((0, 0), |j| (j.head(), j.durable()));
@@ -125,6 +127,7 @@ pub(super) fn of(
         agent_restarts: counters.map_or(0, |c| c.restarts),
         offline: false,
         space,
+        memory: memory.status(settings),
     }
 }
 

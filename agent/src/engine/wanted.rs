@@ -1,7 +1,7 @@
 //! What people want of a guest and its group, checked, and handed to the group's journal.
 
 use super::Entry;
-use crate::api::{ApiError, ProtectRequest};
+use crate::api::{ApiError, ProtectRequest, SetRequest};
 use crate::settings::GuestSettings;
 use afterimage_journal::Options;
 use afterimage_journal::pool::Pool;
@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 
 /// Shortest time between checkpoints: guests are looked at once a second.
 const CHECKPOINT_EVERY_MS_MIN: u64 = 1000;
+/// Shortest time between checkpoints of memory.
+const MEMORY_EVERY_MS_MIN: u64 = 10_000;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// The time between checkpoints, checked.
@@ -22,6 +24,16 @@ pub(super) fn checkpoint_every(ms: u64) -> Result<u64, ApiError> {
         "a checkpoint every {ms} ms: the shortest time is {CHECKPOINT_EVERY_MS_MIN} ms \
          (every moment between checkpoints is restorable as well)"
     )))
+}
+
+/// The time between checkpoints of memory, checked; 0 and nothing at all mean that there are none.
+pub(super) fn memory_every(ms: Option<u64>) -> Result<Option<u64>, ApiError> {
+    match ms.filter(|ms| *ms > 0) {
+        Some(ms) if ms < MEMORY_EVERY_MS_MIN => Err(ApiError::usage(format!(
+            "a checkpoint of memory every {ms} ms: the shortest time is {MEMORY_EVERY_MS_MIN} ms"
+        ))),
+        every => Ok(every),
+    }
 }
 
 /// What a journal may take; 0 and nothing at all mean that there is no limit.
@@ -85,6 +97,59 @@ pub(super) fn settings_of(
         rate_bytes_per_s: request.rate_bytes_per_s,
         guest_agent: request.guest_agent,
         key_file: request.key_file,
+        memory_every_ms: memory_every(request.memory_every_ms)?,
+        memory_mode: request.memory_mode,
         detached: false,
     })
+}
+
+/// A change of settings that was checked.
+pub(super) struct Change {
+    request: SetRequest,
+    limit_bytes: Option<Option<u64>>,
+    memory_every_ms: Option<Option<u64>>,
+}
+
+impl Change {
+    /// Checks all of a wish.
+    pub(super) fn of(request: SetRequest, unit_bytes: u64) -> Result<Self, ApiError> {
+        if let (Some(window_s), Some(_)) = (request.window_s, &request.keep) {
+            steps(request.keep.clone(), window_s)?;
+        }
+        let limit_bytes = request.limit_bytes.map(|b| limit(Some(b), unit_bytes)).transpose()?;
+        request.checkpoint_every_ms.map(checkpoint_every).transpose()?;
+        let every = request.memory_every_ms.map(|ms| memory_every(Some(ms)));
+        let memory_every_ms = every.transpose()?;
+        Ok(Self { request, limit_bytes, memory_every_ms })
+    }
+
+    /// Makes it.
+    pub(super) fn apply(&self, settings: &mut GuestSettings) {
+        let request = &self.request;
+        if let Some(wish) = &request.keep {
+            settings.want(wish.clone());
+        } else if let Some(window_s) = request.window_s {
+            settings.window_s = window_s;
+            settings.want(settings.wanted());
+        }
+        if let Some(limit_bytes) = self.limit_bytes {
+            settings.limit_bytes = limit_bytes;
+        }
+        if let Some(guarantee_s) = request.guarantee_s {
+            settings.guarantee_s = Some(guarantee_s);
+        }
+        if let Some(every_ms) = request.checkpoint_every_ms {
+            settings.checkpoint_every_ms = every_ms;
+        }
+        if let Some(rate) = request.rate_bytes_per_s {
+            settings.rate_bytes_per_s = Some(rate).filter(|r| *r > 0);
+        }
+        if let Some(path) = &request.guest_agent {
+            settings.guest_agent = Some(path.clone());
+        }
+        if let Some(every_ms) = self.memory_every_ms {
+            settings.memory_every_ms = every_ms;
+        }
+        settings.memory_mode = request.memory_mode.unwrap_or(settings.memory_mode);
+    }
 }

@@ -7,7 +7,7 @@ use super::Group;
 use afterimage_journal::keeper::{Ground, Home, Keeper, KeeperThread, Occupancy, Setup};
 use afterimage_journal::merge::Unpaced;
 use afterimage_journal::pool::{Allocate, Slot};
-use afterimage_journal::window::Limits;
+use afterimage_journal::window::{AlarmLevel, Limits};
 use afterimage_journal::{Error, Journal, Result, layout};
 use std::fmt;
 use std::path::Path;
@@ -88,6 +88,23 @@ impl Group {
     #[must_use]
     pub fn occupancy(&self) -> Option<Occupancy> {
         self.keeping.lock().thread.as_ref().map(|t| t.shared().occupancy())
+    }
+
+    /// Whether the journal has room for guests' memory: more than what is kept free for the writes that
+    /// come next. What memory takes can't be given back before its time, as nothing older is left to go.
+    ///
+    /// # Errors
+    /// It has none: what is, and what can be done.
+    pub fn check_memory_room(&self) -> Result<()> {
+        match self.occupancy() {
+            Some(now) if now.alarm.as_deref() == Some(AlarmLevel::Full.name()) => {
+                let why = now.alarm_text.unwrap_or_else(|| NO_ROOM.to_owned());
+                Err(Error::NoRoom(format!(
+                    "no memory is taken, so that captured writes have room: {why}"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn keeper_setup(&self, state: &State) -> Option<Setup> {

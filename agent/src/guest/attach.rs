@@ -8,7 +8,7 @@ use super::maps::{Maps, fresh, is_map};
 use super::plan::{Found, FullCopy, Plan, decide};
 use super::sockets::{check_path, give_to, probe, run_dir};
 use super::task::Context;
-use crate::capture::{Capture, CaptureEvent, Gate, Tap, TapCounters};
+use crate::capture::{Capture, CaptureEvent, Tap, TapCounters, TapShared};
 use crate::group::LastSession;
 use afterimage_journal::meta::{CopyCause, Guest, Volume, VolumeKind};
 use afterimage_qmp::Qemu;
@@ -18,7 +18,7 @@ use afterimage_qmp::qemu::{
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 
 /// Notes which QEMU process was attached to.
@@ -58,10 +58,8 @@ pub struct Attached {
     pub process: Option<Process>,
     /// Its disks.
     pub disks: Vec<AttachedDisk>,
-    /// Set to the session's id while one is open.
-    pub session: Arc<AtomicU32>,
     /// Shared by all its taps.
-    pub gate: Arc<Gate>,
+    pub shared: TapShared,
     /// Where its sockets lie.
     pub dir: PathBuf,
     /// Its number for the guard.
@@ -103,8 +101,7 @@ pub async fn attach(
         qemu,
         process,
         disks: Vec::new(),
-        session: Arc::new(AtomicU32::new(0)),
-        gate: Arc::new(Gate::default()),
+        shared: TapShared::default(),
         dir,
         tag: NEXT_TAG.fetch_add(1, Ordering::Relaxed),
     };
@@ -291,9 +288,8 @@ fn listen(
         context.group.journal()?,
         volume.id,
         volume.bytes,
-        Arc::clone(&attached.session),
         Arc::clone(counters),
-        Arc::clone(&attached.gate),
+        attached.shared.clone(),
     ));
     let capture =
         Capture::start(&socket, tap, context.worker.clone(), attached.tag, events.clone())?;

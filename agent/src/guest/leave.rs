@@ -43,6 +43,10 @@ impl Life {
         };
         let close = |reason: &str, upto: Option<Seq>| close_as(GuestState::Gap, reason, upto);
         let monitor_lost = matches!(ending, Ending::MonitorLost(_));
+        self.recall("the agent lets go of the guest");
+        if ending.is_wanted() {
+            self.given_back().await;
+        }
         let outcome = match ending {
             Ending::Stopped(reason) => {
                 close(&reason, None);
@@ -52,7 +56,7 @@ impl Life {
                 // What a mirror's end is not the cause of.
                 let known = monitor_lost || reason == attach::MIGRATED_AWAY;
                 close(&reason, confirmed);
-                self.attached.session.store(0, Ordering::Relaxed);
+                self.attached.shared.session.store(0, Ordering::Relaxed);
                 match self.fate(&reason).await {
                     Some(ended) => {
                         if let Some(session) = session {
@@ -276,7 +280,7 @@ impl Drop for Life {
         if let Some(syncing) = &self.syncing {
             syncing.abort();
         }
-        self.attached.session.store(0, Ordering::Relaxed);
+        self.attached.shared.session.store(0, Ordering::Relaxed);
         let captures: Vec<_> =
             self.attached.disks.iter_mut().filter_map(|d| d.capture.take()).collect();
         if !captures.is_empty() {

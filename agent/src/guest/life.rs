@@ -5,6 +5,7 @@
 
 use super::attach::{self, Attached};
 use super::face::{DiskFace, Progress};
+use super::lend::Lent;
 use super::plan::Plan;
 use super::sync::{Level, Sync};
 use super::task::{Task, Waiting};
@@ -49,6 +50,8 @@ pub(super) struct Life {
     pub(super) cancelled: Option<String>,
     pub(super) counted: (u64, u64, Instant),
     pub(super) ticks: u32,
+    /// Somebody takes its memory.
+    pub(super) lent: Option<Lent>,
 }
 
 /// What the watching ended with.
@@ -61,6 +64,13 @@ pub(super) enum Ending {
     Unprotect(Waiting),
     Stop(Waiting),
     Abandoned,
+}
+
+impl Ending {
+    /// Nothing went wrong: somebody asked for it.
+    pub(super) fn is_wanted(&self) -> bool {
+        !matches!(self, Self::Lost(_) | Self::Stopped(_) | Self::MonitorLost(_))
+    }
 }
 
 impl Life {
@@ -80,7 +90,7 @@ impl Life {
             disks,
             pull_socket: attached.dir.join("pull.sock"),
             progress: Arc::clone(&progress),
-            gate: Arc::clone(&attached.gate),
+            gate: Arc::clone(&attached.shared.gate),
         };
         let state = match cause {
             CopyCause::Initial => GuestState::InitialSync,
@@ -90,7 +100,7 @@ impl Life {
             let mut shown = task.context.face.shown();
             shown.disks = attached.disks.iter().map(disk_face).collect();
             shown.copy = Some(Arc::clone(&progress));
-            shown.gate = Some(Arc::clone(&attached.gate));
+            shown.gate = Some(Arc::clone(&attached.shared.gate));
         }
         task.context.face.show(state, None);
         task.answer(Ok(()));
@@ -114,6 +124,7 @@ impl Life {
             cancelled: None,
             counted: (0, 0, Instant::now()),
             ticks: 0,
+            lent: None,
         }
     }
 
@@ -151,6 +162,7 @@ impl Life {
                 self.progress.rate_bytes_per_s.store(rate, Ordering::Relaxed);
                 let _ = reply.send(task.change_settings(*settings));
             }
+            Command::Lend(reply) => drop(reply.send(self.lend(task))),
             Command::Mark(request, reply) => match marks::make(&task.context, request).await {
                 Ok(made) => {
                     let (proved, ending) = self.prove(task, made.seq).await;
@@ -238,7 +250,7 @@ impl Life {
         };
         let disk = self.attached.disks.iter().find(|d| d.volume.id == volume)?;
         let why = format!("the mirror of disk {} lost its connection ({reason})", disk.disk.node);
-        if self.attached.gate.is_shut() {
+        if self.attached.shared.gate.is_shut() {
             return Some(Ending::Lost(why));
         }
         if disk.counters.connected.load(Ordering::Acquire) > 0 {
@@ -255,7 +267,7 @@ impl Life {
         if let Some(stopped) = task.context.group.stopped() {
             return Some(Ending::Stopped(stopped));
         }
-        if self.attached.gate.is_shut() {
+        if self.attached.shared.gate.is_shut() {
             return Some(Ending::Lost(why.to_owned()));
         }
         match self.attached.qemu.jobs().await {
@@ -320,7 +332,7 @@ impl Life {
             group.close_session(name, "never proved", Some(session.from.saturating_sub(1)));
             return Some(ending);
         }
-        self.attached.session.store(session.id, Ordering::Relaxed);
+        self.attached.shared.session.store(session.id, Ordering::Relaxed);
         task.context.face.shown().copy = None;
         task.context.face.show(GuestState::Protected, None);
         for (node, map) in &level.spent {
@@ -351,7 +363,8 @@ impl Life {
             return None;
         }
         match self.attached.qemu.run_state().await {
-            Ok(RunState::PostMigrate) => {
+            // One whose memory is read while it stands still looks like that, too.
+            Ok(RunState::PostMigrate) if !self.is_lent() => {
                 return Some(Ending::Lost(attach::MIGRATED_AWAY.into()));
             }
             Ok(_) => {}

@@ -7,11 +7,13 @@ use super::task::Context;
 use crate::api::types::time;
 use crate::api::{ApiError, MarkReply, MarkRequest};
 use crate::intent::{self, Intent};
-use afterimage_guard::{SlotKind, now_ns};
+use crate::settings::GuestSettings;
+use afterimage_guard::{SlotGuard, SlotKind, Ticket, Worker, now_ns};
 use afterimage_journal::Seq;
 use afterimage_journal::meta::CheckpointKind;
 use afterimage_qmp::guest_agent::{AgentChannel, GuestAgent};
 use afterimage_qmp::libvirt::Target;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +34,7 @@ pub(super) async fn make(context: &Context, request: MarkRequest) -> Result<Mark
         (marked.map_err(|e| ApiError::other(e.to_string()))?, "crash")
     };
     let time = time(context.group.wall_ns());
-    Ok(MarkReply { id: marked.id, seq: marked.seq, time, kind: kind.into() })
+    Ok(MarkReply { id: marked.id, seq: marked.seq, time, kind: kind.into(), memory: false })
 }
 
 /// Notes that the guest was level at a position, durably.
@@ -52,8 +54,7 @@ pub(super) async fn confirm(context: &Context, position: Seq) -> Result<(), ApiE
     }
 }
 
-fn channel(context: &Context) -> Result<AgentChannel, ApiError> {
-    let settings = &context.settings;
+fn channel(settings: &GuestSettings) -> Result<AgentChannel, ApiError> {
     match (&settings.guest_agent, &settings.libvirt) {
         (Some(path), _) => Ok(AgentChannel::Socket(path.clone())),
         (None, Some(domain)) => Ok(AgentChannel::Libvirt(Target::new(domain))),
@@ -65,53 +66,93 @@ fn channel(context: &Context) -> Result<AgentChannel, ApiError> {
     }
 }
 
+fn silent(error: &afterimage_qmp::Error) -> ApiError {
+    ApiError::not_reachable(format!("{error}; or mark without --quiesce"))
+}
+
+/// A guest whose file systems are frozen. Dropped without [`Frozen::thaw`], it stays frozen until what
+/// is left undone is looked for: at the next start.
+pub(crate) struct Frozen {
+    agent: GuestAgent,
+    standing: intent::Standing,
+    slot: Option<(SlotGuard, Ticket)>,
+}
+
+impl Frozen {
+    /// Freezes a guest. On an error it has been thawed again, or its intent stays.
+    pub(crate) async fn freeze(
+        state: &Path,
+        settings: &GuestSettings,
+        worker: Option<&Worker>,
+    ) -> Result<Self, ApiError> {
+        let channel = channel(settings)?;
+        let agent = GuestAgent::new(channel.clone());
+        agent.ping().await.map_err(|e| silent(&e))?;
+        let (state, name) = (state.to_owned(), settings.name.clone());
+        let write = move || intent::write(&state, &name, &Intent::Thaw(channel));
+        let standing = tokio::task::spawn_blocking(write)
+            .await
+            .map_err(|e| ApiError::other(e.to_string()))?
+            .map_err(|e| ApiError::other(format!("the guest was not frozen: {e}")))?;
+        let frozen = agent.freeze().await;
+        // A worker that hangs from here on is killed by the guard, which then thaws the guest.
+        let slot = worker.map(|w| w.slot_without_socket(SlotKind::Freeze)).map(|slot| {
+            slot.hold(now_ns() + THAW_WAIT_NS);
+            let ticket = slot.received(now_ns());
+            (slot, ticket)
+        });
+        let this = Self { agent, standing, slot };
+        match frozen {
+            Ok(_) => Ok(this),
+            Err(error) => {
+                if let Err(error) = this.thaw().await {
+                    tracing::error!(%error, "the guest could not be thawed");
+                }
+                Err(silent(&error))
+            }
+        }
+    }
+
+    /// Thaws it.
+    ///
+    /// # Errors
+    /// It may be frozen still; the intent stays.
+    pub(crate) async fn thaw(self) -> Result<(), afterimage_qmp::Error> {
+        let thawed = self.agent.thaw().await;
+        if let Some((slot, ticket)) = self.slot {
+            slot.replied(ticket);
+        }
+        thawed?;
+        if let Err(error) = self.standing.done() {
+            tracing::warn!(%error, "the intent stays: the guest will be thawed once more");
+        }
+        Ok(())
+    }
+}
+
+/// What to say of a guest that could not be thawed behind its checkpoint.
+pub(crate) fn unthawed(error: &afterimage_qmp::Error) -> ApiError {
+    ApiError::not_reachable(format!(
+        "the checkpoint was made, but the guest could not be thawed: {error}; \
+         thaw it inside the guest (`fsfreeze -u`), or restart the agent to try again"
+    ))
+}
+
 async fn quiesced(
     context: &Context,
     tag: Option<String>,
 ) -> Result<crate::group::Marked, ApiError> {
-    let channel = channel(context)?;
-    let agent = GuestAgent::new(channel.clone());
-    let silent = |e: afterimage_qmp::Error| {
-        ApiError::not_reachable(format!("{e}; or mark without --quiesce"))
-    };
-    agent.ping().await.map_err(silent)?;
-    let (state, name) = (context.state.clone(), context.settings.name.clone());
-    let standing =
-        tokio::task::spawn_blocking(move || intent::write(&state, &name, &Intent::Thaw(channel)))
-            .await
-            .map_err(|e| ApiError::other(e.to_string()))?
-            .map_err(|e| ApiError::other(format!("the guest was not frozen: {e}")))?;
-    let frozen = agent.freeze().await;
-    // A worker that hangs from here on is killed by the guard, which then thaws the guest.
-    let slot = context.worker.as_ref().map(|w| w.slot_without_socket(SlotKind::Freeze));
-    let ticket = slot.as_ref().map(|s| {
-        s.hold(now_ns() + THAW_WAIT_NS);
-        s.received(now_ns())
-    });
-    let marked = match frozen {
-        Ok(_) => {
-            tokio::task::block_in_place(|| context.group.mark(CheckpointKind::Application, tag))
-                .map_err(|e| ApiError::other(e.to_string()))
+    let (state, settings) = (&context.state, &context.settings);
+    let frozen = Frozen::freeze(state, settings, context.worker.as_ref()).await?;
+    let marked =
+        tokio::task::block_in_place(|| context.group.mark(CheckpointKind::Application, tag))
+            .map_err(|e| ApiError::other(e.to_string()));
+    match frozen.thaw().await {
+        Ok(()) => marked,
+        Err(error) if marked.is_ok() => Err(unthawed(&error)),
+        Err(error) => {
+            tracing::error!(%error, "the guest could not be thawed");
+            marked
         }
-        Err(e) => Err(silent(e)),
-    };
-    let thawed = agent.thaw().await;
-    if let (Some(slot), Some(ticket)) = (&slot, ticket) {
-        slot.replied(ticket);
     }
-    match thawed {
-        Ok(_) => {
-            if let Err(error) = standing.done() {
-                tracing::warn!(%error, "the intent stays: the guest will be thawed once more");
-            }
-        }
-        Err(error) if marked.is_ok() => {
-            return Err(ApiError::not_reachable(format!(
-                "the checkpoint was made, but the guest could not be thawed: {error}; \
-                 thaw it inside the guest (`fsfreeze -u`), or restart the agent to try again"
-            )));
-        }
-        Err(error) => tracing::error!(%error, "the guest could not be thawed"),
-    }
-    marked
 }

@@ -15,17 +15,19 @@
 mod attach;
 mod face;
 mod leave;
+mod lend;
 mod life;
 mod maps;
-mod marks;
+pub(crate) mod marks;
 mod plan;
 mod pull;
 mod rotation;
-mod sockets;
+pub(crate) mod sockets;
 mod sync;
 mod task;
 
 pub use face::{DiskFace, Face, Progress, Shown};
+pub(crate) use lend::Lease;
 pub use task::{Context, DETACHED};
 
 use crate::api::{ApiError, MarkReply, MarkRequest};
@@ -51,6 +53,8 @@ pub(crate) enum Command {
     Mark(MarkRequest, oneshot::Sender<Result<MarkReply, ApiError>>),
     /// Prove that the guest was level at a position.
     Confirm(Seq, oneshot::Sender<Result<(), ApiError>>),
+    /// Lend the guest to whoever takes its memory.
+    Lend(oneshot::Sender<Result<Lease, ApiError>>),
     /// New settings.
     Set(Box<GuestSettings>, oneshot::Sender<Result<(), ApiError>>),
     /// Let go for good; nothing of ours stays in QEMU.
@@ -130,6 +134,14 @@ impl Guest {
     /// It wasn't, or can't say.
     pub async fn confirm(&self, position: Seq) -> Result<(), ApiError> {
         self.ask(|reply| Command::Confirm(position, reply)).await
+    }
+
+    /// Lends the guest for a checkpoint of its memory.
+    ///
+    /// # Errors
+    /// It isn't protected, or lent already.
+    pub(crate) async fn lend(&self) -> Result<Lease, ApiError> {
+        self.ask(Command::Lend).await
     }
 
     /// Changes settings, durably; whether it is detached stays as it is.

@@ -13,7 +13,7 @@ const PROBE_LIMIT: Duration = Duration::from_millis(500);
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Refuses a path that no socket can have.
-pub(super) fn check_path(socket: &Path) -> Result<()> {
+pub(crate) fn check_path(socket: &Path) -> Result<()> {
     if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         bail!(
             "{} is too long for a socket ({SOCKET_PATH_BYTES_MAX} bytes at most): \
@@ -56,7 +56,7 @@ fn uid_of(process: Option<&Process>) -> Option<u32> {
 }
 
 /// Makes QEMU's user the owner of a path, where that is another than ours.
-pub(super) fn give_to(path: &Path, process: Option<&Process>) -> Result<()> {
+pub(crate) fn give_to(path: &Path, process: Option<&Process>) -> Result<()> {
     if let Some(uid) = uid_of(process).filter(|uid| *uid != rustix::process::getuid().as_raw()) {
         std::os::unix::fs::chown(path, Some(uid), None)
             .with_context(|| format!("give {} to QEMU's user {uid}", path.display()))?;

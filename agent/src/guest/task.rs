@@ -6,6 +6,7 @@
 use super::Command;
 use super::attach;
 use super::face::Face;
+use super::lend;
 use super::life::Life;
 use crate::api::{ApiError, GuestState};
 use crate::group::Group;
@@ -208,6 +209,10 @@ impl Task {
                     self.context.settings.name
                 ))));
             }
+            Command::Lend(reply) => {
+                let name = &self.context.settings.name;
+                drop(reply.send(Err(lend::unprotected(name))));
+            }
             Command::Set(settings, reply) => {
                 let _ = reply.send(self.change_settings(*settings));
             }
@@ -308,6 +313,7 @@ impl Task {
 
     async fn attached_life(&mut self, qemu: Qemu, xml: Option<String>) -> Result<Let> {
         let events = qemu.events();
+        lend::settle(&self.context.state, &self.context.settings.name, &qemu).await;
         let (sender, captures) = mpsc::unbounded_channel();
         let attached = attach::attach(&self.context, qemu, xml, &sender).await?;
         (self.retry, self.ended) = (RETRY_MIN, None);

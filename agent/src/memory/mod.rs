@@ -21,6 +21,7 @@
 //!   while it lasts is 4 bytes a page, what the table costs always is 16 bytes a page (4 MiB for
 //!   each GiB of RAM).
 
+pub mod checkpoint;
 pub mod intake;
 pub mod pages;
 mod rebuild;

@@ -36,6 +36,7 @@ use crate::error::{Error, Result};
 use crate::format::cipher::{Cipher, Key};
 use crate::format::meta::EpochStart;
 use crate::format::unit_header::UnitHeader;
+use crate::history::CheckpointAt;
 use crate::key;
 use crate::layout::{self, Identity};
 use crate::merge::{Pace, release};
@@ -82,6 +83,8 @@ pub struct Keeper {
     catalogue: Catalogue,
     /// The catalogue has more than its file.
     unsaved: bool,
+    /// Checkpoints with memory whose record was in no sealed unit when they were looked for.
+    unsealed: Vec<CheckpointAt>,
     /// Highest number of a unit that was said to be sealed, and the one that was tried last.
     sealed: u64,
     refused_at: u64,
@@ -131,6 +134,7 @@ impl Keeper {
             places,
             catalogue,
             unsaved: false,
+            unsealed: Vec::new(),
             refused_at: 0,
             behind: BTreeMap::new(),
             runs,

@@ -2,7 +2,7 @@
 
 use crate::Seq;
 use crate::catalogue::Catalogue;
-use crate::window::{Actions, AlarmLevel, Capture, Limits, Usage};
+use crate::window::{Actions, Capture, Limits, Usage};
 use serde::{Deserialize, Serialize};
 
 /// See the module. Bytes are those of files; seconds of the window are running time.
@@ -73,7 +73,7 @@ impl Occupancy {
         self.used_bytes = usage.used_bytes;
         self.hard_bytes = usage.hard_bytes(limits);
         self.limit_bytes = limits.limit_bytes;
-        self.alarm = actions.alarm.as_ref().map(|a| level(a.level).to_owned());
+        self.alarm = actions.alarm.as_ref().map(|a| a.level.name().to_owned());
         self.alarm_text = actions.alarm.as_ref().map(|a| a.text.clone());
         self.stopped = usage.stopped;
         self.has_room = actions.capture == Capture::Go;
@@ -93,13 +93,5 @@ impl Occupancy {
         let mut checkpoints = catalogue.facts.checkpoints.iter();
         let oldest = checkpoints.find(|c| kept.first() == Some(&c.seq));
         self.kept_from_wall_ns = oldest.map_or(0, |c| c.wall_ns);
-    }
-}
-
-fn level(level: AlarmLevel) -> &'static str {
-    match level {
-        AlarmLevel::Warning => "warning",
-        AlarmLevel::Shortened => "shortened",
-        AlarmLevel::Full => "full",
     }
 }

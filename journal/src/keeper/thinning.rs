@@ -8,8 +8,8 @@ use super::advance::{LiveBytes, PIECE_BYTES, stopped};
 use super::sight::Thinned;
 use crate::Seq;
 use crate::error::Result;
-use crate::history::CheckpointAt;
 use crate::history::level::level_ranges;
+use crate::history::{CheckpointAt, History};
 use crate::merge::{Part, Sight};
 use crate::meta::LevelRange;
 use crate::planted;
@@ -37,18 +37,12 @@ impl Keeper {
         }
         let target = self.actions.edge.map_or(0, |e| e.seq).max(present);
         let rows = self.rows()?;
+        if !self.is_thinning_due(&rows, target, &self.chosen(&rows, target).0) {
+            return Ok(false);
+        }
+        self.look_behind()?;
         let (kept, memory) = self.chosen(&rows, target);
-        let aged = rows.iter().filter(|r| r.last_seq > present && r.last_seq <= target).count();
-        let is_new = target > present && kept.last().is_some_and(|k| *k >= present);
-        let is_due = match self.catalogue.kept() {
-            None => true,
-            Some(known) => {
-                let fewer = known.iter().filter(|k| kept.binary_search(k).is_err()).count();
-                is_new
-                    || aged >= OPEN_UNITS
-                    || (fewer > 0 && fewer * GIVEN_UP_DIVISOR >= known.len())
-            }
-        };
+        let is_due = self.is_thinning_due(&rows, target, &kept);
         if is_due {
             self.catalogue.thin(target, kept, memory);
             // Should it not be saved now, it is before anything else is done.
@@ -56,6 +50,26 @@ impl Keeper {
             self.save()?;
         }
         Ok(is_due)
+    }
+
+    fn is_thinning_due(&self, rows: &[Row], target: Seq, kept: &[Seq]) -> bool {
+        let present = self.catalogue.edge();
+        let Some(known) = self.catalogue.kept() else { return true };
+        let aged = rows.iter().filter(|r| r.last_seq > present && r.last_seq <= target).count();
+        let is_new = target > present && kept.last().is_some_and(|k| *k >= present);
+        let fewer = known.iter().filter(|k| kept.binary_search(k).is_err()).count();
+        is_new || aged >= OPEN_UNITS || (fewer > 0 && fewer * GIVEN_UP_DIVISOR >= known.len())
+    }
+
+    /// Finds the checkpoints whose record is in no sealed unit yet. One with memory lies before that
+    /// record, where the edge may want to pass.
+    fn look_behind(&mut self) -> Result<()> {
+        if planted::is("unsealed-commit-not-looked-for") {
+            return Ok(());
+        }
+        let history = History::load_unpinned(&self.setup.storage, &self.setup.dir)?;
+        self.unsealed = history.checkpoints.into_iter().filter(CheckpointAt::is_warm).collect();
+        Ok(())
     }
 
     /// What is to be kept of the checkpoints up to a position that are restorable now: their positions,
@@ -88,7 +102,11 @@ impl Keeper {
         let ages = ages(rows, &Stamp::now(self.setup.clock.as_ref()));
         let (mut row, mut reach) = (0, rows.first().map_or(0, |r| r.last_seq));
         let (mut candidates, mut commits) = (Vec::new(), Vec::new());
-        for point in facts.checkpoints.iter().filter(|c| (floor..=upto).contains(&c.seq)) {
+        let settled = catalogue.settled_below();
+        let unsealed = self.unsealed.iter().filter(|c| c.committed >= settled);
+        let mut points: Vec<_> = facts.checkpoints.iter().chain(unsealed).collect();
+        points.sort_by_key(|c| c.seq);
+        for point in points.into_iter().filter(|c| (floor..=upto).contains(&c.seq)) {
             while reach < point.seq && row + 1 < rows.len() {
                 row += 1;
                 reach = reach.max(rows[row].last_seq);

@@ -118,6 +118,18 @@ pub enum AlarmLevel {
     Full,
 }
 
+impl AlarmLevel {
+    /// In a word, as status has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Warning => "warning",
+            Self::Shortened => "shortened",
+            Self::Full => "full",
+        }
+    }
+}
+
 /// What is, what happens next, and what can be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alarm {

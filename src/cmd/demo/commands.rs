@@ -55,6 +55,11 @@ impl Commands {
         tell!("    $ {}", self.line(arguments));
     }
 
+    /// Shows a program that is run as it is.
+    pub fn show_line(&self, program: &Path) {
+        tell!("    $ {}", self.near(program));
+    }
+
     /// Shows a command, runs it, shows what it printed and gives that.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         self.show(arguments);

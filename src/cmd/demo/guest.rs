@@ -11,9 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::rows::{Checked, Moment, Rows, number};
+use super::rows::{Checked, Moment, Rows, number, value};
 
-const MEMORY_MIB: &str = "256";
+/// QEMU's name for the disk with the database.
+pub const DATABASE_NODE: &str = "database";
+/// The guest's memory.
+pub const MEMORY_MIB: u64 = 256;
+/// The file that the guest makes in tmpfs.
+pub const TMPFS_BYTES: u64 = 16 << 20;
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// A guest on a KVM that works is up within two seconds; on one that does not, never.
 const KVM_PROBE_LIMIT: Duration = Duration::from_secs(6);
@@ -69,13 +74,19 @@ pub fn make_disk(path: &Path, bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// Makes a raw image of zeroes.
+pub fn make_blank(path: &Path, bytes: u64) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("make {}", path.display()))?;
+    file.set_len(bytes).with_context(|| format!("size {}", path.display()))
+}
+
 /// Whether an ordinary guest really boots with KVM here: `/dev/kvm` may be there and guests hang.
 pub fn probe_kvm(files: &GuestFiles, dir: &Path) -> Result<Accel> {
     if File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return Ok(Accel::Tcg);
     }
     let log = dir.join("kvm-probe.log");
-    let booted = Guest::start(files, Accel::Kvm, None, &log).and_then(|mut guest| {
+    let booted = Guest::start(files, Accel::Kvm, &[], &log).and_then(|mut guest| {
         guest.wait_line("ready ", KVM_PROBE_LIMIT)?;
         guest.power_off()
     });
@@ -92,9 +103,30 @@ pub struct Figures {
     pub per_second: u64,
 }
 
+/// What the guest has in its memory.
+#[derive(Debug)]
+pub struct Counted {
+    /// The number that goes up, on disk first.
+    pub ram: u64,
+    /// A checksum of the file in tmpfs.
+    pub tmpfs: String,
+    /// Which boot of its kernel this is.
+    pub boot: String,
+}
+
+impl Counted {
+    fn parse(line: &str) -> Result<Self> {
+        let word = |key: &str| {
+            value(line, key).map(str::to_owned).with_context(|| format!("no {key}: {line}"))
+        };
+        Ok(Self { ram: number(line, "ram")?, tmpfs: word("tmpfs")?, boot: word("boot")? })
+    }
+}
+
 /// A running guest. Dropping it kills QEMU and removes its sockets.
 pub struct Guest {
     child: Child,
+    /// The directory of its sockets, where that is ours.
     sockets: PathBuf,
     log: PathBuf,
     rows: Rows,
@@ -104,44 +136,60 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts QEMU on `disk` and waits until the guest is up.
-    pub fn boot(files: &GuestFiles, accel: Accel, disk: &Path, log: &Path) -> Result<Self> {
+    /// Starts QEMU on the disk with the database, and the one to count on where there is one; waits
+    /// until the guest is up.
+    pub fn boot(files: &GuestFiles, accel: Accel, disks: &[&Path], log: &Path) -> Result<Self> {
         let begin = Instant::now();
-        let mut guest = Self::start(files, accel, Some(disk), log)?;
+        let mut guest = Self::start(files, accel, disks, log)?;
         guest.wait_line("ready ", BOOT_LIMIT)?;
         guest.boot_time = begin.elapsed();
         Ok(guest)
     }
 
-    fn start(files: &GuestFiles, accel: Accel, disk: Option<&Path>, log: &Path) -> Result<Self> {
+    fn start(files: &GuestFiles, accel: Accel, disks: &[&Path], log: &Path) -> Result<Self> {
         let sockets = socket_directory()?;
-        let mut child = match qemu(files, accel, disk, &sockets, log) {
-            Ok(child) => child,
+        match qemu(files, accel, disks, &sockets, log) {
+            Ok(child) => Self::connect(child, sockets.join("port.sock"), sockets, log),
             Err(e) => {
                 let _ = std::fs::remove_dir_all(&sockets);
-                return Err(e);
+                Err(e)
             }
-        };
-        let port = wait_for(REPLY_LIMIT, || {
+        }
+    }
+
+    /// Runs the script of a warm restore, and waits until the guest answers: it does as soon as its
+    /// memory is there.
+    pub fn resume(script: &Path, port: PathBuf, log: &Path) -> Result<(Self, Counted)> {
+        let begin = Instant::now();
+        let output = File::create(log).with_context(|| format!("make {}", log.display()))?;
+        let child = Command::new(script)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("QEMU's log")?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("start {}", script.display()))?;
+        let mut guest = Self::connect(child, port, PathBuf::new(), log)?;
+        let counted = guest.counted()?;
+        guest.boot_time = begin.elapsed();
+        Ok((guest, counted))
+    }
+
+    fn connect(mut child: Child, port: PathBuf, sockets: PathBuf, log: &Path) -> Result<Self> {
+        let opened = wait_for(REPLY_LIMIT, || {
             if let Some(status) = child.try_wait()? {
                 bail!("QEMU ended at once ({status}); see {}", log.display());
             }
-            Ok(UnixStream::connect(sockets.join("port.sock")).ok())
+            Ok(UnixStream::connect(&port).ok())
         });
-        let opened = port.and_then(|port| {
+        let opened = opened.and_then(|port| {
             let port = port.context("QEMU made no socket for the guest's port")?;
             Rows::new(port).context("talk to the guest")
         });
+        let (boot_time, figures_since, log) = (Duration::ZERO, Instant::now(), log.to_owned());
         match opened {
-            Ok((rows, lines)) => Ok(Self {
-                child,
-                sockets,
-                log: log.to_owned(),
-                rows,
-                lines,
-                boot_time: Duration::ZERO,
-                figures_since: Instant::now(),
-            }),
+            Ok((rows, lines)) => {
+                Ok(Self { child, sockets, log, rows, lines, boot_time, figures_since })
+            }
             Err(e) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -151,7 +199,7 @@ impl Guest {
         }
     }
 
-    /// From QEMU's start until the guest was up.
+    /// From QEMU's start until the guest was up, or until it answered where it was resumed.
     pub fn boot_time(&self) -> Duration {
         self.boot_time
     }
@@ -167,6 +215,17 @@ impl Guest {
         self.rows.begin(number(&line, "last")?).context("grant the guest its first row")?;
         self.figures_since = Instant::now();
         Ok(())
+    }
+
+    /// The guest makes its file in tmpfs, and counts from now on.
+    pub fn start_counter(&mut self) -> Result<()> {
+        self.ask(&format!("counter start rate=50 tmpfs={TMPFS_BYTES}"), "counter started ")?;
+        Ok(())
+    }
+
+    /// What the guest has in its memory.
+    pub fn counted(&mut self) -> Result<Counted> {
+        Counted::parse(&self.ask("counter stats", "counter stats ")?)
     }
 
     /// Now, and which rows a copy of now must hold.
@@ -222,7 +281,7 @@ impl Guest {
         loop {
             match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) if line.starts_with(pattern) => return Ok(line),
-                Ok(line) if line.starts_with("demo error") || line.starts_with("fatal") => {
+                Ok(line) if line.contains(" error ") || line.starts_with("fatal") => {
                     bail!("the guest reports {line:?}; see {}", self.log.display())
                 }
                 Ok(_) => {}
@@ -265,7 +324,7 @@ fn socket_directory() -> Result<PathBuf> {
 fn qemu(
     files: &GuestFiles,
     accel: Accel,
-    disk: Option<&Path>,
+    disks: &[&Path],
     sockets: &Path,
     log: &Path,
 ) -> Result<Child> {
@@ -273,11 +332,16 @@ fn qemu(
         Accel::Kvm => ("kvm", "host"),
         Accel::Tcg => ("tcg,thread=multi", "max"),
     };
-    let role = if disk.is_some() { "demo" } else { "none" };
+    let role = match disks {
+        [] => "none",
+        [_] => "demo",
+        _ => "demo,counter ai.demo=vda ai.counter=vdb",
+    };
     let output = File::create(log).with_context(|| format!("make {}", log.display()))?;
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-    command.args(["-machine", "q35", "-accel", accel, "-cpu", cpu, "-m", MEMORY_MIB]);
+    command.args(["-machine", "q35", "-accel", accel, "-cpu", cpu, "-m"]);
+    command.arg(MEMORY_MIB.to_string());
     command.arg("-kernel").arg(&files.kernel).arg("-initrd").arg(&files.initrd);
     command
         .args(["-append", &format!("console=ttyS0 quiet no_timer_check panic=-1 ai.role={role}")]);
@@ -287,12 +351,12 @@ fn qemu(
     command.args(["-chardev", &format!("socket,id=port,path={}", socket("port"))]);
     command.args(["-device", "virtio-serial-pci"]);
     command.args(["-device", "virtserialport,chardev=port,name=ai.port"]);
-    if let Some(disk) = disk {
+    for (index, (disk, node)) in disks.iter().zip([DATABASE_NODE, "counter"]).enumerate() {
         let path = disk.to_str().with_context(|| format!("{} is not UTF-8", disk.display()))?;
         let path = path.replace(',', ",,");
-        let drive = format!("if=none,id=disk0,file={path},format=raw,discard=unmap");
-        command.args(["-drive", &drive]);
-        command.args(["-device", "virtio-blk-pci,id=virtio0,drive=disk0"]);
+        let drive = format!("if=none,id=disk{index},node-name={node},file={path}");
+        command.args(["-drive", &format!("{drive},format=raw,discard=unmap")]);
+        command.args(["-device", &format!("virtio-blk-pci,id=virtio{index},drive=disk{index}")]);
     }
     command
         .stdin(Stdio::null())

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// A point in time, and which rows a copy of it must and may hold.
 #[derive(Clone, Debug)]
@@ -135,8 +135,40 @@ fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether the restored copy is what the moment demands. A row acknowledged before the moment must
+/// be there. A row that was not granted before it had not begun, and must not. Between the two lies
+/// at most one row, whose commit was under way: either answer is right for it.
+pub fn judge(checked: &Checked, moment: &Moment) -> Result<()> {
+    ensure!(checked.integrity == "ok", "integrity_check of the copy says {}", checked.integrity);
+    ensure!(checked.bad == 0, "{} rows of the copy have a wrong checksum", checked.bad);
+    ensure!(
+        checked.holes == 0 && checked.min == 1 && checked.rows == checked.max,
+        "the copy's rows have holes: {checked:?}"
+    );
+    ensure!(
+        checked.max >= moment.acked,
+        "row {} was acknowledged before {} but the copy ends at row {}",
+        moment.acked,
+        moment.time,
+        checked.max
+    );
+    ensure!(
+        checked.max <= moment.granted,
+        "row {} was begun after {} but it is in the copy",
+        checked.max,
+        moment.time
+    );
+    Ok(())
+}
+
+/// What became of the row whose commit was under way, in words.
+pub fn in_flight(checked: &Checked, moment: &Moment) -> String {
+    let there = if checked.max == moment.granted { "is there, whole" } else { "is not there" };
+    format!("Row {}, whose commit was under way, {there}.", moment.granted)
+}
+
 /// The value of `key=` in one of the guest's lines.
-fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+pub fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
@@ -168,5 +200,35 @@ mod tests {
         assert_eq!(lines.recv().unwrap(), "demo reset");
         let after = rows.moment();
         assert_eq!((after.acked, after.granted), (5, 6));
+    }
+
+    fn moment() -> Moment {
+        Moment { time: "2026-01-02T03:04:05Z".into(), acked: 10, granted: 11 }
+    }
+
+    fn copy(max: u64) -> Checked {
+        Checked { integrity: "ok".into(), rows: max, min: 1, max, bad: 0, holes: 0 }
+    }
+
+    #[test]
+    fn copy_with_the_acknowledged_rows_and_at_most_the_one_in_flight_is_right() {
+        for max in [10, 11] {
+            assert!(judge(&copy(max), &moment()).is_ok(), "{max}");
+        }
+    }
+
+    #[test]
+    fn copy_that_lacks_has_more_or_is_damaged_is_wrong() {
+        let wrong = [
+            copy(9),
+            copy(12),
+            Checked { bad: 1, ..copy(10) },
+            Checked { rows: 9, holes: 1, ..copy(10) },
+            Checked { rows: 9, min: 2, ..copy(10) },
+            Checked { integrity: "missing".into(), ..copy(10) },
+        ];
+        for checked in wrong {
+            assert!(judge(&checked, &moment()).is_err(), "{checked:?}");
+        }
     }
 }

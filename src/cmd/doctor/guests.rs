@@ -27,7 +27,10 @@ pub(super) fn check(state: &Path) -> Vec<Finding> {
         Ok(info) => {
             findings.push(agent(&info));
             match client.status(None) {
-                Ok(guests) => findings.extend(guests.iter().map(guest)),
+                Ok(guests) => {
+                    findings.extend(guests.iter().map(guest));
+                    findings.extend(guests.iter().filter_map(memory));
+                }
                 Err(e) => findings.push(Finding::fail("guests", e.message, "see the agent's log")),
             }
         }
@@ -93,6 +96,15 @@ fn guest(guest: &GuestStatus) -> Finding {
             "see the reason; the agent goes on trying, its log says more",
         ),
     }
+}
+
+fn memory(guest: &GuestStatus) -> Option<Finding> {
+    let error = guest.memory.as_ref()?.error.as_ref()?;
+    Some(Finding::warn(
+        format!("memory of {}", guest.guest),
+        format!("the last checkpoint of memory was not made: {error}"),
+        "see the text; checkpoints of its disks are made all the same",
+    ))
 }
 
 fn probe(settings: &GuestSettings) -> Finding {

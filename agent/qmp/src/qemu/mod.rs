@@ -11,6 +11,8 @@ pub mod leftovers;
 pub mod mirror;
 pub mod names;
 pub mod process;
+pub mod snapshot;
+pub mod undo;
 
 use std::{fmt, path::Path, sync::Arc, time::Duration};
 
@@ -23,6 +25,8 @@ pub use leftovers::Removed;
 pub use mirror::{Attachment, IoStatus, JobState, MirrorSpec, RESUME_LIMIT, ServerHealth};
 pub use names::Names;
 pub use process::Process;
+pub use snapshot::{Migration, MigrationPhase, MigrationSettings, SnapshotMode};
+pub use undo::{MonitorChannel, UndoSnapshot, undo_snapshot_blocking};
 
 use crate::{Client, Error, Events, Monitor, Result};
 

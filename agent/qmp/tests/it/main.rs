@@ -18,3 +18,4 @@ mod libvirt;
 mod mirror;
 mod protocol;
 mod rig;
+mod snapshot;

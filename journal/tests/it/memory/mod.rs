@@ -2,6 +2,7 @@
 
 mod appender;
 mod guest;
+mod unsealed;
 
 use crate::mortal::Mortal;
 use crate::rounds::{MINUTE, copy_files, names};

@@ -1,11 +1,15 @@
 //! Role `counter`: a number that is raised on each disk in turn, written and synced, and only then
-//! in memory. So wherever a copy goes on, no disk may ever be found behind the memory, and no disk
-//! ahead of the one before it. A file in tmpfs is memory that must not change.
+//! in memory. So wherever a copy goes on, no disk may ever be found behind the memory, or ahead of
+//! it by more than the one that was under way. A file in tmpfs is memory that must not change.
+//!
+//! Each number has a slot of its own on the disks, which comes round: a copy that went on in the
+//! middle of a round writes over nothing that would have shown that its disks are not of its
+//! memory's instant. Before each round the disks are read; what is not right is an error, and it
+//! stays paused.
 //!
 //! Commands: `start [rate=PER_SECOND] [tmpfs=BYTES]` (the file is made by the first one), `pause`,
-//! `stats`. Events: `started from=N`, `paused ram=N`, `stats ram=N disk=N,.. tmpfs=HASH`,
-//! `error ..`. Before each round the disks are read: one behind the memory is an error, and it
-//! stays paused.
+//! `raise to=N` (while it is paused: to that number), `stats`. Events: `started from=N`,
+//! `paused ram=N`, `raised ram=N`, `stats ram=N disk=N,.. tmpfs=HASH boot=ID`, `error ..`.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -15,8 +19,10 @@ use std::time::{Duration, Instant};
 use crate::disk::{Buffer, Disk};
 use crate::port::{Port, number};
 
-/// What each number lies in, at the start of each disk.
+/// What each number lies in, from the start of each disk.
 const BLOCK_BYTES: usize = 4096;
+/// Numbers that a disk holds: the last ones.
+const SLOTS: usize = 64;
 const FILE: &str = "/tmp/counter";
 const FILE_BYTES: u64 = 16 << 20;
 const PIECE_BYTES: usize = 64 << 10;
@@ -80,21 +86,36 @@ impl Counter {
                 }
                 self.port.say(&format!("counter paused ram={}", state.ram));
             }
+            "raise" if !state.running => {
+                let to = number(command, "to").unwrap_or(0);
+                let mut block = Buffer::new(BLOCK_BYTES);
+                while state.ram < to {
+                    if let Err(e) = raise(&self.disks, state.ram, &mut block) {
+                        self.port.say(&format!("counter error op=raise {e}"));
+                        return;
+                    }
+                    state.ram += 1;
+                }
+                self.port.say(&format!("counter raised ram={}", state.ram));
+            }
             "stats" => {
                 let ram = state.ram;
                 drop(state);
-                match numbers(&self.disks).and_then(|disks| Ok((disks, hash()?))) {
-                    Ok((disks, hash)) => {
-                        let disks: Vec<String> = disks.iter().map(u64::to_string).collect();
-                        let disks = disks.join(",");
-                        self.port
-                            .say(&format!("counter stats ram={ram} disk={disks} tmpfs={hash:016x}"));
-                    }
+                match self.stats(ram) {
+                    Ok(line) => self.port.say(&format!("counter stats {line}")),
                     Err(e) => self.port.say(&format!("counter error op=stats {e}")),
                 }
             }
             other => self.port.say(&format!("counter unknown command={other}")),
         }
+    }
+
+    fn stats(&self, ram: u64) -> io::Result<String> {
+        let disks = numbers(&self.disks)?;
+        let disks: Vec<String> = disks.iter().map(u64::to_string).collect();
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let (disks, hash) = (disks.join(","), hash()?);
+        Ok(format!("ram={ram} disk={disks} tmpfs={hash:016x} boot={}", boot.trim()))
     }
 }
 
@@ -111,13 +132,7 @@ fn work(state: &(Mutex<State>, Condvar), port: &Port, disks: &[Disk]) {
             (state.ram, state.pace)
         };
         let begin = Instant::now();
-        let result = check(disks, ram).and_then(|()| {
-            block.bytes()[..8].copy_from_slice(&(ram + 1).to_le_bytes());
-            disks.iter().try_for_each(|disk| {
-                disk.write(block.bytes(), 0)?;
-                disk.sync()
-            })
-        });
+        let result = raise(disks, ram, &mut block);
         let mut state = lock.lock().unwrap();
         state.in_flight = false;
         changed.notify_all();
@@ -135,25 +150,50 @@ fn work(state: &(Mutex<State>, Condvar), port: &Port, disks: &[Disk]) {
     }
 }
 
+/// The number after `ram`, to each disk.
+fn raise(disks: &[Disk], ram: u64, block: &mut Buffer) -> io::Result<()> {
+    check(disks, ram)?;
+    let next = ram + 1;
+    block.bytes()[..8].copy_from_slice(&next.to_le_bytes());
+    disks.iter().try_for_each(|disk| {
+        disk.write(block.bytes(), (next % SLOTS as u64) * BLOCK_BYTES as u64)?;
+        disk.sync()
+    })
+}
+
 /// What must hold at any instant.
 fn check(disks: &[Disk], ram: u64) -> io::Result<()> {
     let found = numbers(disks)?;
-    let is_sound = found.is_sorted_by(|a, b| a >= b) && found.iter().all(|disk| *disk >= ram);
-    if is_sound {
+    let in_order = found.is_sorted_by(|a, b| a >= b);
+    if in_order && found.iter().all(|disk| (ram..=ram + 1).contains(disk)) {
         return Ok(());
     }
-    Err(io::Error::other(format!("ram={ram} disks={found:?}: behind the memory, or out of order")))
+    Err(io::Error::other(format!("ram={ram} disks={found:?}: not of one instant")))
 }
 
+/// The last number on each disk.
 fn numbers(disks: &[Disk]) -> io::Result<Vec<u64>> {
-    let mut block = Buffer::new(BLOCK_BYTES);
-    let read = |disk: &Disk| {
-        disk.read(block.bytes(), 0)?;
-        let mut number = [0; 8];
-        number.copy_from_slice(&block.bytes()[..8]);
-        Ok(u64::from_le_bytes(number))
-    };
-    disks.iter().map(read).collect()
+    let mut blocks = Buffer::new(SLOTS * BLOCK_BYTES);
+    disks.iter().map(|disk| last(disk, &mut blocks)).collect()
+}
+
+/// The last number on a disk, which must have all that came before it.
+fn last(disk: &Disk, blocks: &mut Buffer) -> io::Result<u64> {
+    disk.read(blocks.bytes(), 0)?;
+    let number = |block: &[u8]| u64::from_le_bytes(std::array::from_fn(|at| block[at]));
+    let found: Vec<u64> = blocks.bytes().chunks(BLOCK_BYTES).map(number).collect();
+    let last = found.iter().copied().max().unwrap_or(0);
+    let slots = SLOTS as u64;
+    for (slot, found) in found.into_iter().enumerate() {
+        // The newest number up to the last that has this slot; 0 is there from the beginning.
+        let back = (last % slots + slots - slot as u64) % slots;
+        let wanted = last.saturating_sub(back);
+        if found != wanted {
+            let text = format!("after number {last}: {found} where {wanted} was written");
+            return Err(io::Error::other(text));
+        }
+    }
+    Ok(last)
 }
 
 /// Numbers that look random, into the file.

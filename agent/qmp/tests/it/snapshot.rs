@@ -1,0 +1,289 @@
+//! Snapshots of a running guest's memory: what QEMU sends, what stays behind in it, and what it
+//! takes to end one.
+
+use std::{
+    io::Read,
+    os::unix::net::{UnixListener, UnixStream},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use afterimage_qmp::{
+    Error, Event, Events, Qemu, QemuEvent,
+    qemu::{
+        MigrationPhase, MigrationSettings, MirrorSpec, MonitorChannel, RunState, SnapshotMode,
+        UndoSnapshot, undo_snapshot_blocking,
+    },
+};
+use serde_json::json;
+
+use crate::rig::*;
+
+use SnapshotMode::{Background, Stop};
+
+/// Reads a whole stream.
+fn sink(listener: UnixListener) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
+}
+
+async fn completed(qemu: &Qemu) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let migration = qemu.migration().await.unwrap();
+        match migration.phase {
+            MigrationPhase::Completed => return,
+            MigrationPhase::UnderWay => {}
+            other => panic!("{other:?}: {migration:?}"),
+        }
+        assert!(Instant::now() < deadline, "{migration:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Settings that somebody else made, and that a snapshot must not lose.
+async fn somebodys_settings(vm: &Vm) -> MigrationSettings {
+    let set = json!({ "capabilities": [{ "capability": "xbzrle", "state": true }] });
+    vm.qemu.monitor().execute("migrate-set-capabilities", set).await.unwrap();
+    let set = json!({ "max-bandwidth": 12_345_678 });
+    vm.qemu.monitor().execute("migrate-set-parameters", set).await.unwrap();
+    let settings = vm.qemu.migration_settings().await.unwrap();
+    assert!(settings.capabilities["xbzrle"]);
+    assert_eq!(settings.parameters["max-bandwidth"], 12_345_678);
+    settings
+}
+
+async fn next(events: &mut Events, wanted: &QemuEvent) -> Event {
+    let find = async {
+        loop {
+            let event = events.next().await;
+            if event.meaning() == *wanted {
+                return event;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, find).await.expect("the event did not come")
+}
+
+#[tokio::test]
+async fn a_background_snapshot_stops_the_guest_for_a_moment_and_leaves_all_settings_as_they_were() {
+    let vm = Vm::prelaunch(&[DRIVE_RAW, BLOCKDEV_QCOW2]).await;
+    vm.boot().await;
+    let targets = [Target::start(&vm, "t0"), Target::start(&vm, "t1")];
+    let mirrors = [attach(&vm, 0, &targets[0]).await, attach(&vm, 1, &targets[1]).await];
+    let was = somebodys_settings(&vm).await;
+    for _ in 0..3 {
+        let socket = vm.path("stream");
+        let _ = std::fs::remove_file(&socket);
+        let reader = sink(UnixListener::bind(&socket).unwrap());
+        let mut events = vm.qemu.events();
+        assert_eq!(vm.qemu.check_snapshot(Background).await.unwrap(), was);
+        vm.qemu.set_for_snapshot(&was, Background).await.unwrap();
+        let set = vm.qemu.migration_settings().await.unwrap();
+        assert_eq!(set, was.for_snapshot(Background));
+        assert_eq!(set.parameters["max-bandwidth"], 0);
+        let on: Vec<_> = set.capabilities.iter().filter(|c| *c.1).map(|c| c.0.as_str()).collect();
+        assert_eq!(on, ["background-snapshot", "events"]);
+        vm.qemu.migrate_to(&socket).await.unwrap();
+        let stop = next(&mut events, &QemuEvent::Stop).await.timestamp.unix_us;
+        let resume = next(&mut events, &QemuEvent::Resume).await.timestamp.unix_us;
+        assert!(stop > 0 && resume > stop && resume - stop < 1_000_000, "{stop} {resume}");
+        next(&mut events, &QemuEvent::Migration { status: "completed".into() }).await;
+        completed(&vm.qemu).await;
+        vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+        assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
+        let bytes = reader.join().unwrap();
+        assert!(bytes.starts_with(b"QEVM\0\0\0\x03") && bytes.len() > 100_000, "{}", bytes.len());
+        vm.rounds(20).await;
+    }
+    for mirror in &mirrors {
+        level_after_drain(&vm, &mirror.job).await;
+    }
+}
+
+#[tokio::test]
+async fn in_stop_mode_the_guest_stands_still_until_it_is_told_to_run_and_the_mirror_goes_on() {
+    let mut vm = Vm::prelaunch(&[DRIVE_RAW]).await;
+    vm.boot().await;
+    let target = Target::start(&vm, "target");
+    let mirror = attach(&vm, 0, &target).await;
+    let first = vm.acknowledged().await + 2;
+    let was = somebodys_settings(&vm).await;
+    let socket = vm.path("stream");
+    let reader = sink(UnixListener::bind(&socket).unwrap());
+    vm.qemu.check_snapshot(Stop).await.unwrap();
+    vm.qemu.set_for_snapshot(&was, Stop).await.unwrap();
+    vm.qemu.stop().await.unwrap();
+    vm.qemu.migrate_to(&socket).await.unwrap();
+    completed(&vm.qemu).await;
+    let stood = vm.acknowledged().await;
+    assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::PostMigrate);
+    // Somebody else's guest that went to another host is not woken.
+    vm.qemu.end_snapshot(&was, Some(Background), SOON).await.unwrap();
+    assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::PostMigrate);
+    assert_eq!(vm.acknowledged().await, stood);
+    vm.qemu.end_snapshot(&was, Some(Stop), SOON).await.unwrap();
+    assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
+    assert!(reader.join().unwrap().starts_with(b"QEVM"));
+    vm.rounds(20).await;
+    level_after_drain(&vm, &mirror.job).await;
+    vm.qemu.stop().await.unwrap();
+    level_after_drain(&vm, &mirror.job).await;
+    let last = vm.acknowledged().await;
+    vm.quit().await;
+    // What was written after the snapshot reached both, by the mirror that was there before.
+    let last_block = |content: &[u8]| {
+        let at = (u64::from(last) % crate::guest::BLOCKS * crate::guest::BLOCK_BYTES) as usize;
+        u32::from_le_bytes(*guest_area(content)[at..].first_chunk().unwrap())
+    };
+    assert!(last > first);
+    assert_eq!([last_block(&vm.content(0)), last_block(&target.content())], [last, last]);
+}
+
+/// The reader takes the connection and then sleeps.
+async fn stalled(vm: &Vm, was: &MigrationSettings) -> UnixStream {
+    let socket = vm.path("stalled");
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).unwrap();
+    vm.qemu.set_for_snapshot(was, Background).await.unwrap();
+    vm.qemu.migrate_to(&socket).await.unwrap();
+    listener.accept().unwrap().0
+}
+
+#[tokio::test]
+async fn a_stalled_stream_is_ended_by_closing_it_and_the_guest_runs_on() {
+    let vm = Vm::prelaunch(&[DRIVE_RAW]).await;
+    vm.boot().await;
+    let was = somebodys_settings(&vm).await;
+    let stream = stalled(&vm, &was).await;
+    // QEMU hangs in it: what comes next is never heard.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(stream);
+    vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+    assert_eq!(vm.qemu.migration().await.unwrap().phase, MigrationPhase::Failed);
+    assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
+    assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::Running);
+    vm.rounds(20).await;
+    // And the next one works.
+    let socket = vm.path("stream");
+    let reader = sink(UnixListener::bind(&socket).unwrap());
+    vm.qemu.set_for_snapshot(&was, Background).await.unwrap();
+    vm.qemu.migrate_to(&socket).await.unwrap();
+    completed(&vm.qemu).await;
+    assert!(reader.join().unwrap().len() > 100_000);
+    vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+}
+
+/// QEMU doesn't: the failure comes while it has stopped the guest.
+#[tokio::test]
+async fn a_guest_whose_mirror_dies_while_it_is_stopped_for_a_snapshot_is_let_run() {
+    let vm = Vm::prelaunch(&[DRIVE_RAW]).await;
+    // A server that takes writes, and from some moment on never answers a flush.
+    let (socket, hangs) = (vm.path("server"), vm.path("hangs"));
+    let mut command = std::process::Command::new("nbdkit");
+    command.args(["-f", "-U"]).arg(&socket).arg("eval");
+    command.arg(format!("get_size=echo {DISK_BYTES}")).args([
+        "pread=head -c $3 /dev/zero",
+        "pwrite=cat >/dev/null",
+        "can_write=exit 0",
+        "can_flush=exit 0",
+    ]);
+    command.arg(format!("flush=test ! -e {} || exec sleep 30", hangs.display()));
+    let mut server = Process::start(&mut command);
+    wait_for_socket(&socket);
+    let spec =
+        MirrorSpec { node: vm.node(0).await, socket, export: String::new(), names: names(0) };
+    vm.qemu.attach(&spec).await.unwrap();
+    vm.boot().await;
+    let was = somebodys_settings(&vm).await;
+    let stream = vm.path("stream");
+    let reader = sink(UnixListener::bind(&stream).unwrap());
+    let mut events = vm.qemu.events();
+    vm.qemu.set_for_snapshot(&was, Background).await.unwrap();
+    std::fs::write(&hangs, "").unwrap();
+    vm.qemu.migrate_to(&stream).await.unwrap();
+    next(&mut events, &QemuEvent::Stop).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.kill();
+    vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+    assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::Paused, "a later QEMU does better");
+    vm.qemu.end_snapshot(&was, Some(Background), SOON).await.unwrap();
+    assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::Running);
+    assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
+    vm.rounds(20).await;
+    let _ = reader.join();
+}
+
+#[tokio::test]
+async fn another_process_undoes_a_snapshot_whose_owner_died() {
+    let vm = Vm::prelaunch(&[DRIVE_RAW]).await;
+    vm.boot().await;
+    let was = somebodys_settings(&vm).await;
+    let monitor = MonitorChannel::Socket(vm.path("qmp2"));
+    for stopped in [false, true] {
+        if stopped {
+            vm.qemu.stop().await.unwrap();
+        }
+        drop(stalled(&vm, &was).await);
+        let resume = stopped.then_some(Background);
+        let undo = UndoSnapshot { monitor: monitor.clone(), was: was.clone(), resume };
+        // As a note on disk has it.
+        let note = serde_json::to_vec(&undo).unwrap();
+        let undo: UndoSnapshot = serde_json::from_slice(&note).unwrap();
+        undo_snapshot_blocking(&undo, SOON).unwrap();
+        assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
+        assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::Running);
+        vm.rounds(5).await;
+    }
+    // A QEMU that is gone took it along; one that does not answer is no success.
+    let gone = MonitorChannel::Socket(vm.path("nosuch"));
+    let undo = |monitor| UndoSnapshot { monitor, was: was.clone(), resume: Some(Stop) };
+    undo_snapshot_blocking(&undo(gone), SOON).unwrap();
+    let silent = UnixListener::bind(vm.path("silent")).unwrap();
+    let begin = Instant::now();
+    let undone = undo_snapshot_blocking(
+        &undo(MonitorChannel::Socket(vm.path("silent"))),
+        Duration::from_millis(300),
+    );
+    assert!(undone.is_err() && begin.elapsed() < Duration::from_secs(2), "{undone:?}");
+    drop(silent);
+}
+
+#[tokio::test]
+async fn what_stands_in_the_way_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let vvfat = format!("file=fat:rw:{},if=none,id=v,format=raw", folder.path().display());
+    let vm = Vm::with(&[DRIVE_RAW], &["-drive", &vvfat]).await;
+    let refused = vm.qemu.check_snapshot(Background).await.unwrap_err();
+    assert!(matches!(&refused, Error::NotRunning { state } if state == "prelaunch"), "{refused}");
+    vm.boot().await;
+    let refused = vm.qemu.check_snapshot(Stop).await.unwrap_err();
+    assert!(matches!(&refused, Error::MigrationBlocked { reasons } if reasons.contains("vvfat")));
+
+    let vm = Vm::prelaunch(&[DRIVE_RAW]).await;
+    vm.boot().await;
+    let was = vm.qemu.migration_settings().await.unwrap();
+    let long = vm.path(&"x".repeat(120));
+    assert!(matches!(vm.qemu.migrate_to(&long).await, Err(Error::BadName { .. })));
+    // Nobody listens: QEMU says so, and runs on.
+    vm.qemu.set_for_snapshot(&was, Background).await.unwrap();
+    let _ = vm.qemu.migrate_to(&vm.path("nobody")).await;
+    vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+    assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
+    // One that belongs to somebody else goes on, and is not touched.
+    let slow = json!({ "max-bandwidth": 1 });
+    vm.qemu.monitor().execute("migrate-set-parameters", slow).await.unwrap();
+    let socket = vm.path("theirs");
+    let reader = sink(UnixListener::bind(&socket).unwrap());
+    vm.qemu.migrate_to(&socket).await.unwrap();
+    let refused = vm.qemu.check_snapshot(Background).await.unwrap_err();
+    assert!(matches!(&refused, Error::MigrationUnderWay { .. }), "{refused}");
+    vm.qemu.monitor().execute("migrate_cancel", json!(null)).await.unwrap();
+    drop(vm);
+    // QEMU may have been told to cancel before it had connected.
+    let _ = UnixStream::connect(&socket);
+    let _ = reader.join();
+}
