@@ -66,12 +66,6 @@ pub struct GuestSettings {
     /// The file with the key of the group's journal, if that is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
-    /// Time between checkpoints of its group's memory, in milliseconds; `None`: only on request.
-    #[serde(default)]
-    pub memory_every_ms: Option<u64>,
-    /// How its memory is taken.
-    #[serde(default)]
-    pub memory_mode: MemoryMode,
     /// Somebody asked to let go of it.
     #[serde(default)]
     pub detached: bool,

@@ -81,13 +81,6 @@ pub struct ProtectArgs {
     /// 64 hex digits. Without it the journal can't be restored (not encrypted)
     #[arg(long, value_name = "KEYFILE")]
     encrypt: Option<PathBuf>,
-    /// Time between checkpoints of the memory of the guest's whole group, like 10m; of a group, the
-    /// shortest counts (only by `mark --memory`)
-    #[arg(long, value_name = "TIME", value_parser = quantity::memory_every_ms)]
-    memory_every: Option<u64>,
-    /// How memory is taken
-    #[arg(long, value_enum, default_value = "auto", value_name = "MODE")]
-    memory_mode: MemoryModeArg,
     /// Wait, with a progress bar, until the initial sync is over
     #[arg(long)]
     wait: bool,
@@ -141,8 +134,6 @@ pub fn run(args: &ProtectArgs) -> Outcome {
         memory_every_ms: args.memory_every,
         memory_mode: args.memory_mode.into(),
         key_file: args.encrypt.as_deref().map(absolute).transpose()?,
-        memory_every_ms: args.memory_every,
-        memory_mode: args.memory_mode.into(),
     };
     let client = args.state.client();
     let guests = client.protect(&request)?;

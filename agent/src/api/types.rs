@@ -60,12 +60,6 @@ pub struct ProtectRequest {
     /// journal is not encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
-    /// Time between checkpoints of memory, in milliseconds; `None`: only those that are asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_every_ms: Option<u64>,
-    /// How memory is taken.
-    #[serde(default)]
-    pub memory_mode: MemoryMode,
 }
 
 /// `set`: what is to change; the rest stays. No resync follows.

@@ -99,8 +99,6 @@ pub(super) fn settings_of(
         memory_every_ms: memory_every(request.memory_every_ms)?,
         memory_mode: request.memory_mode,
         key_file: request.key_file,
-        memory_every_ms: memory_every(request.memory_every_ms)?,
-        memory_mode: request.memory_mode,
         detached: false,
     })
 }
