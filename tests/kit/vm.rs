@@ -112,6 +112,19 @@ impl VmBuilder {
     /// Starts QEMU and waits until the guest says that it is ready (unless [`VmBuilder::stopped`]).
     #[track_caller]
     pub fn boot(&self) -> Vm {
+        // The kernel may still hold an image's lock for a QEMU that was killed a moment ago.
+        let started = poll(REPLY_LIMIT, || match self.try_boot() {
+            Err(said) if said.contains("\"write\" lock") => None,
+            started => Some(started),
+        });
+        match started {
+            Some(Ok(vm)) => vm,
+            Some(Err(said)) => panic!("{said}"),
+            None => panic!("another QEMU holds an image of this one's"),
+        }
+    }
+
+    fn try_boot(&self) -> Result<Vm, String> {
         let dir = TempDir::with_prefix("vm-").expect("a temporary directory for the VM");
         let mut command = self.command(dir.path());
         let log = File::create(dir.path().join("qemu.log")).expect("QEMU's log");
@@ -125,22 +138,24 @@ impl VmBuilder {
         let connected = poll(REPLY_LIMIT, || {
             if let Ok(Some(status)) = child.0.try_wait() {
                 let said = tail(&dir.path().join("qemu.log"), 10);
-                panic!("QEMU ended at once ({status}): {said}");
+                return Some(Err(format!("QEMU ended at once ({status}): {said}")));
             }
             let port = UnixStream::connect(dir.path().join("port.sock")).ok()?;
             let qmp = Qmp::connect(&dir.path().join("qmp-test.sock")).ok()?;
-            Some((GuestPort::new(port), qmp))
+            Some(Ok((GuestPort::new(port), qmp)))
         });
-        let Some((port, qmp)) = connected else {
-            panic!("QEMU's sockets did not appear: {}", tail(&dir.path().join("qemu.log"), 10));
+        let late = || {
+            let said = tail(&dir.path().join("qemu.log"), 10);
+            format!("QEMU's sockets did not appear: {said}")
         };
+        let (port, qmp) = connected.unwrap_or_else(|| Err(late()))?;
         let mut vm = Vm { child, dir, port, qmp, ready: String::new(), boot: Duration::ZERO };
         if !self.stopped && self.incoming.is_none() {
             let begin = Instant::now();
             vm.ready = vm.wait_line("ready ", BOOT_LIMIT);
             vm.boot = begin.elapsed();
         }
-        vm
+        Ok(vm)
     }
 
     fn command(&self, dir: &Path) -> Command {
