@@ -105,6 +105,8 @@ pub fn undo_all(state: &Path) -> usize {
     let mut left = 0;
     for path in entries.flatten().map(|e| e.path()) {
         if path.extension().is_none_or(|e| e != "json") {
+            // A draft: whoever wrote it died before it had its name, and before anything was begun.
+            let _ = std::fs::remove_file(&path);
             continue;
         }
         let read = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok());
@@ -125,4 +127,20 @@ pub fn undo_all(state: &Path) -> usize {
         }
     }
     left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draft_of_an_intent_owes_nothing_and_goes() {
+        let state = tempfile::tempdir().unwrap();
+        assert_eq!(undo_all(state.path()), 0);
+        std::fs::create_dir(dir(state.path())).unwrap();
+        let draft = dir(state.path()).join("vm@memory.tmp");
+        std::fs::write(&draft, b"{\"resu").unwrap();
+        assert_eq!(undo_all(state.path()), 0);
+        assert!(!draft.exists());
+    }
 }
