@@ -178,7 +178,9 @@ impl Peer {
     /// Migrates, and waits for its end.
     pub fn migrate(&mut self, uri: &str) -> Result<()> {
         let qmp = self.guest.vm.qmp();
-        qmp.execute("migrate", json!({"uri": uri}));
+        // The one before may not have been cleared away, though it is complete.
+        let begun = kit::poll(LIMIT, || qmp.try_execute("migrate", json!({"uri": uri})).ok());
+        begun.with_context(|| format!("the migration to {uri} can't be begun"))?;
         let ended = kit::poll(LIMIT, || {
             let status = qmp.execute("query-migrate", json!({}))["status"].clone();
             match status.as_str() {
