@@ -14,6 +14,8 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_afterimage");
 const DISK_BYTES: u64 = 256 << 20;
 /// How long anything may take that reads all of the memory.
 pub const LIMIT: Duration = Duration::from_secs(300);
+/// How long QEMU may take to clear away a migration that is complete.
+const BEGIN_LIMIT: Duration = Duration::from_secs(20);
 /// Pages that are changed a second, and operations on the disk.
 const WRITING: (&str, &str) = ("rate=2000", "load start threads=2 rate=200 discard=0");
 
@@ -179,8 +181,12 @@ impl Peer {
     pub fn migrate(&mut self, uri: &str) -> Result<()> {
         let qmp = self.guest.vm.qmp();
         // The one before may not have been cleared away, though it is complete.
-        let begun = kit::poll(LIMIT, || qmp.try_execute("migrate", json!({"uri": uri})).ok());
-        begun.with_context(|| format!("the migration to {uri} can't be begun"))?;
+        let mut said = String::new();
+        let begun = kit::poll(BEGIN_LIMIT, || {
+            let answer = qmp.try_execute("migrate", json!({"uri": uri}));
+            answer.map_err(|e| said = e).ok()
+        });
+        begun.with_context(|| format!("the migration to {uri} can't be begun: {said}"))?;
         let ended = kit::poll(LIMIT, || {
             let status = qmp.execute("query-migrate", json!({}))["status"].clone();
             match status.as_str() {
