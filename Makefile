@@ -12,7 +12,7 @@ GUEST_MANIFEST := tests/guest/program/Cargo.toml
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ifdef NEXTEST
 TEST := cargo nextest run --workspace
-# All but the one that writes the frozen journal anew.
+# All but those that write the frozen journals anew.
 TEST_LONG := $(TEST) --run-ignored all -E 'not test(freeze_)'
 else
 TEST := cargo test --workspace
