@@ -14,8 +14,6 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_afterimage");
 const DISK_BYTES: u64 = 256 << 20;
 /// How long anything may take that reads all of the memory.
 pub const LIMIT: Duration = Duration::from_secs(300);
-/// How long QEMU may take to clear away a migration that is complete.
-const BEGIN_LIMIT: Duration = Duration::from_secs(20);
 /// Pages that are changed a second, and operations on the disk.
 const WRITING: (&str, &str) = ("rate=2000", "load start threads=2 rate=200 discard=0");
 
@@ -180,13 +178,14 @@ impl Peer {
     /// Migrates, and waits for its end.
     pub fn migrate(&mut self, uri: &str) -> Result<()> {
         let qmp = self.guest.vm.qmp();
-        // The one before may not have been cleared away, though it is complete.
-        let mut said = String::new();
-        let begun = kit::poll(BEGIN_LIMIT, || {
-            let answer = qmp.try_execute("migrate", json!({"uri": uri}));
-            answer.map_err(|e| said = e).ok()
+        // QEMU refuses one that begins before the last is cleared away, and never gets over it.
+        let cleared = kit::poll(LIMIT, || {
+            let list = qmp.execute("query-yank", json!({}));
+            let mut all = list.as_array().into_iter().flatten();
+            all.all(|i| i["type"] != "migration").then_some(())
         });
-        begun.with_context(|| format!("the migration to {uri} can't be begun: {said}"))?;
+        cleared.context("QEMU does not clear a migration away")?;
+        qmp.execute("migrate", json!({"uri": uri}));
         let ended = kit::poll(LIMIT, || {
             let status = qmp.execute("query-migrate", json!({}))["status"].clone();
             match status.as_str() {

@@ -29,6 +29,8 @@ use crate::{Error, Result};
 
 /// Longest path of a unix socket, less its end, in bytes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// How long QEMU may take to clear away a migration that has ended.
+const CLEARED_LIMIT: Duration = Duration::from_secs(2);
 /// The capability that lets the guest run while its pages are saved.
 const BACKGROUND: &str = "background-snapshot";
 /// The capability that has QEMU tell of each change of a migration's state.
@@ -234,7 +236,26 @@ impl Qemu {
                 why: "it is UTF-8 of 107 bytes at most",
             });
         };
+        self.wait_cleared().await;
         self.run("migrate", json!({ "uri": format!("unix:{path}") })).await.map(drop)
+    }
+
+    /// Waits, for [`CLEARED_LIMIT`] at most, until QEMU has cleared away the migration before. QEMU 10.0
+    /// refuses one that begins earlier ("duplicate yank instance"), and takes it for under way for ever.
+    async fn wait_cleared(&self) {
+        let is_migration = |i: &Value| i["type"] == "migration";
+        let mut backoff = Backoff::new(2, 50);
+        let cleared = async {
+            loop {
+                // Where the list can't be had, the command says what is wrong.
+                let Ok(list) = self.run("query-yank", Value::Null).await else { return };
+                if !list.as_array().is_some_and(|all| all.iter().any(is_migration)) {
+                    return;
+                }
+                backoff.pause().await;
+            }
+        };
+        let _ = tokio::time::timeout(CLEARED_LIMIT, cleared).await;
     }
 
     /// Ends a snapshot, however far it got: cancels what goes on, puts the settings back, and lets the
