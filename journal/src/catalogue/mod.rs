@@ -100,7 +100,7 @@ impl Catalogue {
     pub fn open(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
         let identity = layout::read_identity_in(&**storage, dir)?;
         let places = Places::of(storage, dir)?;
-        Self::fresh(storage, dir, &identity, &places, &units_of(&places)?, Seq::MAX)
+        Self::fresh(storage, dir, &identity, &places, &units_of(&places)?)
     }
 
     /// The catalogue made from the units alone.
@@ -110,41 +110,38 @@ impl Catalogue {
     pub fn rebuild(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
         let identity = layout::read_identity_in(&**storage, dir)?;
         let found = units_of(&Places::of(storage, dir)?)?;
-        Self::from_units(storage, &identity, &found, Seq::MAX)
+        Self::from_units(storage, &identity, &found)
     }
 
-    /// One made from the units, up to the last that is settled, below `bound`.
+    /// One made from the units, up to the last that is settled.
     pub(crate) fn from_units(
         storage: &Arc<dyn Storage>,
         identity: &Identity,
         found: &[Found],
-        bound: Seq,
     ) -> Result<Self> {
         let mut catalogue = Self::default();
-        catalogue.catch_up(&**storage, identity, found, bound)?;
+        catalogue.catch_up(&**storage, identity, found)?;
         Ok(catalogue)
     }
 
     /// The saved one if it fits the units that there are, else one from the units; made up to the
-    /// last unit that is settled, below `bound`.
+    /// last unit that is settled.
     pub(crate) fn fresh(
         storage: &Arc<dyn Storage>,
         dir: &Path,
         identity: &Identity,
         places: &Places,
         found: &[Found],
-        bound: Seq,
     ) -> Result<Self> {
-        let saved =
-            file::load(&**storage, dir, identity).filter(|c| c.next <= bound.saturating_add(1));
+        let saved = file::load(&**storage, dir, identity);
         let placed = saved.and_then(|mut c| c.place(&**storage, places, found).then_some(c));
         if let Some(mut catalogue) = placed {
-            if catalogue.catch_up(&**storage, identity, found, bound)? {
+            if catalogue.catch_up(&**storage, identity, found)? {
                 return Ok(catalogue);
             }
             tracing::debug!(dir = %dir.display(), "a later epoch took back what the catalogue has");
         }
-        Self::from_units(storage, identity, found, bound)
+        Self::from_units(storage, identity, found)
     }
 
     /// Notes where the units lie now; `false`: one is nowhere.
@@ -170,7 +167,6 @@ impl Catalogue {
         storage: &dyn Storage,
         identity: &Identity,
         found: &[Found],
-        bound: Seq,
     ) -> Result<bool> {
         let group = identity.group.into_bytes();
         let behind: Vec<&Found> = self.behind(found).collect();
@@ -187,10 +183,6 @@ impl Catalogue {
                 Err(e @ crate::Error::NewerFormat { .. }) => return Err(e),
                 Err(_) => break,
             };
-            let above = unit.records.iter().any(|(_, r)| r.seq > bound);
-            if above {
-                break;
-            }
             if let Extended::NotYet(why) = self.fold(storage, found.name, &unit, &outline.epochs) {
                 tracing::debug!(unit = %found.path.display(), why, "not in the catalogue");
                 break;

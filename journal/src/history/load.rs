@@ -57,11 +57,12 @@ fn load_once(
     let distrust = layout::read_distrust_in(&**storage, dir)?;
     let places = Places::of(storage, dir)?;
     let found = catalogue::units_of(&places)?;
-    let bound = distrust.unwrap_or(Seq::MAX);
     let catalogue = match trusted {
-        true => Catalogue::fresh(storage, dir, identity, &places, &found, bound)?,
-        false => Catalogue::from_units(storage, identity, &found, bound)?,
+        true => Catalogue::fresh(storage, dir, identity, &places, &found)?,
+        false => Catalogue::from_units(storage, identity, &found)?,
     };
+    // What sealed units hold was synced before their footers, whatever failed since.
+    let settled = catalogue.settled_below().saturating_sub(1);
     let mut history = empty(storage, dir, identity);
     let mut tail = Tail::of(&mut history, catalogue, &found);
     tail.read_units(&found, &places)?;
@@ -69,6 +70,7 @@ fn load_once(
         let epoch = tail.history.units[e.unit as usize].header.epoch;
         !is_void(&tail.catalogue.epochs, epoch, e.record.seq)
     });
+    let bound = distrust.map_or(Seq::MAX, |d| d.max(settled).max(tail.history.edge));
     tail.history.torn = tail.entries.iter().any(|e| e.record.seq > bound);
     tail.entries.retain(|e| e.record.seq <= bound);
     tail.find_watermark(watermark_max);

@@ -130,6 +130,15 @@ struct Handle {
     inner: Arc<Inner>,
 }
 
+/// What becomes of the durable watermark.
+#[derive(Debug, Default)]
+struct SyncEnd {
+    /// The flusher has ended.
+    ended: bool,
+    /// Word of a failed sync was left: what is above the watermark counts as lost.
+    distrusted: bool,
+}
+
 #[derive(Debug, Clone)]
 struct Stop {
     why: String,
@@ -162,8 +171,8 @@ struct Inner {
     flusher_wake: Condvar,
     /// Held by the flusher's thread as long as it runs, else by whoever does its work.
     flusher: Mutex<Flusher>,
-    /// Whether the flusher has ended; for those who wait for the watermark.
-    sync_ended: Mutex<bool>,
+    /// Whether the watermark can still grow; for those who wait for it.
+    sync_ended: Mutex<SyncEnd>,
     sync_done: Condvar,
     /// Highest number that somebody waits for to be durable.
     wanted: AtomicU64,
@@ -313,7 +322,7 @@ impl Inner {
         }
         let mut ended = lock(&self.sync_ended);
         while self.durable.load(Ordering::Acquire) < head {
-            if *ended || self.options.inline {
+            if ended.ended || self.options.inline {
                 drop(ended);
                 return Err(self.stop_error());
             }

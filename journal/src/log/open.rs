@@ -121,7 +121,7 @@ impl Journal {
             sealer_wake: Condvar::new(),
             flusher_wake: Condvar::new(),
             flusher: Mutex::new(flusher),
-            sync_ended: Mutex::new(false),
+            sync_ended: Mutex::default(),
             sync_done: Condvar::new(),
             wanted: AtomicU64::new(0),
             head: AtomicU64::new(header.after_seq),
@@ -153,8 +153,11 @@ impl Inner {
     }
 
     /// Leaves word that records above the durable watermark may be lost, for the next opening:
-    /// the page cache may show them though the device never took them.
+    /// the page cache may show them though the device never took them. The watermark stays there:
+    /// what the word leaves out, nobody may be told to be durable.
     pub(super) fn leave_distrust(&self) {
+        let mut end = super::lock(&self.sync_ended);
+        end.distrusted = true;
         leave_distrust(&*self.options.storage, &self.dir, self.durable.load(Ordering::Acquire));
     }
 }

@@ -117,6 +117,8 @@ fn seeds_that_found_a_bug_once_find_none() {
     for seed in [194, 750, 2946, 3446, 4212, 6787] {
         run(seed);
     }
+    // Merged what sealed units held past the watermark, then a failed sync.
+    run_memory(2295);
 }
 
 #[test]

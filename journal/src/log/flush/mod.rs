@@ -222,7 +222,7 @@ impl Flusher {
         if is_durable.is_some() && self.failed.is_none() {
             inner.leave_ring();
         }
-        *lock(&inner.sync_ended) = true;
+        lock(&inner.sync_ended).ended = true;
         inner.sync_done.notify_all();
     }
 }

@@ -216,10 +216,12 @@ impl Inner {
     }
 
     fn set_durable(&self, head: Seq) {
-        let ended = lock(&self.sync_ended);
-        self.durable.fetch_max(head, Ordering::AcqRel);
+        let end = lock(&self.sync_ended);
+        if !end.distrusted {
+            self.durable.fetch_max(head, Ordering::AcqRel);
+        }
         self.sync_done.notify_all();
-        drop(ended);
+        drop(end);
     }
 
     /// A failure while something else than a run was written.
