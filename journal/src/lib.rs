@@ -29,6 +29,7 @@ pub mod storage;
 pub mod unit;
 pub mod view;
 pub mod window;
+pub mod wire;
 
 pub use error::{Error, ErrorKind, Result};
 pub use format::cipher::Key;
