@@ -1,0 +1,484 @@
+//! The link against a site that answers late, twice, wrongly, with errors or not at all. Time is a number;
+//! the order of everything follows from the seed.
+
+use super::*;
+use crate::api::sites::{SiteState, SiteStatus};
+use crate::ship::board::{Ages, Moment};
+use crate::ship::source::Left;
+use afterimage_journal::layout::Identity;
+use afterimage_journal::pool::FileName;
+use afterimage_journal::wire::Inventory;
+use afterimage_journal::{Result, Seq};
+use std::sync::{Mutex, MutexGuard};
+use uuid::Uuid;
+
+/// Bytes of a record, and of a piece of the background.
+const RECORD_BYTES: usize = 4096;
+const PIECE_BYTES: usize = 1 << 20;
+/// What handing over one op takes.
+const OP_TIME: Duration = Duration::from_micros(100);
+const MS_NS: u64 = 1_000_000;
+
+/// How the site behaves.
+#[derive(Debug, Clone, Default)]
+struct Manners {
+    /// From a `Sync` to its ack.
+    ack_after: Duration,
+    /// In a thousand calls so many fail, in a way of their own each.
+    failing_permille: u64,
+    /// In a thousand acks so many come twice.
+    twice_permille: u64,
+    /// No ack comes at all.
+    silent: bool,
+    /// All calls fail like this.
+    down: Option<fn(String) -> SinkError>,
+    /// Acks name a step that was never asked for.
+    lies: bool,
+}
+
+/// What the site has, and a clock for all.
+#[derive(Debug, Default)]
+struct Place {
+    elapsed: Duration,
+    manners: Manners,
+    random: u64,
+    received: Seq,
+    durable: Seq,
+    pieces: u64,
+    pieces_durable: u64,
+    acks: Vec<(Duration, Ack, Seq, u64)>,
+    opens: u64,
+    /// Pieces that came since the last record, and the most of that.
+    run: u64,
+    ops: u64,
+}
+
+impl Place {
+    fn chance(&mut self, permille: u64) -> bool {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % 1000 < permille
+    }
+
+    fn meet(&mut self) -> std::result::Result<(), SinkError> {
+        if let Some(down) = self.manners.down {
+            return Err(down("as it is told".into()));
+        }
+        if self.chance(self.manners.failing_permille) {
+            let kinds: [fn(String) -> SinkError; 4] =
+                [SinkError::Away, SinkError::Full, SinkError::Refused, SinkError::Broken];
+            let kind = kinds[(self.random >> 20) as usize % 4];
+            return Err(kind("by chance".into()));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+struct Site(Arc<Mutex<Place>>);
+
+impl Site {
+    fn new(manners: Manners, seed: u64) -> Self {
+        let random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        Self(Arc::new(Mutex::new(Place { manners, random, ..Place::default() })))
+    }
+
+    fn at(&self) -> MutexGuard<'_, Place> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Sink for Site {
+    fn open(&mut self, _: &Hello) -> std::result::Result<Inventory, SinkError> {
+        let mut place = self.at();
+        place.opens += 1;
+        place.meet()?;
+        // What was not durable is lost with the connection.
+        (place.received, place.pieces) = (place.durable, place.pieces_durable);
+        place.acks.clear();
+        // The edge tells how much of the background is there.
+        let (watermark, edge) = (place.durable, place.pieces_durable);
+        Ok(Inventory { files: Vec::new(), watermark, edge })
+    }
+
+    fn apply(&mut self, op: Op) -> std::result::Result<(), SinkError> {
+        let mut place = self.at();
+        place.meet()?;
+        place.ops += 1;
+        match op {
+            Op::Bytes { at, .. } => {
+                assert_eq!(at, place.received + 1, "a record is left out, or comes twice");
+                place.received = at;
+                place.run = 0;
+            }
+            Op::Put { at, .. } => {
+                assert_eq!(at, place.pieces, "a piece is left out, or comes twice");
+                place.pieces += 1;
+                place.run += 1;
+            }
+            Op::Sync { token, watermark, .. } => {
+                assert!(watermark <= place.received, "a watermark above what was sent");
+                let due = place.elapsed + place.manners.ack_after;
+                let ack = Ack { token, watermark, whole: Vec::new() };
+                let (received, pieces) = (place.received, place.pieces);
+                if !place.manners.silent {
+                    place.acks.push((due, ack.clone(), received, pieces));
+                    let twice_permille = place.manners.twice_permille;
+                    if place.chance(twice_permille) {
+                        place.acks.push((due, ack, received, pieces));
+                    }
+                }
+            }
+            other => panic!("nobody sends {other:?}"),
+        }
+        Ok(())
+    }
+
+    fn ack(&mut self, _: Duration) -> std::result::Result<Option<Ack>, SinkError> {
+        let mut place = self.at();
+        place.meet()?;
+        if place.manners.lies {
+            return Ok(Some(Ack { token: 1 << 40, watermark: 1 << 40, whole: Vec::new() }));
+        }
+        if place.acks.first().is_none_or(|(due, ..)| *due > place.elapsed) {
+            return Ok(None);
+        }
+        let (_, ack, received, pieces) = place.acks.remove(0);
+        place.durable = place.durable.max(received);
+        place.pieces_durable = place.pieces_durable.max(pieces);
+        Ok(Some(ack))
+    }
+}
+
+/// A journal of records that come by the clock, over pieces that were there before.
+struct Log {
+    site: Site,
+    every: Duration,
+    records_max: Seq,
+    sent: Seq,
+    pieces: u64,
+    pieces_sent: u64,
+}
+
+impl Log {
+    fn head(&self) -> Seq {
+        let elapsed = self.site.at().elapsed.as_nanos();
+        Seq::try_from(elapsed / self.every.as_nanos()).unwrap().min(self.records_max)
+    }
+
+    fn wall_ns(&self, seq: Seq) -> u64 {
+        seq * u64::try_from(self.every.as_nanos()).unwrap()
+    }
+}
+
+impl Source for Log {
+    fn start(&mut self, inventory: &Inventory, _: bool) -> Result<()> {
+        (self.sent, self.pieces_sent) = (inventory.watermark, inventory.edge);
+        Ok(())
+    }
+
+    fn fresh(&mut self) -> Result<Option<Op>> {
+        if self.sent >= self.head() {
+            return Ok(None);
+        }
+        self.sent += 1;
+        Ok(Some(Op::Bytes { unit: 1, at: self.sent, bytes: vec![0; RECORD_BYTES] }))
+    }
+
+    fn background(&mut self) -> Result<Option<Op>> {
+        if self.pieces_sent >= self.pieces {
+            return Ok(None);
+        }
+        let at = self.pieces_sent;
+        self.pieces_sent += 1;
+        let name = FileName::Unit(1);
+        let (bytes, len) = (vec![0; PIECE_BYTES], PIECE_BYTES as u64);
+        Ok(Some(Op::Put { name, file_bytes: u64::MAX, at, bytes, len }))
+    }
+
+    fn left(&self) -> Left {
+        Left {
+            fresh_bytes: (self.head() - self.sent) * RECORD_BYTES as u64,
+            background_bytes: (self.pieces - self.pieces_sent) * PIECE_BYTES as u64,
+        }
+    }
+
+    fn covered(&self) -> Covered {
+        Covered { watermark: self.sent, wall_ns: self.wall_ns(self.sent) }
+    }
+
+    fn acked(&mut self, _: &Ack) {}
+
+    fn wait(&mut self, _: Duration) {
+        panic!("the test tells the time");
+    }
+
+    fn is_over(&mut self) -> bool {
+        false
+    }
+}
+
+/// A link on its way, under a clock.
+struct Run {
+    link: Link,
+    log: Log,
+    site: Site,
+    board: Arc<Board>,
+    begun: Instant,
+    /// Longest time from a record's coming to its being handed over, while the site works.
+    held_max: Duration,
+}
+
+impl Ages for Log {
+    fn behind_ms(&self, seq: Seq) -> Option<u64> {
+        let age_ns = self.site.at().elapsed.as_nanos() - u128::from(self.wall_ns(seq + 1));
+        u64::try_from(age_ns / u128::from(MS_NS)).ok()
+    }
+
+    fn newest_ms(&self, _: Seq) -> u64 {
+        0
+    }
+}
+
+impl Run {
+    fn new(manners: Manners, seed: u64, every: Duration, pieces: u64) -> Self {
+        let site = Site::new(manners, seed);
+        let board = Arc::new(Board::new("/site".into()));
+        let sync_every = Duration::from_millis(100);
+        let link = Link::new(Box::new(site.clone()), Arc::clone(&board), sync_every, seed);
+        let log = Log {
+            site: site.clone(),
+            every,
+            records_max: Seq::MAX,
+            sent: 0,
+            pieces,
+            pieces_sent: 0,
+        };
+        Self { link, log, site, board, begun: Instant::now(), held_max: Duration::ZERO }
+    }
+
+    /// Goes on for so long; what holds at each step is looked at.
+    fn go(&mut self, time: Duration) {
+        let until = self.site.at().elapsed + time;
+        while self.site.at().elapsed < until {
+            self.one();
+        }
+    }
+
+    fn one(&mut self) {
+        let elapsed = self.site.at().elapsed;
+        let (sent, ops) = (self.log.sent, self.site.at().ops);
+        let hello = hello();
+        let wall_ns = u64::try_from(elapsed.as_nanos()).unwrap();
+        let step = self.link.step(&hello, &mut self.log, self.begun + elapsed, wall_ns);
+        let handed = u32::try_from(self.site.at().ops - ops).unwrap();
+        let mut pause = OP_TIME * handed.max(1);
+        if let Step::Wait(limit) = step {
+            // Woken by what comes, as the thread is.
+            let next = Duration::from_nanos(self.log.wall_ns(self.log.sent + 1));
+            let woken = next.saturating_sub(elapsed);
+            pause = match self.link.is_open() {
+                true => pause + limit.min(woken).min(ACK_WAIT),
+                false => limit,
+            };
+        }
+        if self.log.sent > sent && self.link.is_open() {
+            let came = Duration::from_nanos(self.log.wall_ns(sent + 1));
+            self.held_max = self.held_max.max(elapsed.saturating_sub(came));
+        }
+        self.site.at().elapsed += pause;
+        let shown = self.status();
+        let durable = self.site.at().durable;
+        assert!(shown.watermark.unwrap_or(0) <= durable, "{shown:?} of {durable}");
+        if shown.lag_ms == Some(0) {
+            assert!(shown.watermark >= Some(self.log.head()), "{shown:?} called level");
+        }
+    }
+
+    fn status(&self) -> SiteStatus {
+        let now_ns = u64::try_from(self.site.at().elapsed.as_nanos()).unwrap();
+        let head = Some(self.log.head());
+        let moment = Moment { head, now_ns, alarm_ms: 30_000, local_rpo_ms: Some(0) };
+        self.board.status(&moment, &self.log)
+    }
+}
+
+fn hello() -> Hello {
+    let identity = Identity {
+        format: 1,
+        group: Uuid::nil(),
+        name: "vm".into(),
+        unit_bytes: 1 << 20,
+        encryption: None,
+    };
+    Hello { identity, epoch: 1 }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_site_that_works_is_level_within_a_moment_and_its_lag_is_told() {
+    let manners = Manners { ack_after: Duration::from_millis(5), ..Manners::default() };
+    let mut run = Run::new(manners, 1, Duration::from_millis(1), 0);
+    run.go(10 * SECOND);
+    let shown = run.status();
+    assert_eq!(shown.state, SiteState::Shipping, "{shown:?}");
+    assert!(shown.lag_ms.unwrap() < 250 && shown.rpo_ms.unwrap() < 250, "{shown:?}");
+    assert_eq!(run.site.at().opens, 1);
+    run.log.records_max = run.log.head();
+    run.go(SECOND);
+    let shown = run.status();
+    assert_eq!((shown.lag_ms, shown.rpo_ms, shown.backlog_bytes), (Some(0), Some(0), 0));
+    // Nothing new: nothing is asked for again and again.
+    let ops = run.site.at().ops;
+    run.go(10 * SECOND);
+    assert_eq!(run.site.at().ops, ops);
+}
+
+#[test]
+fn a_full_copy_does_not_delay_the_increments() {
+    // A disk at the other end that takes 50 MiB a second, and answers after what is ahead of a `Sync`.
+    for (ack_ms, held_ms) in [(1, 20), (150, 20), (1500, 20)] {
+        let manners = Manners { ack_after: Duration::from_millis(ack_ms), ..Manners::default() };
+        let mut run = Run::new(manners, 2, Duration::from_millis(7), 20_000);
+        run.go(20 * SECOND);
+        let shown = run.status();
+        assert_eq!(shown.state, SiteState::Copying, "{shown:?}");
+        assert_eq!(shown.rpo_ms, None, "nothing can be restored there");
+        assert!(run.held_max <= Duration::from_millis(held_ms), "{ack_ms} {:?}", run.held_max);
+        let place = run.site.at();
+        let ahead = place.pieces - place.pieces_durable;
+        let slow = ack_ms >= 500;
+        assert!(ahead * PIECE_BYTES as u64 <= if slow { 2 << 20 } else { AHEAD_BYTES_MAX }, "{ahead}");
+        assert!(place.pieces_durable > if slow { 5 } else { 500 }, "{}", place.pieces_durable);
+    }
+}
+
+#[test]
+fn the_background_keeps_to_its_rate_and_the_increments_know_none() {
+    let manners = Manners { ack_after: Duration::from_millis(1), ..Manners::default() };
+    let mut run = Run::new(manners, 3, Duration::from_micros(500), 10_000);
+    run.link.set_rate(10 << 20);
+    run.go(10 * SECOND);
+    let pieces = run.site.at().pieces;
+    assert!((95..=105).contains(&pieces), "{pieces}");
+    assert!(run.log.head() - run.log.sent < 100);
+}
+
+#[test]
+fn the_copy_is_over_only_when_its_end_is_acknowledged() {
+    let manners = Manners { ack_after: Duration::from_secs(3), ..Manners::default() };
+    let mut run = Run::new(manners, 4, Duration::from_millis(100), 1);
+    while run.log.pieces_sent < 1 {
+        run.one();
+    }
+    while run.site.at().pieces_durable < 1 {
+        assert_ne!(run.status().state, SiteState::Shipping);
+        run.one();
+    }
+    run.go(10 * SECOND);
+    assert_eq!(run.status().state, SiteState::Shipping);
+    assert!(run.status().rpo_ms.is_some());
+}
+
+#[test]
+fn a_site_that_does_not_answer_is_away_and_never_level() {
+    let mut run = Run::new(Manners::default(), 5, Duration::from_millis(10), 0);
+    run.go(2 * SECOND);
+    let durable = run.site.at().durable;
+    run.site.at().manners.silent = true;
+    run.go(40 * SECOND);
+    let shown = run.status();
+    assert_eq!((shown.state, shown.watermark), (SiteState::Behind, Some(durable)), "{shown:?}");
+    assert!(shown.lag_ms.unwrap() > 35_000 && shown.rpo_ms.unwrap() > 35_000, "{shown:?}");
+    assert!(shown.alarm.unwrap().contains("/site"));
+    run.go(ACK_LIMIT);
+    let failed = run.status();
+    assert!(failed.error.as_ref().unwrap().contains("not acknowledged"), "{failed:?}");
+    run.site.at().manners.silent = false;
+    run.go(30 * SECOND);
+    let shown = run.status();
+    assert_eq!((shown.state, shown.alarm, shown.failing), (SiteState::Shipping, None, false));
+    assert!(shown.error.is_some(), "the last error stays to be read");
+}
+
+#[test]
+fn each_kind_of_trouble_is_shown_and_tried_again_in_its_time() {
+    for (down, state, tries) in [
+        (SinkError::Away as fn(String) -> SinkError, SiteState::Away, 60..=90),
+        (SinkError::Full, SiteState::Full, 20..=40),
+        (SinkError::Refused, SiteState::Refused, 8..=20),
+        (SinkError::Broken, SiteState::Away, 60..=90),
+    ] {
+        let mut run = Run::new(Manners::default(), 6, Duration::from_millis(10), 0);
+        run.go(2 * SECOND);
+        let (durable, opens) = (run.site.at().durable, run.site.at().opens);
+        run.site.at().manners.down = Some(down);
+        run.go(600 * SECOND);
+        let shown = run.status();
+        assert_eq!((shown.state, shown.watermark), (state, Some(durable)), "{shown:?}");
+        assert!(shown.lag_ms.unwrap() > 590_000 && shown.alarm.is_some(), "{shown:?}");
+        assert_eq!((shown.catch_up_s, shown.failing), (None, true));
+        let since = shown.error_since.unwrap().as_second();
+        assert!((2..=3).contains(&since), "since the first failure, not the last: {since}");
+        let tried = run.site.at().opens - opens;
+        assert!(tries.contains(&tried), "{state} {tried}");
+        run.site.at().manners.down = None;
+        run.go(80 * SECOND);
+        assert_eq!(run.status().state, SiteState::Shipping);
+    }
+}
+
+#[test]
+fn an_ack_of_what_was_never_asked_for_is_not_believed() {
+    let mut run = Run::new(Manners::default(), 7, Duration::from_millis(10), 0);
+    run.site.at().manners.lies = true;
+    run.go(10 * SECOND);
+    let shown = run.status();
+    assert_eq!((shown.state, shown.watermark), (SiteState::Away, Some(0)), "{shown:?}");
+    assert!(shown.error.unwrap().contains("acknowledged"));
+}
+
+#[test]
+fn a_site_that_lost_something_is_said_to_have_lost_it() {
+    let mut run = Run::new(Manners::default(), 8, Duration::from_millis(10), 0);
+    run.go(10 * SECOND);
+    {
+        let mut place = run.site.at();
+        place.durable = 100;
+        place.manners.down = Some(SinkError::Away);
+    }
+    run.one();
+    run.site.at().manners.down = None;
+    while !run.link.is_open() {
+        run.one();
+    }
+    let shown = run.status();
+    assert_eq!((shown.watermark, shown.state), (Some(100), SiteState::Copying), "{shown:?}");
+    assert!(shown.lag_ms.unwrap() > 8000, "{shown:?}");
+    run.go(5 * SECOND);
+    assert_eq!(run.status().state, SiteState::Shipping);
+}
+
+#[test]
+fn whatever_fails_nothing_is_left_out_and_nothing_is_claimed() {
+    for seed in 1..=60 {
+        let manners = Manners {
+            ack_after: Duration::from_millis(seed * 7 % 400),
+            failing_permille: 1 + seed % 30,
+            twice_permille: 200,
+            ..Manners::default()
+        };
+        let mut run = Run::new(manners, seed, Duration::from_millis(3), 200);
+        run.go(60 * SECOND);
+        run.site.at().manners.failing_permille = 0;
+        run.log.records_max = run.log.head();
+        run.go(150 * SECOND);
+        let (place, head) = (run.site.at(), run.log.records_max);
+        assert_eq!((place.durable, place.pieces_durable), (head, 200), "seed {seed}");
+        drop(place);
+        let shown = run.status();
+        assert_eq!((shown.state, shown.lag_ms), (SiteState::Shipping, Some(0)), "seed {seed}");
+    }
+}
