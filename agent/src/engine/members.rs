@@ -13,7 +13,10 @@ use afterimage_journal::layout;
 use std::sync::Arc;
 
 impl Engine {
-    pub(super) async fn protect_guest(&self, request: ProtectRequest) -> Result<Vec<GuestStatus>, ApiError> {
+    pub(super) async fn protect_guest(
+        &self,
+        request: ProtectRequest,
+    ) -> Result<Vec<GuestStatus>, ApiError> {
         let add = sites::change_of(&self.state, &request.sites, &[], request.rpo_alarm_ms)?;
         let settings = settings_of(request, self.options.unit_bytes)?;
         layout::check_name(&settings.name).map_err(|e| api(&e))?;

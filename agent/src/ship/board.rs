@@ -105,7 +105,7 @@ impl Board {
     /// The site answered: this is there.
     pub(super) fn opened(&self, watermark: Seq) {
         let mut shown = self.lock();
-        (shown.is_open, shown.is_whole) = (true, false);
+        (shown.is_open, shown.is_whole, shown.trouble) = (true, false, None);
         // Less than before, where the site lost something: that is what is true now.
         let known = shown.durable.filter(|known| known.watermark == watermark);
         shown.durable = Some(known.unwrap_or(Durable { watermark, wall_ns: 0 }));
@@ -124,6 +124,11 @@ impl Board {
     pub(super) fn left(&self, left: Left, is_whole: bool) {
         let mut shown = self.lock();
         (shown.left, shown.is_whole) = (left, is_whole);
+    }
+
+    /// What is left to be sent to a site that is not reached.
+    pub(super) fn piled(&self, left: Left) {
+        self.lock().left = left;
     }
 
     /// So much was given to the sink.
@@ -179,9 +184,9 @@ impl Board {
             backlog_bytes: left.fresh_bytes,
             background_bytes: left.background_bytes,
             catch_up_s: match due_bytes {
+                _ if !shown.is_open => None,
                 0 => Some(0),
-                bytes if shown.is_open => bytes.checked_div(shown.speed.bytes_per_s),
-                _ => None,
+                bytes => bytes.checked_div(shown.speed.bytes_per_s),
             },
             sent_bytes: shown.sent_bytes,
             error,
@@ -199,9 +204,10 @@ impl Board {
             Some(ms) if ms > moment.alarm_ms => {
                 Some(format!("site {name} lacks what was written since {} s ago{why}", ms / 1000))
             }
-            None if unknown_ms > moment.alarm_ms => {
-                Some(format!("what site {name} holds is not known since {} s{why}", unknown_ms / 1000))
-            }
+            None if unknown_ms > moment.alarm_ms => Some(format!(
+                "what site {name} holds is not known since {} s{why}",
+                unknown_ms / 1000
+            )),
             _ => None,
         }
     }
@@ -215,8 +221,8 @@ fn missing_ms(durable: Durable, moment: &Moment, ages: &dyn Ages) -> Option<u64>
     // What came to a journal that is not open now is not known.
     let looked = moment.head.and_then(|_| ages.behind_ms(durable.watermark));
     // What it lacks was written behind the newest that it has.
-    let written = (durable.wall_ns > 0)
-        .then(|| moment.now_ns.saturating_sub(durable.wall_ns) / 1_000_000);
+    let written =
+        (durable.wall_ns > 0).then(|| moment.now_ns.saturating_sub(durable.wall_ns) / 1_000_000);
     let age_ms = match (looked, written) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),

@@ -40,7 +40,10 @@ fn what_the_last_ack_does_not_cover_is_not_called_shipped_however_quiet_the_thre
     assert_eq!((shown.state, shown.lag_ms, shown.rpo_ms), (SiteState::Shipping, Some(0), Some(40)));
     // One record more: as old as it was seen to be, at most as old as what is there.
     let shown = status(11, Some(300));
-    assert_eq!((shown.state, shown.lag_ms, shown.rpo_ms), (SiteState::Shipping, Some(400), Some(300)));
+    assert_eq!(
+        (shown.state, shown.lag_ms, shown.rpo_ms),
+        (SiteState::Shipping, Some(400), Some(300))
+    );
     assert_eq!(status(11, None).rpo_ms, Some(500));
     let later = Moment { now_ns: NOW_NS + 40_000_000_000, ..moment(Some(11)) };
     let shown = board.status(&later, &Looked(Some(39_000)));

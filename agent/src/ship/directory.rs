@@ -135,12 +135,7 @@ pub(super) struct DirectorySink {
 }
 
 impl DirectorySink {
-    pub(super) fn new(
-        dir: &Path,
-        id: Option<Uuid>,
-        group: &str,
-        window: Arc<dyn Window>,
-    ) -> Self {
+    pub(super) fn new(dir: &Path, id: Option<Uuid>, group: &str, window: Arc<dyn Window>) -> Self {
         Self {
             dir: dir.to_owned(),
             id,

@@ -1,5 +1,8 @@
 //! A live journal as a [`Source`].
 //!
+//! A feed asks for a `Sync` itself, whenever it has caught up. What it says there is noted, and the link asks in
+//! its own time.
+//!
 //! What always holds: it does not keep the journal open, so that a journal that stopped can be opened
 //! anew; once another opening is there, it is over.
 
@@ -17,6 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// See the module.
 pub(super) struct FeedSource {
     feed: Feed,
+    covered: Covered,
     epoch: u64,
     journals: Arc<dyn Journals>,
     looked: Instant,
@@ -25,17 +29,27 @@ pub(super) struct FeedSource {
 impl FeedSource {
     pub(super) fn new(journal: &Journal, journals: Arc<dyn Journals>) -> Self {
         let (feed, epoch) = (Feed::new(journal), journal.epoch());
-        Self { feed, epoch, journals, looked: Instant::now() }
+        let (covered, looked) = (Covered::default(), Instant::now());
+        Self { feed, covered, epoch, journals, looked }
     }
 }
 
 impl Source for FeedSource {
     fn start(&mut self, inventory: &Inventory, mirror: bool) -> Result<()> {
+        self.covered = Covered { watermark: inventory.watermark, wall_ns: 0 };
         self.feed.start(inventory, mirror)
     }
 
     fn fresh(&mut self) -> Result<Option<Op>> {
-        self.feed.fresh()
+        while let Some(op) = self.feed.fresh()? {
+            match op {
+                Op::Sync { watermark, wall_ns, .. } => {
+                    self.covered = Covered { watermark, wall_ns }
+                }
+                op => return Ok(Some(op)),
+            }
+        }
+        Ok(None)
     }
 
     fn background(&mut self) -> Result<Option<Op>> {
@@ -48,8 +62,7 @@ impl Source for FeedSource {
     }
 
     fn covered(&self) -> Covered {
-        let (watermark, wall_ns) = self.feed.covered();
-        Covered { watermark, wall_ns }
+        self.covered
     }
 
     fn acked(&mut self, ack: &Ack) {

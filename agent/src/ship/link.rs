@@ -161,7 +161,8 @@ impl Link {
         now: Instant,
         wall_ns: u64,
     ) -> Step {
-        let done = if self.is_open { self.pump(source, now) } else { self.open(hello, source, now) };
+        let done =
+            if self.is_open { self.pump(source, now) } else { self.open(hello, source, now) };
         done.unwrap_or_else(|failure| self.fail(failure, now, wall_ns))
     }
 
@@ -182,7 +183,9 @@ impl Link {
     ) -> Result<Step, Failure> {
         let pause = self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         if !pause.is_zero() {
-            return Ok(Step::Wait(pause));
+            // What piles up meanwhile.
+            self.board.piled(source.left());
+            return Ok(Step::Wait(pause.min(WAIT_MAX)));
         }
         let inventory = self.sink.open(hello)?;
         source.start(&inventory, self.sink.mirrors())?;
@@ -351,7 +354,7 @@ impl Link {
         let pause = self.retry.failed(trouble);
         self.not_before = now.checked_add(pause);
         self.board.failed(trouble, text, wall_ns);
-        Step::Wait(pause)
+        Step::Wait(pause.min(WAIT_MAX))
     }
 }
 

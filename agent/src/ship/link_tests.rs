@@ -228,6 +228,8 @@ struct Run {
     begun: Instant,
     /// Longest time from a record's coming to its being handed over, while the site works.
     held_max: Duration,
+    /// The site lost what it had: what it said before is not true any more.
+    is_spoilt: bool,
 }
 
 impl Ages for Log {
@@ -255,7 +257,15 @@ impl Run {
             pieces,
             pieces_sent: 0,
         };
-        Self { link, log, site, board, begun: Instant::now(), held_max: Duration::ZERO }
+        Self {
+            link,
+            log,
+            site,
+            board,
+            begun: Instant::now(),
+            held_max: Duration::ZERO,
+            is_spoilt: false,
+        }
     }
 
     /// Goes on for so long; what holds at each step is looked at.
@@ -277,7 +287,10 @@ impl Run {
         if let Step::Wait(limit) = step {
             // Woken by what comes, as the thread is.
             let next = Duration::from_nanos(self.log.wall_ns(self.log.sent + 1));
-            let woken = next.saturating_sub(elapsed);
+            let woken = match self.log.sent < self.log.records_max {
+                true => next.saturating_sub(elapsed),
+                false => Duration::MAX,
+            };
             pause = match self.link.is_open() {
                 true => pause + limit.min(woken).min(ACK_WAIT),
                 false => limit,
@@ -290,7 +303,8 @@ impl Run {
         self.site.at().elapsed += pause;
         let shown = self.status();
         let durable = self.site.at().durable;
-        assert!(shown.watermark.unwrap_or(0) <= durable, "{shown:?} of {durable}");
+        let known = shown.watermark.unwrap_or(0);
+        assert!(known <= durable || self.is_spoilt, "{shown:?} of {durable}");
         if shown.lag_ms == Some(0) {
             assert!(shown.watermark >= Some(self.log.head()), "{shown:?} called level");
         }
@@ -341,7 +355,7 @@ fn a_full_copy_does_not_delay_the_increments() {
     // A disk at the other end that takes 50 MiB a second, and answers after what is ahead of a `Sync`.
     for (ack_ms, held_ms) in [(1, 20), (150, 20), (1500, 20)] {
         let manners = Manners { ack_after: Duration::from_millis(ack_ms), ..Manners::default() };
-        let mut run = Run::new(manners, 2, Duration::from_millis(7), 20_000);
+        let mut run = Run::new(manners, 2, Duration::from_millis(7), 1_000_000);
         run.go(20 * SECOND);
         let shown = run.status();
         assert_eq!(shown.state, SiteState::Copying, "{shown:?}");
@@ -350,7 +364,10 @@ fn a_full_copy_does_not_delay_the_increments() {
         let place = run.site.at();
         let ahead = place.pieces - place.pieces_durable;
         let slow = ack_ms >= 500;
-        assert!(ahead * PIECE_BYTES as u64 <= if slow { 2 << 20 } else { AHEAD_BYTES_MAX }, "{ahead}");
+        assert!(
+            ahead * PIECE_BYTES as u64 <= if slow { 2 << 20 } else { AHEAD_BYTES_MAX },
+            "{ahead}"
+        );
         assert!(place.pieces_durable > if slow { 5 } else { 500 }, "{}", place.pieces_durable);
     }
 }
@@ -413,13 +430,17 @@ fn each_kind_of_trouble_is_shown_and_tried_again_in_its_time() {
     ] {
         let mut run = Run::new(Manners::default(), 6, Duration::from_millis(10), 0);
         run.go(2 * SECOND);
-        let (durable, opens) = (run.site.at().durable, run.site.at().opens);
-        run.site.at().manners.down = Some(down);
+        let (durable, opens) = {
+            let mut place = run.site.at();
+            place.manners.down = Some(down);
+            (place.durable, place.opens)
+        };
         run.go(600 * SECOND);
         let shown = run.status();
         assert_eq!((shown.state, shown.watermark), (state, Some(durable)), "{shown:?}");
         assert!(shown.lag_ms.unwrap() > 590_000 && shown.alarm.is_some(), "{shown:?}");
         assert_eq!((shown.catch_up_s, shown.failing), (None, true));
+        assert!(shown.backlog_bytes > 50_000 * RECORD_BYTES as u64, "{shown:?}");
         let since = shown.error_since.unwrap().as_second();
         assert!((2..=3).contains(&since), "since the first failure, not the last: {since}");
         let tried = run.site.at().opens - opens;
@@ -449,11 +470,13 @@ fn a_site_that_lost_something_is_said_to_have_lost_it() {
         place.durable = 100;
         place.manners.down = Some(SinkError::Away);
     }
+    run.is_spoilt = true;
     run.one();
     run.site.at().manners.down = None;
     while !run.link.is_open() {
         run.one();
     }
+    run.is_spoilt = false;
     let shown = run.status();
     assert_eq!((shown.watermark, shown.state), (Some(100), SiteState::Copying), "{shown:?}");
     assert!(shown.lag_ms.unwrap() > 8000, "{shown:?}");
@@ -463,7 +486,7 @@ fn a_site_that_lost_something_is_said_to_have_lost_it() {
 
 #[test]
 fn whatever_fails_nothing_is_left_out_and_nothing_is_claimed() {
-    for seed in 1..=60 {
+    for seed in 1..=24 {
         let manners = Manners {
             ack_after: Duration::from_millis(seed * 7 % 400),
             failing_permille: 1 + seed % 30,
@@ -471,7 +494,7 @@ fn whatever_fails_nothing_is_left_out_and_nothing_is_claimed() {
             ..Manners::default()
         };
         let mut run = Run::new(manners, seed, Duration::from_millis(3), 200);
-        run.go(60 * SECOND);
+        run.go(30 * SECOND);
         run.site.at().manners.failing_permille = 0;
         run.log.records_max = run.log.head();
         run.go(150 * SECOND);

@@ -122,7 +122,10 @@ fn run(target: &Target, mut opened: Opened, told: &Told, board: &Arc<Board>) {
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
             Ok(()) => return,
             Err(_) => {
-                tracing::error!(site = target.name(), "shipping was ended by a bug; it begins anew");
+                tracing::error!(
+                    site = target.name(),
+                    "shipping was ended by a bug; it begins anew"
+                );
                 told.pause(BUG_PAUSE);
             }
         }

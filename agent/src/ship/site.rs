@@ -65,9 +65,7 @@ impl Site {
         match text.split_once("://") {
             Some(("tls", rest)) => server(rest),
             Some(("s3", rest)) => bucket(rest),
-            Some((scheme, _)) => Err(format!(
-                "there are no sites of the kind {scheme}://; {HOW}"
-            )),
+            Some((scheme, _)) => Err(format!("there are no sites of the kind {scheme}://; {HOW}")),
             None => directory(text),
         }
     }

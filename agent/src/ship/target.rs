@@ -71,10 +71,9 @@ impl Target {
         let site = Site::parse(&settings.site)?;
         let (settings, group) = (settings.clone(), group.to_owned());
         match site {
-            Site::Directory(_) => Ok(Self {
-                name: site.name(),
-                kind: Kind::Directory { settings, group, window },
-            }),
+            Site::Directory(_) => {
+                Ok(Self { name: site.name(), kind: Kind::Directory { settings, group, window } })
+            }
             Site::Server { .. } | Site::Bucket { .. } => Err(unsupported(&site)),
         }
     }

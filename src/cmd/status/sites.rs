@@ -16,7 +16,8 @@ pub(super) fn detail(site: &SiteStatus) -> String {
     text += &left(site);
     text.push('\n');
     if let Some(error) = &site.error {
-        let since = site.error_since.map_or(String::new(), |t| format!(" since {}", show::clock(t)));
+        let since =
+            site.error_since.map_or(String::new(), |t| format!(" since {}", show::clock(t)));
         let what = if site.failing { "failing" } else { "last failed" };
         text += &format!("    {what}{since}: {error}\n");
     }
