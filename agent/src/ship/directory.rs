@@ -19,6 +19,7 @@ use afterimage_journal::window::{Keep, Limits};
 use afterimage_journal::wire::{Ack, Hello, Inventory, Op, Sink, SinkError};
 use afterimage_journal::{Error, ErrorKind, Key, clock, layout};
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,6 +130,8 @@ pub(super) struct DirectorySink {
     /// How far back the replica is kept, as of the last look.
     limits: Option<Limits>,
     file: Option<SiteFile>,
+    /// The directory itself, by device and number.
+    place: Option<(u64, u64)>,
     /// Before the replica: it is stopped while that still holds the journal's lock.
     keeper: Option<KeeperThread>,
     replica: Option<Replica>,
@@ -144,6 +147,7 @@ impl DirectorySink {
             storage: RealStorage::shared(),
             limits: None,
             file: None,
+            place: None,
             keeper: None,
             replica: None,
         }
@@ -163,6 +167,22 @@ impl DirectorySink {
                 "there is no site in {shown}: is its file system mounted?"
             ))),
             Err(why) => Err(SinkError::Away(why)),
+        }
+    }
+
+    /// The directory that the name leads to.
+    fn place(&self) -> Option<(u64, u64)> {
+        std::fs::metadata(&self.dir).ok().map(|meta| (meta.dev(), meta.ino()))
+    }
+
+    /// What was renamed or unmounted goes on taking in what it is sent, and nobody would find it.
+    fn check_place(&self) -> Result<(), SinkError> {
+        match self.place() {
+            place if place == self.place => Ok(()),
+            _ => Err(SinkError::Away(format!(
+                "{} is not there any more: was its file system unmounted?",
+                self.dir.display()
+            ))),
         }
     }
 
@@ -220,6 +240,7 @@ impl Sink for DirectorySink {
     fn open(&mut self, hello: &Hello) -> Result<Inventory, SinkError> {
         self.keeper = None;
         self.replica = None;
+        self.place = self.place();
         let file = self.find()?;
         layout::check_state(&self.dir, false).map_err(|e| refusal(&e))?;
         let journal = layout::journal_dir(&self.dir, &self.group).map_err(|e| refusal(&e))?;
@@ -240,6 +261,7 @@ impl Sink for DirectorySink {
 
     fn apply(&mut self, op: Op) -> Result<(), SinkError> {
         if matches!(op, Op::Sync { .. }) {
+            self.check_place()?;
             self.follow();
         }
         match &mut self.replica {
