@@ -65,8 +65,8 @@ pub struct ProtectRequest {
     /// Sites that the group's journal is sent to, besides those that it has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sites: Vec<String>,
-    /// Age of the oldest record that a site lacks from which on there is an alarm, in milliseconds; `None`: as
-    /// it is, or half a minute.
+    /// Age of the oldest record that a site lacks from which on there is an alarm, in milliseconds;
+    /// `None`: as it is, or half a minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo_alarm_ms: Option<u64>,
 }

@@ -60,13 +60,12 @@ impl Speed {
         self.bytes += bytes;
         let since = *self.since.get_or_insert(now);
         let took = now.saturating_duration_since(since);
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
+        let told = self.bytes.saturating_mul(1000) / ms;
         if took >= SPEED_OVER {
-            let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
-            self.bytes_per_s = self.bytes.saturating_mul(1000) / ms;
-            (self.since, self.bytes) = (Some(now), 0);
+            (self.bytes_per_s, self.since, self.bytes) = (told, Some(now), 0);
         } else if self.bytes_per_s == 0 && took >= SPEED_OVER / 8 {
-            let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
-            return self.bytes_per_s = self.bytes.saturating_mul(1000) / ms;
+            self.bytes_per_s = told;
         }
     }
 }

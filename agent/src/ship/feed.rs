@@ -1,7 +1,7 @@
 //! A live journal as a [`Source`].
 //!
-//! A feed asks for a `Sync` itself, whenever it has caught up. What it says there is noted, and the link asks in
-//! its own time.
+//! A feed asks for a `Sync` itself, whenever it has caught up. What it says there is noted, and the link
+//! asks in its own time.
 //!
 //! What always holds: it does not keep the journal open, so that a journal that stopped can be opened
 //! anew; once another opening is there, it is over.

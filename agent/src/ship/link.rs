@@ -359,5 +359,8 @@ impl Link {
 }
 
 #[cfg(test)]
+#[path = "link_model.rs"]
+mod model;
+#[cfg(test)]
 #[path = "link_tests.rs"]
 mod tests;

@@ -62,10 +62,13 @@ impl SitesChange {
         remove: &[String],
         rpo_alarm_ms: Option<u64>,
     ) -> std::result::Result<Self, String> {
-        let sites = |texts: &[String]| texts.iter().map(|t| Site::parse(t)).collect();
-        let mut add: Vec<Site> = std::result::Result::<_, String>::from(sites(add))?;
-        add.dedup_by(|a, b| a.name() == b.name());
-        let remove: Vec<Site> = std::result::Result::<_, String>::from(sites(remove))?;
+        let sites = |texts: &[String]| -> std::result::Result<Vec<Site>, String> {
+            texts.iter().map(|text| Site::parse(text)).collect()
+        };
+        let mut add = sites(add)?;
+        let mut names = std::collections::BTreeSet::new();
+        add.retain(|site| names.insert(site.name()));
+        let remove = sites(remove)?;
         let remove: Vec<String> = remove.iter().map(Site::name).collect();
         if let Some(both) = add.iter().map(Site::name).find(|name| remove.contains(name)) {
             return Err(format!("site {both} is to be added and removed at once: say one of them"));
