@@ -3,9 +3,9 @@
 //! What always holds: what is listed was made durable before; a member of the pool that is away makes the
 //! list unknown, not shorter.
 
-use super::{DOUBT_FILE, Replica};
 use super::draft::{self, Draft};
 use super::incoming::Incoming;
+use super::{DOUBT_FILE, Replica};
 use crate::Seq;
 use crate::catalogue::{Catalogue, due, epoch_start, units_of};
 use crate::error::{Error, Result};
@@ -274,4 +274,3 @@ fn is_sealed(file: &dyn StoredFile, header: &UnitHeader) -> bool {
             && Footer::decode(&header.salt, header.unit_bytes, &bytes).is_some()
     })
 }
-
