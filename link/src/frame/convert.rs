@@ -182,10 +182,8 @@ pub fn parts_of(inventory: &Inventory) -> Vec<m::Held> {
         m::File { name: Some(name_of(held.name)), salt: held.salt.to_vec(), extent, bytes }
     };
     let chunks = inventory.files.chunks(NAMES_MAX);
-    let part = |files: &[Held]| m::Held {
-        files: files.iter().map(file).collect(),
-        ..m::Held::default()
-    };
+    let part =
+        |files: &[Held]| m::Held { files: files.iter().map(file).collect(), ..m::Held::default() };
     let mut parts: Vec<m::Held> = chunks.map(part).collect();
     if parts.is_empty() {
         parts.push(m::Held::default());
@@ -276,8 +274,7 @@ pub fn read_hello(hello: m::Hello) -> Result<Hello> {
     }
     let group = Uuid::from_slice(&group).map_err(|_| broken("a group without a UUID"))?;
     check_name(&name).map_err(|e| broken(e.to_string()))?;
-    let encryption =
-        (!cipher.is_empty()).then_some(Encryption { cipher, check: key_check });
+    let encryption = (!cipher.is_empty()).then_some(Encryption { cipher, check: key_check });
     Ok(Hello { identity: Identity { format, group, name, unit_bytes, encryption }, epoch })
 }
 

@@ -143,7 +143,10 @@ pub(crate) fn broken_off(error: &std::io::Error) -> Error {
                  version"
                     .into(),
             ),
-            A::UnknownCA | A::BadCertificate | A::UnsupportedCertificate | A::CertificateRequired
+            A::UnknownCA
+            | A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRequired
             | A::DecryptError => Error::Refused(format!(
                 "the site does not accept this agent's certificate ({alert:?})"
             )),

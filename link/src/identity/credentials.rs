@@ -71,7 +71,10 @@ impl Credentials {
         let path = dir.join(FILE);
         let read: Option<Self> = files::read(&path)?;
         if read.as_ref().is_some_and(|c| c.authority.len() != 32) {
-            return Err(Error::Local(format!("{} is damaged: redeem an invitation", path.display())));
+            return Err(Error::Local(format!(
+                "{} is damaged: redeem an invitation",
+                path.display()
+            )));
         }
         Ok(read)
     }
@@ -124,8 +127,7 @@ impl<'a> Making<'a> {
     pub(crate) fn end(self, authority: &Fingerprint, issued: Issued) -> Result<Credentials> {
         let Issued { group, certificate, validity } = issued;
         let key = self.key.pkcs8().to_vec();
-        let made =
-            Credentials { group, authority: authority.to_vec(), certificate, key, validity };
+        let made = Credentials { group, authority: authority.to_vec(), certificate, key, validity };
         files::write(&self.dir.join(FILE), &made)?;
         // Left behind, it is only of no use.
         let _ = fs::remove_file(self.dir.join(PENDING));

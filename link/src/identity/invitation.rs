@@ -69,7 +69,9 @@ impl FromStr for Invitation {
         let bytes: &[u8; BYTES] = bytes.as_slice().try_into().map_err(|_| whole())?;
         let (content, check) = bytes.split_at(BYTES - 4);
         if content[0] != VERSION || crc32c(content).to_le_bytes() != check {
-            return Err(Error::Invalid(format!("the invitation is not as it was printed: {again}")));
+            return Err(Error::Invalid(format!(
+                "the invitation is not as it was printed: {again}"
+            )));
         }
         let mut read = Self { fingerprint: [0; 32], id: [0; 8], secret: Zeroizing::new([0; 32]) };
         read.fingerprint.copy_from_slice(&content[1..33]);

@@ -161,7 +161,12 @@ impl Ledger {
     ///
     /// # Errors
     /// It isn't.
-    pub fn check(&self, serial: &[u8], group: &str, now_s: u64) -> std::result::Result<(), Refusal> {
+    pub fn check(
+        &self,
+        serial: &[u8],
+        group: &str,
+        now_s: u64,
+    ) -> std::result::Result<(), Refusal> {
         let known = self.certificates.iter().find(|c| c.serial == serial);
         let known = known.ok_or(Refusal::Unknown)?;
         if known.revoked_s.is_some() {

@@ -30,6 +30,7 @@ pub use credentials::Credentials;
 pub use invitation::{Fingerprint, Invitation};
 pub use ledger::{Certificate, Ledger, Refusal};
 pub use site::Site;
+pub use verify::Peer;
 
 use afterimage_journal::layout;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -160,8 +160,7 @@ impl Site {
         let (serial, validity) = (serial()?, Validity::days(CLIENT_DAYS));
         let certificate = self.authority.sign_client(key, group, &serial, validity)?;
         let (serial, group) = (serial.to_vec(), group.to_owned());
-        let added =
-            Certificate { serial, group: group.clone(), validity, revoked_s: None, renews };
+        let added = Certificate { serial, group: group.clone(), validity, revoked_s: None, renews };
         ledger.add(added, now_s())?;
         Ok(Issued { group, certificate, validity })
     }
@@ -274,10 +273,7 @@ impl Site {
 }
 
 /// A certificate with its chain and key, for TLS.
-pub(crate) fn certified(
-    chain: Vec<CertificateDer<'static>>,
-    key: &[u8],
-) -> Result<CertifiedKey> {
+pub(crate) fn certified(chain: Vec<CertificateDer<'static>>, key: &[u8]) -> Result<CertifiedKey> {
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_vec()));
     let provider = super::verify::provider();
     CertifiedKey::from_der(chain, key, &provider)

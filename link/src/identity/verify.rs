@@ -3,12 +3,12 @@
 use super::site::{Site, certified};
 use super::{Credentials, Fingerprint, group_name, group_of_uri, now_s, server_name, sha256};
 use crate::error::{Error, Result};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig,
@@ -161,8 +161,7 @@ impl ClientCertVerifier for GroupVerifier {
         _intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> std::result::Result<ClientCertVerified, rustls::Error> {
-        let anchor =
-            anchor_from_trusted_cert(self.site.authority()).map_err(|_| bad_encoding())?;
+        let anchor = anchor_from_trusted_cert(self.site.authority()).map_err(|_| bad_encoding())?;
         check(end_entity, &anchor, CLIENT_AUTH, now)?;
         let peer = Peer::of(end_entity)?;
         let known = self.site.ledger().check(&peer.serial, &peer.group, now_s());
