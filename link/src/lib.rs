@@ -10,6 +10,7 @@
 //! [`Sink`]: afterimage_journal::wire::Sink
 
 pub mod error;
+pub mod files;
 pub mod frame;
 pub mod identity;
 pub mod server;

@@ -6,6 +6,7 @@
 //! checked, whoever wrote it.
 
 use super::Taken;
+use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::record::{self, Decoded, HEADER_BYTES, Kind, Record};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
@@ -15,7 +16,6 @@ use crate::pool::Found;
 use crate::storage::{Access, Storage, StoredFile};
 use crate::unit::{self, fits, record_bytes_max};
 use crate::wire::SinkError;
-use crate::Seq;
 use std::sync::Arc;
 
 /// See the module.
@@ -132,7 +132,9 @@ impl Incoming {
         let is_data = record.kind == Kind::Write && record.payload_bytes > 0;
         match () {
             () if record.kind == Kind::Merged => Some("only a merged unit says what it replaces"),
-            () if record.seq <= self.header.after_seq => Some("a number that is older than the unit"),
+            () if record.seq <= self.header.after_seq => {
+                Some("a number that is older than the unit")
+            }
             () if is_data && record.encrypted != self.is_encrypted => {
                 Some("data that is not stored as the journal's is")
             }
@@ -167,7 +169,9 @@ impl Incoming {
             }
         }
         let wrote = self.file.write_all_at(bytes, self.end);
-        wrote.map_err(|e| Error::io("write unit", &self.found.path, e)).map_err(super::sink_error)?;
+        wrote
+            .map_err(|e| Error::io("write unit", &self.found.path, e))
+            .map_err(super::sink_error)?;
         self.is_dirty = true;
         self.end = end;
         self.records.extend(new);

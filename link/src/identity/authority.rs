@@ -1,8 +1,9 @@
 //! A site's authority: the one key that signs the site's own certificates and its clients'.
 
 use super::keys::{Key, PublicKey, random};
-use super::{DAY_S, Fingerprint, files, group_uri, now_s, server_name, sha256, text};
+use super::{DAY_S, Fingerprint, group_uri, now_s, server_name, sha256, text};
 use crate::error::{Error, Result};
+use crate::files;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyUsagePurpose, SanType, SerialNumber,

@@ -4,11 +4,11 @@
 //! that is lost can be asked for again; the old credentials stay until the new ones are whole.
 
 use super::authority::Validity;
-use super::files::{self, Lock};
 use super::keys::Key;
 use super::site::Issued;
 use super::{Fingerprint, text};
 use crate::error::{Error, Result};
+use crate::files::{self, Lock};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;

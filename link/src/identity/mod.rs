@@ -18,7 +18,6 @@
 
 pub mod authority;
 pub mod credentials;
-mod files;
 pub mod invitation;
 pub mod keys;
 pub mod ledger;

@@ -5,17 +5,16 @@
 //! each use, so commands take effect without a restart.
 
 use super::authority::{Authority, CLIENT_DAYS, Keyed, SERVER_DAYS, Validity, serial};
-use super::files::{self, Lock};
+
 use super::invitation::Invitation;
 use super::keys::{PublicKey, random};
 use super::ledger::{Certificate, Ledger};
 use super::{Fingerprint, now_s, text};
 use crate::error::{Error, Result};
+use crate::files::{self, Lock, Stamp};
 use afterimage_journal::layout;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use zeroize::Zeroizing;
@@ -25,17 +24,6 @@ const LEDGER: &str = "ledger.json";
 
 /// Longest that an invitation can be good, in seconds.
 pub const INVITATION_S_MAX: u64 = 30 * super::DAY_S;
-
-/// What tells one version of a file from the next: it is replaced whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Stamp(u64, i64, i64, u64);
-
-impl Stamp {
-    fn of(path: &Path) -> Self {
-        fs::metadata(path)
-            .map_or(Self::default(), |m| Self(m.ino(), m.mtime(), m.mtime_nsec(), m.size()))
-    }
-}
 
 #[derive(Default)]
 struct Cached {

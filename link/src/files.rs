@@ -18,7 +18,10 @@ const LOCK_LIMIT: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Makes a directory that only its owner can use.
-pub(crate) fn make_dir(dir: &Path) -> Result<()> {
+///
+/// # Errors
+/// It can't be made.
+pub fn make_dir(dir: &Path) -> Result<()> {
     layout::make_dir(dir).map_err(|e| Error::Local(e.to_string()))?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
         .map_err(|e| Error::io("set the mode of", dir, e))
@@ -26,7 +29,10 @@ pub(crate) fn make_dir(dir: &Path) -> Result<()> {
 
 /// Reads a JSON file; `None`: there is none. One that others can use is refused: its secrets are
 /// theirs too.
-pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+///
+/// # Errors
+/// It can't be read, or is damaged.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -50,7 +56,10 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// Replaces a JSON file; after a crash the old or the new one is there. To be called with the lock of
 /// its directory held.
-pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<()> {
+///
+/// # Errors
+/// It can't be written; the old one is there.
+pub fn write(path: &Path, value: &impl Serialize) -> Result<()> {
     let json = serde_json::to_vec_pretty(value)
         .map_err(|e| Error::Local(format!("encode {}: {e}", path.display())))?;
     let draft = path.with_extension("tmp");
@@ -74,13 +83,17 @@ pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<()> {
 }
 
 /// The lock of a directory's files, across processes; held until it is dropped.
-pub(crate) struct Lock {
+#[derive(Debug)]
+pub struct Lock {
     _file: File,
 }
 
 impl Lock {
     /// Takes it, waiting for a bounded time.
-    pub(crate) fn take(dir: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Somebody else holds it all the time.
+    pub fn take(dir: &Path) -> Result<Self> {
         let path = dir.join("lock");
         let file = OpenOptions::new()
             .read(true)
@@ -102,5 +115,18 @@ impl Lock {
                 Err(e) => return Err(Error::io("lock", &path, e)),
             }
         }
+    }
+}
+
+/// What tells one version of a file from the next: it is replaced whole. Of one that isn't there: zeroes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp(u64, i64, i64, u64);
+
+impl Stamp {
+    /// That of the file as it is now.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        fs::metadata(path)
+            .map_or(Self::default(), |m| Self(m.ino(), m.mtime(), m.mtime_nsec(), m.size()))
     }
 }
