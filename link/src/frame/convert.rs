@@ -263,11 +263,11 @@ pub fn hello_of(hello: &Hello) -> m::Hello {
     }
 }
 
-/// Who comes.
+/// Who comes, and the version that is spoken with it: the lower one.
 ///
 /// # Errors
 /// A field is missing, or can't be what it is.
-pub fn read_hello(hello: m::Hello) -> Result<Hello> {
+pub fn read_hello(hello: m::Hello) -> Result<(Hello, u32)> {
     let m::Hello { version, group, name, format, unit_bytes, cipher, key_check, epoch, .. } = hello;
     if version == 0 {
         return Err(broken("a client without a version"));
@@ -275,7 +275,8 @@ pub fn read_hello(hello: m::Hello) -> Result<Hello> {
     let group = Uuid::from_slice(&group).map_err(|_| broken("a group without a UUID"))?;
     check_name(&name).map_err(|e| broken(e.to_string()))?;
     let encryption = (!cipher.is_empty()).then_some(Encryption { cipher, check: key_check });
-    Ok(Hello { identity: Identity { format, group, name, unit_bytes, encryption }, epoch })
+    let identity = Identity { format, group, name, unit_bytes, encryption };
+    Ok((Hello { identity, epoch }, version.min(m::VERSION)))
 }
 
 /// This program, for people.

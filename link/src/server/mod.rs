@@ -43,9 +43,9 @@ pub const FIRST_LIMIT: Duration = Duration::from_secs(10);
 /// Most links at a time. Each has at most [`FRESH_BYTES_MAX`] and [`BACKGROUND_BYTES_MAX`] under way.
 pub const LINKS_MAX: usize = 64;
 /// Bytes of fresh frames that a client may have under way.
-pub const FRESH_BYTES_MAX: u64 = 8 << 20;
+pub const FRESH_BYTES_MAX: u64 = 12 << 20;
 /// Bytes of background frames that a client may have under way.
-pub const BACKGROUND_BYTES_MAX: u64 = 4 << 20;
+pub const BACKGROUND_BYTES_MAX: u64 = 5 << 20;
 /// How long links get to end in when the site stops.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Pause when no connection can be taken: for want of file numbers, for one.

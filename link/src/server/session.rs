@@ -48,14 +48,14 @@ pub(super) async fn run(
             return Err(Error::Refused(text));
         }
     };
-    let (hello, held) = begun;
+    let (hello, version, held) = begun;
     let connection = Connection { addr, serial: peer.serial.clone(), epoch: hello.epoch };
     tracing::info!(group = peer.group, %addr, epoch = hello.epoch, "a link stands");
     server.host.connected(&peer.group, &connection);
     let worker = {
         let (host, lanes) = (Arc::clone(&server.host), Arc::clone(&lanes));
         // A thread of its own: it waits for the disk.
-        tokio::task::spawn_blocking(move || work::run(&host, held, &hello, &lanes))
+        tokio::task::spawn_blocking(move || work::run(&host, held, (&hello, version), &lanes))
     };
     let why = talk(server, stream, &peer, &stop, &lanes).await;
     lanes.end();
@@ -97,8 +97,8 @@ async fn begin(
     message: &[u8],
     place: &mut Place,
     stop: &Arc<Stop>,
-) -> Result<(Hello, super::slot::Held)> {
-    let hello = convert::read_hello(decode(message)?)?;
+) -> Result<(Hello, u32, super::slot::Held)> {
+    let (hello, version) = convert::read_hello(decode(message)?)?;
     if hello.identity.name != peer.group {
         return Err(Error::Refused(format!(
             "the certificate is for group {}, not {}",
@@ -114,7 +114,7 @@ async fn begin(
         tracing::warn!(group = peer.group, %error, "revoke a certificate that was renewed");
     }
     let held = server.slots.take(&peer.group, hello.epoch, stop).await?;
-    Ok((hello, held))
+    Ok((hello, version, held))
 }
 
 /// Hears and answers until something ends the link: why.

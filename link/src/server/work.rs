@@ -16,8 +16,9 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 const ACK_EVERY: Duration = Duration::from_millis(1);
 
 /// Opens the sink and does what comes, until the link ends or the sink fails. The client is told which.
-pub(super) fn run(host: &Arc<dyn Host>, held: Held, hello: &Hello, lanes: &Lanes) {
+pub(super) fn run(host: &Arc<dyn Host>, held: Held, hello: (&Hello, u32), lanes: &Lanes) {
     if let Err(error) = work(host, held, hello, lanes) {
+        let (hello, _) = hello;
         tracing::warn!(group = hello.identity.name, %error, "the site takes no more");
         if let Ok(frame) = encode(Kind::Failed, &convert::failed_of(&error)) {
             lanes.answer(frame);
@@ -29,7 +30,7 @@ pub(super) fn run(host: &Arc<dyn Host>, held: Held, hello: &Hello, lanes: &Lanes
 fn work(
     host: &Arc<dyn Host>,
     mut held: Held,
-    hello: &Hello,
+    (hello, version): (&Hello, u32),
     lanes: &Lanes,
 ) -> Result<(), SinkError> {
     let sink = match held.as_mut() {
@@ -38,7 +39,7 @@ fn work(
     };
     let inventory = sink.open(hello)?;
     let welcome = m::Welcome {
-        version: m::VERSION,
+        version,
         features: 0,
         program: convert::program(),
         fresh_bytes_max: FRESH_BYTES_MAX,
