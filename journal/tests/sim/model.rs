@@ -95,6 +95,13 @@ impl Model {
         }
     }
 
+    /// The newest number up to this one at which something is known to have happened.
+    pub fn newest(&self, upto: Seq) -> Seq {
+        let puts = self.puts.iter().map(|(seq, _)| *seq);
+        let others = self.sizes.iter().map(|(seq, _)| *seq).chain(self.marks.iter().map(|m| m.0));
+        puts.chain(others).filter(|seq| *seq <= upto).max().unwrap_or(0)
+    }
+
     pub fn sizes(&self, seq: Seq) -> BTreeMap<VolumeId, u64> {
         let counts = self.sizes.iter().rev().find(|(at, _)| *at <= seq);
         counts.map(|(_, sizes)| sizes.clone()).unwrap_or_default()
