@@ -274,3 +274,4 @@ fn is_sealed(file: &dyn StoredFile, header: &UnitHeader) -> bool {
             && Footer::decode(&header.salt, header.unit_bytes, &bytes).is_some()
     })
 }
+
