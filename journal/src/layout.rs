@@ -95,23 +95,29 @@ pub fn journal_dir(state: &Path, name: &str) -> Result<PathBuf> {
 /// # Errors
 /// The directory can't be read.
 pub fn journals(state: &Path) -> Result<Vec<String>> {
+    journals_in(&RealStorage, state)
+}
+
+/// As [`journals`], on any storage.
+///
+/// # Errors
+/// As there.
+pub fn journals_in(storage: &dyn Storage, state: &Path) -> Result<Vec<String>> {
     let pool = pool_dir(state);
-    let entries = match fs::read_dir(&pool) {
-        Ok(entries) => entries,
+    let mut names = match storage.list(&pool) {
+        Ok(names) => names,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Error::io("list the pool", &pool, e)),
     };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| Error::io("list the pool", &pool, e))?;
-        if entry.path().join("journal.json").is_file()
-            && let Ok(name) = entry.file_name().into_string()
-        {
-            names.push(name);
-        }
-    }
+    names.retain(|name| is_journal(storage, state, name));
     names.sort();
     Ok(names)
+}
+
+/// Whether there is a journal of this name below a state directory.
+#[must_use]
+pub fn is_journal(storage: &dyn Storage, state: &Path, name: &str) -> bool {
+    journal_dir(state, name).is_ok_and(|dir| storage.exists(&dir.join("journal.json")))
 }
 
 /// The path of a unit.
@@ -212,8 +218,7 @@ pub fn write_identity(storage: &dyn Storage, journal: &Path, identity: &Identity
 /// It can't be put in words.
 pub fn encode_identity(identity: &Identity) -> Result<Vec<u8>> {
     let checked = Checked { identity: identity.clone(), crc32c: identity_crc(identity) };
-    serde_json::to_vec_pretty(&checked)
-        .map_err(|e| Error::Invalid(format!("encode identity: {e}")))
+    serde_json::to_vec_pretty(&checked).map_err(|e| Error::Invalid(format!("encode identity: {e}")))
 }
 
 /// `journal.json`: spaces and the order of fields are free, the values are checked.

@@ -114,7 +114,9 @@ fn set(url: &mut S3Url, name: &str, value: &str) -> Result<(), String> {
 
 fn check_bucket(bucket: &str) -> Result<(), String> {
     let fits = (3..=63).contains(&bucket.len())
-        && bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
+        && bucket
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
         && !bucket.starts_with(['-', '.'])
         && !bucket.ends_with(['-', '.']);
     if fits { Ok(()) } else { Err(format!("{bucket:?} can't be a bucket's name")) }
@@ -136,7 +138,9 @@ fn check_prefix(prefix: &str) -> Result<(), String> {
     if prefix.split('/').all(part_fits) {
         return Ok(());
     }
-    Err(format!("the prefix {prefix:?} has an empty part, or other characters than a-z A-Z 0-9 ._-=+@"))
+    Err(format!(
+        "the prefix {prefix:?} has an empty part, or other characters than a-z A-Z 0-9 ._-=+@"
+    ))
 }
 
 /// Takes `%XX` for what it means.

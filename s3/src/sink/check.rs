@@ -7,11 +7,7 @@ use uuid::Uuid;
 
 /// Asks whether a second conditional write of a key is refused, and whether objects can be locked where that
 /// is wanted.
-pub(super) fn server(
-    store: &Patient,
-    root: &str,
-    lock_days: Option<u32>,
-) -> Result<(), SinkError> {
+pub(super) fn server(store: &Patient, root: &str, lock_days: Option<u32>) -> Result<(), SinkError> {
     let key = format!("{root}/probe/{}", Uuid::new_v4().simple());
     let other = |what: &str| {
         SinkError::Refused(format!(

@@ -76,27 +76,7 @@ impl Live {
         hello: &Hello,
     ) -> Result<Self, SinkError> {
         let chain = Chain::new(store.clone(), root.clone());
-        let (mut known, mut fenced) = (0, None);
-        for _ in 0..FENCES_MAX {
-            let state = chain.load().map_err(chain_error)?.unwrap_or_default();
-            known = state.number;
-            check_state(&root, &state, hello)?;
-            if let Some(state) = fence(&chain, state, options, hello)? {
-                fenced = Some(state);
-                break;
-            }
-        }
-        let state = fenced.ok_or_else(|| {
-            SinkError::Away(format!("{root}: others write manifests faster than this one (at {known})"))
-        })?;
-        // One that slept while what it knew was deleted wrote where nobody reads.
-        let newest = chain.newest(0).map_err(store_error)?;
-        if newest != Some(state.number) {
-            return Err(SinkError::Away(format!(
-                "{root}: another writer committed meanwhile (manifest {newest:?}, ours is {})",
-                state.number
-            )));
-        }
+        let state = take_over(&chain, &root, options, hello)?;
         Ok(Self {
             fetcher: Fetcher::new(store.clone(), CACHE_BYTES),
             uploads: Uploads::start(store.clone()).map_err(store_error)?,
@@ -330,6 +310,25 @@ impl Live {
             Committed::Taken(epoch) => Err(lost(&self.root, self.epoch, epoch)),
         }
     }
+}
+
+/// Writes the first manifest of an opening: the state with it.
+fn take_over(
+    chain: &Chain,
+    root: &str,
+    options: SinkOptions,
+    hello: &Hello,
+) -> Result<State, SinkError> {
+    for _ in 0..FENCES_MAX {
+        let state = chain.load().map_err(chain_error)?.unwrap_or_default();
+        check_state(root, &state, hello)?;
+        let Some(state) = fence(chain, state, options, hello)? else { continue };
+        // One that slept while what it knew was deleted wrote where nobody reads: it begins anew.
+        if chain.newest(0).map_err(store_error)? == Some(state.number) {
+            return Ok(state);
+        }
+    }
+    Err(SinkError::Away(format!("{root}: others write manifests faster than this one")))
 }
 
 /// The first manifest of an opening; `None`: its number was taken.

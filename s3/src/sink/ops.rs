@@ -8,7 +8,7 @@ use crate::manifest::{File, Holding};
 use afterimage_journal::format::checksum::crc32c;
 use afterimage_journal::format::index::{self, FOOTER_BYTES, Footer};
 use afterimage_journal::format::record::{self, Decoded, HEADER_BYTES, Record};
-use afterimage_journal::format::unit_header::{FLAG_MERGED, UnitHeader};
+use afterimage_journal::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, UnitHeader};
 use afterimage_journal::format::{ALIGN_BYTES, align_up};
 use afterimage_journal::pool::FileName;
 use afterimage_journal::unit::{UNIT_BYTES_MAX, UNIT_BYTES_MIN, record_bytes_max};
@@ -59,7 +59,9 @@ impl Live {
         if header.number != name.numbers().0 || merged != (header.flags & FLAG_MERGED != 0) {
             return Err(broken(name, "its header is another file's"));
         }
-        if !(UNIT_BYTES_MIN..=UNIT_BYTES_MAX).contains(&header.unit_bytes) {
+        // What is left of units may be small.
+        let least = if merged { BLOCK_BYTES + FOOTER_BYTES } else { UNIT_BYTES_MIN };
+        if !(least..=UNIT_BYTES_MAX).contains(&header.unit_bytes) {
             return Err(broken(name, "its header names a size that no unit has"));
         }
         if header.epoch > self.epoch {
@@ -201,12 +203,7 @@ impl Live {
     }
 
     /// A file is whole: the last of it is written, and it counts with the next manifest.
-    pub fn finish(
-        &mut self,
-        name: FileName,
-        index_crc: u32,
-        edge: u64,
-    ) -> Result<(), SinkError> {
+    pub fn finish(&mut self, name: FileName, index_crc: u32, edge: u64) -> Result<(), SinkError> {
         if let Some(cut) = self.tail(name)?.gather.finish() {
             self.write(name, cut)?;
         }
@@ -261,7 +258,8 @@ fn decode(
             Decoded::Reserved { payload_bytes } => (None, payload_bytes),
             Decoded::None | Decoded::Broken { .. } => return Err(wrong(place)),
         };
-        if !place.is_multiple_of(ALIGN_BYTES) || u64::from(payload_bytes) > record_bytes_max(file_bytes)
+        if !place.is_multiple_of(ALIGN_BYTES)
+            || u64::from(payload_bytes) > record_bytes_max(file_bytes)
         {
             return Err(wrong(place));
         }

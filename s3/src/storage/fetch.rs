@@ -160,7 +160,8 @@ impl Fetcher {
             return Ok(frame);
         }
         let wanted = index.frames().get(i).ok_or_else(|| damaged(place, "it has fewer frames"))?;
-        let stored = self.store.get(&place.key, Some(wanted.at..wanted.at + wanted.stored_bytes))?;
+        let stored =
+            self.store.get(&place.key, Some(wanted.at..wanted.at + wanted.stored_bytes))?;
         let frame = Arc::new(wanted.unpack(&stored).map_err(|why| damaged(place, &why))?);
         self.held().frames.put((place.random, i), Arc::clone(&frame));
         Ok(frame)

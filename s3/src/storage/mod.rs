@@ -97,6 +97,14 @@ impl S3Storage {
         self.store.stats()
     }
 
+    /// Asks whether the bucket is there and may be read.
+    ///
+    /// # Errors
+    /// It isn't, or mayn't, or the server doesn't answer.
+    pub fn check(&self) -> Result<(), StoreError> {
+        self.store.list(&self.prefix, "", true).map(drop)
+    }
+
     /// Forgets what is known: the next look is at the newest manifests.
     pub fn refresh(&self) {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -113,7 +121,8 @@ impl S3Storage {
                 .store
                 .list(&self.prefix, &after, true)
                 .map_err(|e| file::io_error(e.into()))?;
-            let found = page.keys.iter().filter_map(|k| k.strip_prefix(&self.prefix)?.strip_suffix('/'));
+            let found =
+                page.keys.iter().filter_map(|k| k.strip_prefix(&self.prefix)?.strip_suffix('/'));
             names.extend(found.filter(|n| layout::check_name(n).is_ok()).map(str::to_owned));
             match page.keys.last() {
                 // Behind all that begins so: '0' is the character behind '/'.

@@ -247,12 +247,7 @@ impl Store for Bucket {
         self.ask("write", key, request.send()).map(drop)
     }
 
-    fn create(
-        &self,
-        key: &str,
-        bytes: &[u8],
-        until: Option<SystemTime>,
-    ) -> Result<(), StoreError> {
+    fn create(&self, key: &str, bytes: &[u8], until: Option<SystemTime>) -> Result<(), StoreError> {
         let request = self.put_request(key, bytes, until).if_none_match("*");
         self.ask("create", key, request.send()).map(drop)
     }
@@ -276,8 +271,13 @@ impl Store for Bucket {
         }
         let answer = self.ask("list", prefix, request.send())?;
         let common = answer.common_prefixes().iter().filter_map(|p| p.prefix());
-        let mut keys: Vec<String> =
-            answer.contents().iter().filter_map(|o| o.key()).chain(common).map(Into::into).collect();
+        let mut keys: Vec<String> = answer
+            .contents()
+            .iter()
+            .filter_map(|o| o.key())
+            .chain(common)
+            .map(Into::into)
+            .collect();
         keys.sort();
         Ok(Listed { keys, more: answer.is_truncated().unwrap_or(false) })
     }

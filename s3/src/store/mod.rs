@@ -73,8 +73,7 @@ pub trait Store: Send + Sync + Debug {
     ///
     /// # Errors
     /// [`StoreError::Exists`]; or as for all.
-    fn create(&self, key: &str, bytes: &[u8], until: Option<SystemTime>)
-    -> Result<(), StoreError>;
+    fn create(&self, key: &str, bytes: &[u8], until: Option<SystemTime>) -> Result<(), StoreError>;
 
     /// Deletes an object; one that isn't there is deleted.
     ///

@@ -118,7 +118,9 @@ impl Patient {
             match &range {
                 Some(range) if bytes.len() as u64 != range.end - range.start => {
                     let got = bytes.len();
-                    Err(StoreError::Unclear(format!("the server sent {got} bytes of {key}: {range:?}")))
+                    Err(StoreError::Unclear(format!(
+                        "the server sent {got} bytes of {key}: {range:?}"
+                    )))
                 }
                 _ => Ok(bytes),
             }
@@ -139,7 +141,12 @@ impl Patient {
     ///
     /// # Errors
     /// As there.
-    pub fn put(&self, key: &str, bytes: &[u8], until: Option<SystemTime>) -> Result<(), StoreError> {
+    pub fn put(
+        &self,
+        key: &str,
+        bytes: &[u8],
+        until: Option<SystemTime>,
+    ) -> Result<(), StoreError> {
         self.repeat(&self.stats.puts, || {
             self.stats.sent_bytes.fetch_add(bytes.len() as u64, Relaxed);
             self.store.put(key, bytes, until)

@@ -30,7 +30,6 @@ pub fn url() -> S3Url {
 
 /// Short pauses, and nothing waits for its age.
 pub fn options() -> SinkOptions {
-    let ms = Duration::from_millis;
     SinkOptions {
         age: Duration::ZERO,
         background_age: Duration::ZERO,
@@ -38,17 +37,7 @@ pub fn options() -> SinkOptions {
         patience: patience(),
         ..SinkOptions::of(&url())
     }
-    .tap(|o| o.patience.first = ms(1))
 }
-
-trait Tap: Sized {
-    fn tap(mut self, change: impl FnOnce(&mut Self)) -> Self {
-        change(&mut self);
-        self
-    }
-}
-
-impl Tap for SinkOptions {}
 
 pub fn patience() -> Patience {
     let ms = Duration::from_millis;
@@ -63,17 +52,21 @@ pub fn sink(store: impl Store + 'static) -> S3Sink {
     S3Sink::over(&url(), patient(store), options())
 }
 
-/// A journal of one volume in a session.
-pub fn new_journal(dir: &Path) -> Journal {
+/// Nothing happens by itself: no sync, no tick.
+pub fn quiet() -> Options {
     let never = Duration::from_secs(3600);
-    let options = Options {
+    Options {
         unit_bytes: UNIT_BYTES,
         ring_bytes: 1 << 20,
         unit_wait: Duration::from_secs(20),
         sync_interval: never,
         tick_interval: never,
         ..Options::default()
-    };
+    }
+}
+
+/// A journal of one volume in a session.
+pub fn new_journal_with(dir: &Path, options: Options) -> Journal {
     let group = Uuid::new_v4();
     let journal = Journal::create(dir, group, "g", options).unwrap();
     let volume = Volume {
@@ -94,8 +87,7 @@ pub fn new_journal(dir: &Path) -> Journal {
         libvirt_xml: None,
         qemu_version: String::new(),
     };
-    let config =
-        Config { group, name: "g".into(), guests: vec![guest], volumes: vec![volume] };
+    let config = Config { group, name: "g".into(), guests: vec![guest], volumes: vec![volume] };
     journal.set_config(&config).unwrap();
     let open = Session {
         id: 1,
@@ -130,8 +122,7 @@ pub fn write_some(journal: &Journal, count: usize, rng: &mut Rng) {
         let addr = rng.next() % (VOLUME_BYTES / 512 - len / 512) * 512;
         let noisy = rng.next().is_multiple_of(2);
         let byte = rng.next() as u8;
-        let data: Vec<u8> =
-            (0..len).map(|_| if noisy { rng.next() as u8 } else { byte }).collect();
+        let data: Vec<u8> = (0..len).map(|_| if noisy { rng.next() as u8 } else { byte }).collect();
         let draft = Draft { volume: 1, addr, len: len as u32, ..Draft::of(Kind::Write) };
         journal.append(&draft, &data).unwrap();
     }
@@ -141,7 +132,7 @@ pub fn write_some(journal: &Journal, count: usize, rng: &mut Rng) {
 pub fn closed_journal(dir: &Path, writes: usize) -> PathBuf {
     let home = layout::journal_dir(dir, "g").unwrap();
     std::fs::create_dir_all(&home).unwrap();
-    let journal = new_journal(&home);
+    let journal = new_journal_with(&home, quiet());
     write_some(&journal, writes, &mut Rng(7));
     journal.sync().unwrap();
     drop(journal);

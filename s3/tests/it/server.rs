@@ -87,8 +87,14 @@ impl Server {
             .args(["-s3", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0"])
             .args(["-volume.max=100", "-master.volumeSizeLimitMB=256"])
             .arg(format!("-s3.config={}", config.display()))
-            .args([format!("-master.port={master}"), format!("-master.port.grpc={}", master + 10_000)])
-            .args([format!("-volume.port={volume}"), format!("-volume.port.grpc={}", volume + 10_000)])
+            .args([
+                format!("-master.port={master}"),
+                format!("-master.port.grpc={}", master + 10_000),
+            ])
+            .args([
+                format!("-volume.port={volume}"),
+                format!("-volume.port.grpc={}", volume + 10_000),
+            ])
             .args([format!("-filer.port={filer}"), format!("-filer.port.grpc={}", filer + 10_000)])
             .args([format!("-s3.port={port}"), format!("-s3.port.grpc={}", port + 10_000)])
             .stdin(Stdio::null())
@@ -157,7 +163,8 @@ impl Server {
     }
 
     pub fn patient(&self) -> Patient {
-        let patience = afterimage_s3::store::Patience { whole: Duration::from_secs(10), ..patience() };
+        let patience =
+            afterimage_s3::store::Patience { whole: Duration::from_secs(10), ..patience() };
         Patient::new(Arc::new(self.bucket()), patience)
     }
 }

@@ -61,14 +61,14 @@ impl Bag {
     }
 }
 
-type Plan = dyn FnMut(usize, &str, &str) -> Option<Fault> + Send;
+pub type Plan = dyn FnMut(usize, &str, &str) -> Option<Fault> + Send;
 
 /// One client's way to a bag that others share.
 pub struct Memory {
     pub bag: Arc<Mutex<Bag>>,
-    plan: Mutex<(usize, bool, Box<Plan>)>,
+    pub plan: Mutex<(usize, bool, Box<Plan>)>,
     pub heeds_conditions: bool,
-    /// A listing shows nothing written since this many objects were there.
+    /// Else a listing shows nothing.
     pub lists: bool,
 }
 
@@ -103,11 +103,6 @@ impl Memory {
         for way in std::mem::take(&mut bag.late) {
             let _ = bag.take(&way, true);
         }
-    }
-
-    /// How many requests there were.
-    pub fn requests(&self) -> usize {
-        self.plan.lock().unwrap().0
     }
 
     fn fault(&self, verb: &str, key: &str) -> Result<Option<Fault>, StoreError> {
