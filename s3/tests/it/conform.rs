@@ -87,7 +87,7 @@ fn a_real_server_conforms() {
 #[test]
 fn what_is_not_what_was_sent_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let home = closed_journal(dir.path(), 200);
+    let home = closed_journal(dir.path(), 600);
     let steps = steps(&home, 50_000);
     let bad = |change: &dyn Fn(&mut Op)| {
         let mut sink = S3Sink::over(&url(), patient(Memory::new()), options());
