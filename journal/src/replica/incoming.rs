@@ -98,26 +98,26 @@ impl Incoming {
         Ok(unit)
     }
 
-    /// Reads on from `end` for as long as there are sound records.
+    /// Reads on from `end` for as long as there are sound records. What was given up behind the last of them
+    /// comes again: it looks like a header that was torn.
     fn find_end(&mut self) -> Result<()> {
         let length = self.file.bytes().map_err(|e| Error::io("read unit", &self.found.path, e))?;
         let limit = length.min(self.header.unit_bytes);
         let window_bytes = (HEADER_BYTES + record_bytes_max(self.header.unit_bytes)).max(1 << 20);
-        let mut bytes = Vec::new();
+        let (mut bytes, mut next) = (Vec::new(), self.end);
         loop {
-            bytes.resize(align_up(window_bytes).min(limit.saturating_sub(self.end)) as usize, 0);
-            let read = self.file.read_exact_at(&mut bytes, self.end);
+            bytes.resize(align_up(window_bytes).min(limit.saturating_sub(next)) as usize, 0);
+            let read = self.file.read_exact_at(&mut bytes, next);
             read.map_err(|e| Error::io("read unit", &self.found.path, e))?;
             let mut at = 0;
-            while let Ok((record, taken)) = parse(&self.header, self.end, &bytes[at..]) {
-                if let Some(record) = record {
-                    if self.refused(&record).is_some() {
-                        return Ok(());
-                    }
-                    self.records.push((self.end, record));
+            while let Ok((record, taken)) = parse(&self.header, next, &bytes[at..]) {
+                if record.is_some_and(|r| self.refused(&r).is_some()) {
+                    return Ok(());
                 }
-                self.end += taken;
+                self.records.extend(record.map(|r| (next, r)));
+                next += taken;
                 at += taken as usize;
+                self.end = if record.is_some() { next } else { self.end };
             }
             if at == 0 {
                 return Ok(());
@@ -130,7 +130,9 @@ impl Incoming {
         let is_data = record.kind == Kind::Write && record.payload_bytes > 0;
         match () {
             () if record.kind == Kind::Merged => Some("only a merged unit says what it replaces"),
-            () if record.seq <= self.header.after_seq => Some("a number that is older than the unit"),
+            () if record.seq <= self.header.after_seq => {
+                Some("a number that is older than the unit")
+            }
             () if is_data && record.encrypted != self.is_encrypted => {
                 Some("data that is not stored as the journal's is")
             }
@@ -165,7 +167,9 @@ impl Incoming {
             }
         }
         let wrote = self.file.write_all_at(bytes, self.end);
-        wrote.map_err(|e| Error::io("write unit", &self.found.path, e)).map_err(super::sink_error)?;
+        wrote
+            .map_err(|e| Error::io("write unit", &self.found.path, e))
+            .map_err(super::sink_error)?;
         self.end = end;
         self.records.extend(new);
         Ok(())
