@@ -19,6 +19,7 @@ mod qmp;
 pub mod record;
 #[cfg(test)]
 mod selftest;
+mod site;
 mod vm;
 
 pub use agent::{Agent, Cli, Outcome};
@@ -27,6 +28,7 @@ pub use export::Export;
 pub use filesystem::SmallFs;
 pub use port::{GuestPort, value};
 pub use qmp::Qmp;
+pub use site::Site;
 pub use vm::{Accel, Stats, Vm, VmBuilder};
 
 use std::time::{Duration, Instant};
