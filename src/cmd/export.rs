@@ -43,6 +43,10 @@ pub struct ExportArgs {
     /// The memory's socket [default: that of the disks with .memory behind it]
     #[arg(long, value_name = "PATH", requires = "warm")]
     memory_socket: Option<PathBuf>,
+    /// The copy waits until all of its memory is there; else it runs at once, where that is
+    /// possible, and pages that it touches come first
+    #[arg(long, requires = "warm")]
+    preload: bool,
     /// Print the ready line as JSON: {socket, exports, seq, time, ..}
     #[arg(long)]
     json: bool,
@@ -103,7 +107,8 @@ fn serve(
     let point = state::resolve_warm(&recovery, wanted)?;
     let program = std::env::current_exe().map_err(|e| Failure::io("find this program", &e))?;
     let fetch = vec![program.display().to_string(), super::fetch_memory::NAME.to_owned()];
-    let warm = WarmExport { socket: args.memory_socket.clone(), fetch };
+    let socket = args.memory_socket.clone();
+    let warm = WarmExport { socket, fetch, preload: args.preload };
     let exporting = export_warm(recovery, &point, options, &warm, &ThisHost)?;
     Ok((exporting, point.point.wall_ns))
 }

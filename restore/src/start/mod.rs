@@ -92,14 +92,15 @@ pub(crate) fn warm_texts(
     all(guest, disks, format, script, Some(&memory))
 }
 
-/// The script that resumes a guest from what a command gives.
+/// The script that resumes a guest from a socket, which a command connects.
 pub(crate) fn export_script(
     guest: &Guest,
     point: Point,
     plan: &GuestPlan,
     command: Vec<String>,
+    live: bool,
 ) -> Option<String> {
-    resume(guest, point, plan, script::Source::Command(command))
+    resume(guest, point, plan, script::Source::Socket { command, live })
 }
 
 fn resume(guest: &Guest, point: Point, plan: &GuestPlan, source: script::Source) -> Option<String> {
