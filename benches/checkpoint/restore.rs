@@ -121,7 +121,7 @@ fn kept_bytes(ours: &Protected, before: &str, after: &str) -> Result<u64> {
 /// From the start of the command to the first instruction of the guest: `export --warm` and the QEMU that
 /// its script starts, beside QEMU's own `-incoming file:` of a stream that it wrote.
 pub fn warm(ours: &mut Protected, peer: Peer, mib: u32, report: &mut Report) -> Result<()> {
-    let middle = |seconds: Vec<f64>| median(seconds.into_iter());
+    let middle = |seconds: Vec<f64>| median(seconds);
     let live = (0..RESUMED).map(|_| resumed_by_us(ours, &[])).collect::<Result<Vec<_>>>()?;
     let whole = (0..RESUMED).map(|_| resumed_by_us(ours, &["--preload"]));
     let whole = whole.collect::<Result<Vec<_>>>()?;
