@@ -70,8 +70,11 @@ pub(crate) fn texts(
     disks: &[RestoredDisk<'_>],
     format: Format,
     point: Point,
+    dir: &Path,
 ) -> Vec<Text> {
-    let line = command_line::rewrite(&guest.command_line, disks, format);
+    let name = sanitised(&guest.name);
+    let place = Place { dir, name: &name, machine: None };
+    let line = command_line::rewrite(&guest.command_line, disks, format, &place);
     let script = script::script(guest, &line, point);
     all(guest, disks, format, Some(script), None)
 }
