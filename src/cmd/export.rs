@@ -5,7 +5,7 @@ use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
 use afterimage_journal::history::When;
 use afterimage_restore::{
-    ExportOptions, ExportReport, Exporting, Recovery, ThisHost, WarmExport, export_warm,
+    ExportOptions, ExportReport, Exporting, Recovery, ThisHost, WarmExport, export_warm, uri_part,
 };
 use std::path::PathBuf;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -146,7 +146,7 @@ fn ready(name: &str, wall_ns: u64, report: &ExportReport) -> String {
         .collect();
     let export = match &report.exports[..] {
         [_] => String::new(),
-        disks => encoded(disks.first().map_or("", |disk| &disk.name)),
+        disks => uri_part(disks.first().map_or("", |disk| &disk.name)),
     };
     let mode = match (&report.scratch, report.scratch_free_bytes) {
         (Some(dir), Some(free)) => {
@@ -159,7 +159,7 @@ fn ready(name: &str, wall_ns: u64, report: &ExportReport) -> String {
         show::clock(state::time(wall_ns)),
         report.seq,
         disks.join(", "),
-        encoded(&report.socket.display().to_string()),
+        uri_part(&report.socket.display().to_string()),
     );
     for memory in &report.memories {
         line += &format!("; memory of {}: {}", memory.guest, memory.socket.display());
@@ -171,17 +171,4 @@ fn ready(name: &str, wall_ns: u64, report: &ExportReport) -> String {
         line += &format!("; {disk} is not there: it had not been synced at that moment");
     }
     line + "\n"
-}
-
-/// A text as a part of a URI.
-fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out += &format!("%{byte:02X}");
-        }
-    }
-    out
 }

@@ -13,6 +13,7 @@ mod xml;
 
 pub(crate) use command_line::{CommandLine, rewrite_to_resume};
 pub(crate) use devices::Place;
+pub use nbd::uri_part;
 pub(crate) use nbd::{Export, over_nbd};
 pub(crate) use option::{field, fields};
 
