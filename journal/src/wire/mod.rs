@@ -22,8 +22,9 @@ use crate::layout::Identity;
 use crate::pool::FileName;
 use std::time::Duration;
 
-/// Most bytes of a unit in one op.
-pub const OP_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of a unit in one op: the largest record (4 MiB of data, its header and padding) fits. A
+/// feed makes them about 1 MiB where records are smaller.
+pub const OP_BYTES_MAX: usize = (4 << 20) + 4096;
 
 /// Who comes, and with what.
 #[derive(Debug, Clone, PartialEq, Eq)]
