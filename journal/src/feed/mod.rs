@@ -293,6 +293,8 @@ impl Feed {
                 self.is_due = true;
                 Ok(Step::Op(seal))
             }
+            // It was sealed before the run that makes all of it final.
+            (true, Some(_)) if is_newest && !last.ended => Ok(Step::CaughtUp),
             (true, Some(_)) => {
                 self.send_inline()?;
                 Ok(Step::GoesOn)

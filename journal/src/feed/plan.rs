@@ -182,9 +182,8 @@ impl<'a> Known<'a> {
         if let Some((number, at)) = open.min() {
             return ((number, at.max(BLOCK_BYTES)), true);
         }
-        let is_new = top == 0 && self.sink.files.iter().all(|h| {
-            is_empty(h) || matches!(h.extent, Extent::Part(_))
-        });
+        let is_new = top == 0
+            && self.sink.files.iter().all(|h| is_empty(h) || matches!(h.extent, Extent::Part(_)));
         // Where nothing is, the tail comes first, and all behind it from the back.
         let from = if is_new { behind.max(last.unit.min(last.sealed + 1)) } else { behind };
         let units = self.files.iter().filter(|f| matches!(f.name, FileName::Unit(_)));
@@ -230,9 +229,10 @@ impl<'a> Known<'a> {
 
     fn is_open(&self, number: u64) -> bool {
         let name = FileName::Unit(number);
-        self.sink.files.iter().any(|h| {
-            h.name == name && matches!(h.extent, Extent::Open(_)) && !is_empty(h)
-        })
+        self.sink
+            .files
+            .iter()
+            .any(|h| h.name == name && matches!(h.extent, Extent::Open(_)) && !is_empty(h))
     }
 
     fn given_up(&self) -> Vec<FileName> {
@@ -244,9 +244,11 @@ impl<'a> Known<'a> {
             let (first, last) = h.name.numbers();
             self.files.iter().any(|f| {
                 let (a, b) = f.name.numbers();
-                let there = self.sink.files.iter().any(|s| {
-                    s.name == f.name && s.salt == f.salt && s.extent == Extent::Whole
-                });
+                let there = self
+                    .sink
+                    .files
+                    .iter()
+                    .any(|s| s.name == f.name && s.salt == f.salt && s.extent == Extent::Whole);
                 a <= first && last <= b && there && f.name != h.name
             })
         };

@@ -78,12 +78,19 @@ impl Source {
     pub fn files(&mut self, last: &Final) -> Result<Vec<SourceFile>> {
         let found = units_of(&Places::of(&self.storage, &self.dir)?)?;
         let mut files = Vec::new();
-        for found in found.iter().filter(|f| f.name.numbers().1 <= last.unit) {
+        // Of the newest unit all is final only when a later one is, or when it goes as what it is.
+        let is_final = |name: FileName| match name {
+            FileName::Unit(number) => number <= last.unit,
+            FileName::Merged(_, end) => end < last.unit || (last.ended && end == last.unit),
+        };
+        for found in found.iter().filter(|f| is_final(f.name)) {
             if !self.headers.contains_key(&found.name) {
                 // What can't be read is the journal's damage, not the sink's.
-                let read = read_header(&*self.storage, found, self.group());
-                let Ok((_, header)) = read else { continue };
-                self.headers.insert(found.name, header);
+                match read_header(&*self.storage, found, self.group()) {
+                    Ok((_, header)) => drop(self.headers.insert(found.name, header)),
+                    Err(Error::Unusable { .. }) => continue,
+                    Err(e) => return Err(e),
+                }
             }
             let salt = self.headers[&found.name].salt;
             files.push(SourceFile { name: found.name, salt });

@@ -169,7 +169,8 @@ impl Unit {
     /// It can't be read.
     pub fn ends_below(&self, footer: &Footer, at: u64) -> Result<bool> {
         let records = self.index(footer)?;
-        let end = |(at, r): &(u64, Record)| align_up(at + HEADER_BYTES + u64::from(r.payload_bytes));
+        let end =
+            |(at, r): &(u64, Record)| align_up(at + HEADER_BYTES + u64::from(r.payload_bytes));
         Ok(records.iter().map(end).max().unwrap_or(BLOCK_BYTES) <= at)
     }
 

@@ -50,9 +50,10 @@ impl Whole {
         if unit.end != ScanEnd::Sealed {
             return Err(unusable("it has no sound index, so it can't be sent whole"));
         }
-        let ends = unit.records.iter().map(|(at, r)| {
-            align_up(at + HEADER_BYTES + u64::from(r.payload_bytes))
-        });
+        let ends = unit
+            .records
+            .iter()
+            .map(|(at, r)| align_up(at + HEADER_BYTES + u64::from(r.payload_bytes)));
         let end = ends.max().unwrap_or(BLOCK_BYTES);
         let (index_at, _) = index::area(&unit.header, &unit.records);
         if is_doubted {
@@ -146,4 +147,3 @@ impl Whole {
         }
     }
 }
-

@@ -3,9 +3,9 @@
 //! What always holds: records keep their numbers, zeroes too; positions up to that number lose nothing by
 //! it, those in between are listed no more than before. Its maker gives it no name: it is sent.
 
+use super::Job;
 use super::content::{Content, Kept, Source};
 use super::writer::{Draft, Plan, plan, write_draft};
-use super::Job;
 use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::meta::{MemoryKept, Merged};
@@ -47,9 +47,10 @@ fn content(job: &Job, from: &Found, (name, above): (FileName, Seq)) -> Result<Co
     }
     let of = read_merged(&*unit.file, &unit.path, &unit.header)?;
     let is_left_out = |kind| planted::is("delta-without-zeroes") && kind == Kind::Zero;
-    let wanted = unit.records.iter().filter(|(_, r)| {
-        r.kind != Kind::Merged && r.seq > above && !is_left_out(r.kind)
-    });
+    let wanted = unit
+        .records
+        .iter()
+        .filter(|(_, r)| r.kind != Kind::Merged && r.seq > above && !is_left_out(r.kind));
     let kept: Vec<Kept> = wanted.map(|&(at, record)| Kept::whole(0, at, record)).collect();
     let first_wall_ns = kept.iter().map(|k| k.record.wall_ns).min();
     let merged = Merged {

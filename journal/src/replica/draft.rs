@@ -5,10 +5,10 @@
 
 use super::{Taken, sink_error};
 use crate::error::{Error, Result};
+use crate::format::align_up;
 use crate::format::index::{ENTRY_BYTES, FOOTER_BYTES, Footer};
 use crate::format::record::{self, Decoded, HEADER_BYTES, Kind, Record};
 use crate::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, UnitHeader};
-use crate::format::align_up;
 use crate::pool::{FileName, Found};
 use crate::storage::{Access, Storage, StoredFile};
 use crate::unit::{ScanEnd, UNIT_BYTES_MAX, UnitContents, read_merged, read_payload};
@@ -95,7 +95,8 @@ impl Draft {
     /// Whether a piece is the beginning of another file of this name.
     pub fn is_other(&self, piece: &Piece<'_>) -> bool {
         let mut there = vec![0; piece.bytes.len().min(BLOCK_BYTES as usize)];
-        let same = self.file.read_exact_at(&mut there, 0).is_ok() && piece.bytes.starts_with(&there);
+        let same =
+            self.file.read_exact_at(&mut there, 0).is_ok() && piece.bytes.starts_with(&there);
         piece.at == 0 && !same
     }
 

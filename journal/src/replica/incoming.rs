@@ -15,7 +15,6 @@ use crate::pool::Found;
 use crate::storage::{Access, Storage, StoredFile};
 use crate::unit::{self, fits, record_bytes_max};
 use crate::wire::SinkError;
-use crate::Seq;
 use std::sync::Arc;
 
 /// See the module.
@@ -27,8 +26,8 @@ pub(super) struct Incoming {
     pub end: u64,
     /// Committed records below it with their byte offsets, ascending.
     pub records: Vec<(u64, Record)>,
-    /// Whether something was written since the last sync.
-    is_dirty: bool,
+    /// All below this byte is durable.
+    durable_end: u64,
     /// Whether its data is encrypted.
     is_encrypted: bool,
 }
@@ -74,8 +73,7 @@ pub(crate) fn parse(
 pub(crate) const CUT_OFF: &str = "a record is cut off";
 
 impl Incoming {
-    /// Opens a unit that is there and not sealed, and finds where its sound records end. None with a number
-    /// above `bound` counts, and nothing behind such a one.
+    /// Opens a unit that is there and not sealed, and finds where its sound records end.
     ///
     /// # Errors
     /// It can't be read.
@@ -83,7 +81,7 @@ impl Incoming {
         storage: &dyn Storage,
         found: &Found,
         header: UnitHeader,
-        (is_encrypted, bound): (bool, Seq),
+        is_encrypted: bool,
     ) -> Result<Self> {
         let io = |e| Error::io("open unit", &found.path, e);
         let file = storage.open(&found.path, Access::Write).map_err(io)?;
@@ -93,33 +91,33 @@ impl Incoming {
             file,
             end: BLOCK_BYTES,
             records: Vec::new(),
-            is_dirty: false,
+            durable_end: BLOCK_BYTES,
             is_encrypted,
         };
-        unit.find_end(bound)?;
+        unit.find_end()?;
         Ok(unit)
     }
 
-    /// Reads on from `end` for as long as there are sound records.
-    fn find_end(&mut self, bound: Seq) -> Result<()> {
+    /// Reads on from `end` for as long as there are sound records. What was given up behind the last of them
+    /// comes again: it looks like a header that was torn.
+    fn find_end(&mut self) -> Result<()> {
         let length = self.file.bytes().map_err(|e| Error::io("read unit", &self.found.path, e))?;
         let limit = length.min(self.header.unit_bytes);
         let window_bytes = (HEADER_BYTES + record_bytes_max(self.header.unit_bytes)).max(1 << 20);
-        let mut bytes = Vec::new();
+        let (mut bytes, mut next) = (Vec::new(), self.end);
         loop {
-            bytes.resize(align_up(window_bytes).min(limit.saturating_sub(self.end)) as usize, 0);
-            let read = self.file.read_exact_at(&mut bytes, self.end);
+            bytes.resize(align_up(window_bytes).min(limit.saturating_sub(next)) as usize, 0);
+            let read = self.file.read_exact_at(&mut bytes, next);
             read.map_err(|e| Error::io("read unit", &self.found.path, e))?;
             let mut at = 0;
-            while let Ok((record, taken)) = parse(&self.header, self.end, &bytes[at..]) {
-                if let Some(record) = record {
-                    if record.seq > bound || self.refused(&record).is_some() {
-                        return Ok(());
-                    }
-                    self.records.push((self.end, record));
+            while let Ok((record, taken)) = parse(&self.header, next, &bytes[at..]) {
+                if record.is_some_and(|r| self.refused(&r).is_some()) {
+                    return Ok(());
                 }
-                self.end += taken;
+                self.records.extend(record.map(|r| (next, r)));
+                next += taken;
                 at += taken as usize;
+                self.end = if record.is_some() { next } else { self.end };
             }
             if at == 0 {
                 return Ok(());
@@ -132,7 +130,9 @@ impl Incoming {
         let is_data = record.kind == Kind::Write && record.payload_bytes > 0;
         match () {
             () if record.kind == Kind::Merged => Some("only a merged unit says what it replaces"),
-            () if record.seq <= self.header.after_seq => Some("a number that is older than the unit"),
+            () if record.seq <= self.header.after_seq => {
+                Some("a number that is older than the unit")
+            }
             () if is_data && record.encrypted != self.is_encrypted => {
                 Some("data that is not stored as the journal's is")
             }
@@ -167,8 +167,9 @@ impl Incoming {
             }
         }
         let wrote = self.file.write_all_at(bytes, self.end);
-        wrote.map_err(|e| Error::io("write unit", &self.found.path, e)).map_err(super::sink_error)?;
-        self.is_dirty = true;
+        wrote
+            .map_err(|e| Error::io("write unit", &self.found.path, e))
+            .map_err(super::sink_error)?;
         self.end = end;
         self.records.extend(new);
         Ok(())
@@ -179,18 +180,18 @@ impl Incoming {
     /// # Errors
     /// The sync failed: what came since the last may be lost.
     pub fn sync(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.is_dirty) {
-            self.sync_all()?;
-        }
-        Ok(())
+        if self.durable_end < self.end { self.sync_all() } else { Ok(()) }
     }
 
     /// As [`Incoming::sync`], whoever wrote it.
     ///
     /// # Errors
     /// As there.
-    pub fn sync_all(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io("sync unit", &self.found.path, e))
+    pub fn sync_all(&mut self) -> Result<()> {
+        let end = self.end;
+        self.file.sync_data().map_err(|e| Error::io("sync unit", &self.found.path, e))?;
+        self.durable_end = end;
+        Ok(())
     }
 
     /// CRC of the index that it would be sealed with.
@@ -208,21 +209,18 @@ impl Incoming {
         unit::seal(&*self.file, &self.found.path, &self.header, &self.records, self.end)
     }
 
-    /// Makes sure that nothing counts behind its end, durably: what may not be believed.
+    /// Writes all of it again, durably: the page cache may show what the device never took.
     ///
     /// # Errors
     /// It can't be written.
-    pub fn clear_rest(&mut self) -> Result<()> {
-        let before = (self.end, self.records.len());
-        self.find_end(Seq::MAX)?;
-        let cleared = self.records.split_off(before.1);
-        self.end = before.0;
-        if planted::is("believe-failed-sync") {
-            return Ok(());
-        }
-        for (at, _) in cleared {
-            let wrote = self.file.write_all_at(&[0; HEADER_BYTES as usize], at);
-            wrote.map_err(|e| Error::io("write unit", &self.found.path, e))?;
+    pub fn write_again(&mut self) -> Result<()> {
+        let mut at = BLOCK_BYTES;
+        while at < self.end && !planted::is("believe-failed-sync") {
+            let mut bytes = vec![0; (self.end - at).min(1 << 20) as usize];
+            let again = self.file.read_exact_at(&mut bytes, at);
+            let again = again.and_then(|()| self.file.write_all_at(&bytes, at));
+            again.map_err(|e| Error::io("write unit again", &self.found.path, e))?;
+            at += bytes.len() as u64;
         }
         self.sync_all()
     }

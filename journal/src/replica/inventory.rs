@@ -3,9 +3,9 @@
 //! What always holds: what is listed was made durable before; a member of the pool that is away makes the
 //! list unknown, not shorter.
 
-use super::Replica;
 use super::draft::{self, Draft};
 use super::incoming::Incoming;
+use super::{DOUBT_FILE, Replica};
 use crate::Seq;
 use crate::catalogue::{Catalogue, due, epoch_start, units_of};
 use crate::error::{Error, Result};
@@ -15,8 +15,8 @@ use crate::layout;
 use crate::merge::release;
 use crate::planted;
 use crate::pool::{FileName, Found, Places};
-use crate::storage::StoredFile;
-use crate::unit::read_header;
+use crate::storage::{Storage, StoredFile};
+use crate::unit::{self, ScanEnd, read_header, read_unit};
 use crate::wire::{Extent, Held as HeldFile, Inventory};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -89,49 +89,60 @@ impl Replica {
             let left = release::leftovers(&places.units()?);
             self.give_up(&left)?;
         }
-        let distrust = layout::read_distrust_in(&*storage, &self.dir)?;
-        let bound = distrust.map_or(Seq::MAX, |bound| bound.max(self.acked));
-        let how = (identity.encryption.is_some(), bound);
+        self.is_doubted |= storage.exists(&self.dir.join(DOUBT_FILE));
+        let is_encrypted = identity.encryption.is_some();
         let group = identity.group.into_bytes();
         self.held = Held::default();
         self.incoming.clear();
         let mut sealed = Vec::new();
         for found in units_of(&places)? {
-            // What can't be read is sent again, and replaced.
-            let Ok((file, header)) = read_header(&*storage, &found, group) else { continue };
+            let Some((file, header)) = readable(&*storage, &found, group)? else { continue };
             let (first, last) = found.name.numbers();
             self.held.epoch = self.held.epoch.max(header.epoch);
             if is_sealed(&*file, &header) {
                 self.held.add(first, last);
                 sealed.push((found, file));
             } else if let FileName::Unit(number) = found.name {
-                let unit = Incoming::open(&*storage, &found, header, how)?;
+                let unit = Incoming::open(&*storage, &found, header, is_encrypted)?;
                 self.incoming.insert(number, unit);
             }
         }
-        for (found, file) in sealed.iter().rev().take(RESEALED_UNITS) {
-            file.sync_data().map_err(|e| Error::io("sync unit", &found.path, e))?;
+        // Who was killed may have given a name that a power cut still takes back, or a footer.
+        for dir in places.dirs().iter().filter(|d| storage.exists(d)) {
+            layout::sync_dir_in(&*storage, dir)?;
         }
-        self.settle(distrust.is_some())?;
+        for (found, file) in sealed.iter().rev().take(RESEALED_UNITS) {
+            let synced = match (self.is_doubted, found.name) {
+                // The page cache may show a footer that the device never took.
+                (true, FileName::Unit(_)) => seal_again(&*storage, found, group),
+                _ => file.sync_data().map_err(|e| Error::io("sync unit", &found.path, e)),
+            };
+            if synced.is_err() {
+                self.doubt();
+            }
+            synced?;
+        }
+        self.settle()?;
         self.load_draft(&places)
     }
 
-    /// What is not sealed is durable when this returns, and nothing that was ever doubted is left of it.
-    fn settle(&mut self, is_doubted: bool) -> Result<()> {
+    /// What is not sealed is durable when this returns, whatever failed before.
+    fn settle(&mut self) -> Result<()> {
         let mut synced = Ok(());
         for unit in self.incoming.values_mut() {
-            let settle = if is_doubted { unit.clear_rest() } else { unit.sync_all() };
+            let settle = if self.is_doubted { unit.write_again() } else { unit.sync_all() };
             synced = synced.and(settle);
         }
         if let Err(e) = synced {
-            self.distrust();
+            self.doubt();
             return Err(e);
         }
-        if is_doubted {
-            let path = self.dir.join(layout::DISTRUST);
+        let path = self.dir.join(DOUBT_FILE);
+        if self.is_doubted && self.storage.exists(&path) {
             self.storage.remove(&path).map_err(|e| Error::io("remove", &path, e))?;
             layout::sync_dir_in(&*self.storage, &self.dir)?;
         }
+        self.is_doubted = false;
         Ok(())
     }
 
@@ -164,7 +175,7 @@ impl Replica {
         let group = identity.group.into_bytes();
         let mut files = Vec::new();
         for found in &found {
-            let Ok((_, header)) = read_header(&*self.storage, found, group) else { continue };
+            let Some((_, header)) = readable(&*self.storage, found, group)? else { continue };
             let (first, _) = found.name.numbers();
             let extent = match self.incoming.get(&first) {
                 Some(unit) if unit.found.name == found.name => Extent::Open(unit.end),
@@ -243,6 +254,33 @@ impl Replica {
     }
 }
 
+/// A unit's file and header; `None`: that is damaged, and what it held is sent again.
+fn readable(
+    storage: &dyn Storage,
+    found: &Found,
+    group: [u8; 16],
+) -> Result<Option<(Arc<dyn StoredFile>, UnitHeader)>> {
+    match read_header(storage, found, group) {
+        Ok(read) => Ok(Some(read)),
+        Err(Error::Unusable { path, why }) => {
+            tracing::error!(unit = %path.display(), why, "it is asked for again");
+            Ok(None)
+        }
+        // A device that is away makes nothing less.
+        Err(e) => Err(e),
+    }
+}
+
+/// Writes a unit's index and footer again, durably.
+fn seal_again(storage: &dyn Storage, found: &Found, group: [u8; 16]) -> Result<()> {
+    let unit = read_unit(storage, found, group, None)?;
+    match unit.end {
+        ScanEnd::Sealed => unit::seal_file(storage, &found.path, &unit.header, unit.records),
+        // It is damaged, and stays as it is: it is evidence.
+        ScanEnd::Open | ScanEnd::Damaged { .. } => Ok(()),
+    }
+}
+
 /// Whether there is a footer: what it says was durable before it was written.
 fn is_sealed(file: &dyn StoredFile, header: &UnitHeader) -> bool {
     let mut bytes = [0; FOOTER_BYTES as usize];
@@ -252,4 +290,3 @@ fn is_sealed(file: &dyn StoredFile, header: &UnitHeader) -> bool {
             && Footer::decode(&header.salt, header.unit_bytes, &bytes).is_some()
     })
 }
-

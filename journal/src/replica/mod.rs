@@ -22,6 +22,7 @@ mod whole;
 
 pub(crate) use incoming::{CUT_OFF, parse};
 pub use told::NAME as EPOCH_FILE;
+pub(crate) use told::read as told_epoch;
 
 use crate::Seq;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,6 +46,9 @@ use std::time::Duration;
 /// What comes of an op.
 type Taken<T> = std::result::Result<T, SinkError>;
 
+/// Name of the file that is there from a failed sync on until all that it may have been for was written
+/// again.
+pub const DOUBT_FILE: &str = "unsure";
 /// Most units that are not sealed at a time: a source has a few.
 const INCOMING_MAX: usize = 64;
 
@@ -81,13 +85,13 @@ pub struct Replica {
     identity: Option<Identity>,
     /// Epoch of who was let in; `None`: nobody, or something went wrong since.
     sender: Option<u64>,
+    /// A sync failed, and what it was for was not written again since.
+    is_doubted: bool,
     /// Units that are not sealed.
     incoming: BTreeMap<u64, Incoming>,
     /// Units that are here whole, or that something whole stands for.
     held: Held,
     draft: Option<Draft>,
-    /// The watermark of the last ack: what counts as durable whatever fails.
-    acked: Seq,
     /// What is to be told.
     ack: Option<Ack>,
     whole: Vec<FileName>,
@@ -124,10 +128,10 @@ impl Replica {
             _lock: lock,
             identity,
             sender: None,
+            is_doubted: false,
             incoming: BTreeMap::new(),
             held: Held::default(),
             draft: None,
-            acked: 0,
             ack: None,
             whole: Vec::new(),
             on_sealed: None,
@@ -242,7 +246,7 @@ impl Replica {
         let is_encrypted = identity.encryption.is_some();
         let path = unit::create(&*self.storage, &slot, header).map_err(sink_error)?;
         let found = Found { name: FileName::Unit(number), path };
-        let opened = Incoming::open(&*self.storage, &found, *header, (is_encrypted, Seq::MAX));
+        let opened = Incoming::open(&*self.storage, &found, *header, is_encrypted);
         self.incoming.insert(number, opened.map_err(sink_error)?);
         self.held.epoch = self.held.epoch.max(header.epoch);
         Ok(())
@@ -283,7 +287,7 @@ impl Replica {
         let Some(unit) = self.incoming.get(&number) else { return Ok(()) };
         let sealed = unit.seal();
         if sealed.is_err() {
-            self.distrust();
+            self.doubt();
         }
         sealed.map_err(sink_error)?;
         self.incoming.remove(&number);
@@ -310,10 +314,9 @@ impl Replica {
             synced = synced.and_then(|()| unit.sync());
         }
         if synced.is_err() {
-            self.distrust();
+            self.doubt();
         }
         synced.map_err(sink_error)?;
-        self.acked = self.acked.max(watermark);
         let whole = match self.ack.take() {
             Some(before) => before.whole.into_iter().chain(self.whole.drain(..)).collect(),
             None => std::mem::take(&mut self.whole),
@@ -322,12 +325,12 @@ impl Replica {
         Ok(())
     }
 
-    /// A sync failed: the page cache may show what the device never took. Word of it stays, so that nobody
-    /// believes it, after the end of this process too.
-    fn distrust(&self) {
-        let path = self.dir.join(layout::DISTRUST);
-        let text = format!("{}\n", self.acked);
-        if let Err(error) = layout::replace_file_in(&*self.storage, &path, text.as_bytes()) {
+    /// A sync failed: the page cache may show what the device never took. Word of it stays, so that it is
+    /// written again before anybody believes it, after the end of this process too.
+    fn doubt(&mut self) {
+        self.is_doubted = true;
+        let path = self.dir.join(DOUBT_FILE);
+        if let Err(error) = layout::replace_file_in(&*self.storage, &path, b"") {
             tracing::error!(%error, "can't leave word of the failed sync");
         }
     }

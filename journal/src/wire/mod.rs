@@ -121,7 +121,8 @@ pub enum Op {
     Sync {
         /// Comes back in [`Ack::token`]; grows.
         token: u64,
-        /// The journal's durable watermark: all of it was in the ops before.
+        /// The journal's durable watermark: all of it was in the ops before, or is in files that come in
+        /// the background.
         watermark: Seq,
         /// When the newest record up to there was written, nanoseconds since the Unix epoch; tells the lag.
         wall_ns: u64,
