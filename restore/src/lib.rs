@@ -26,6 +26,7 @@ mod plan;
 mod refusal;
 mod restore;
 mod runs;
+pub mod site;
 mod start;
 mod target;
 mod time;

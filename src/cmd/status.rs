@@ -14,7 +14,8 @@ const GAPS_SHOWN_MAX: usize = 5;
 
 /// Show where guests stand: state, RPO, window, gaps, journal, disks
 ///
-/// Without a running agent it shows what the journals on disk tell.
+/// Without a running agent it shows what the journals on disk tell. On a site's state directory: the
+/// groups that the site holds.
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
     /// Guest or group (all)
@@ -31,6 +32,11 @@ pub struct StatusArgs {
 
 /// Runs it.
 pub fn run(args: &StatusArgs) -> Outcome {
+    if let Some(shown) =
+        super::site::status(&args.state, args.name.as_deref(), args.json, args.watch)
+    {
+        return shown;
+    }
     if args.watch {
         return watch::run(args);
     }
