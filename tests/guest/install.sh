@@ -63,6 +63,7 @@ if [ "$what" = test ]; then
     has fio || need fio
     has strace || need strace
     has sqlite3 || need sqlite3
+    has ip || need iproute2
 fi
 qemu_missing=no
 qemu_is_new_enough && has qemu-img && has qemu-io && has qemu-nbd || qemu_missing=yes
