@@ -250,6 +250,9 @@ fn space(space: &Occupancy) -> String {
     for damage in &space.damage {
         text += &format!("  DAMAGED: {damage}\n");
     }
+    if let Some(why) = &space.merging_waits {
+        text += &format!("  nothing is merged: {why}\n");
+    }
     if let Some(error) = &space.error {
         text += &format!("  the window is not kept: {error}\n");
     }

@@ -86,9 +86,11 @@ impl Source {
         for found in found.iter().filter(|f| is_final(f.name)) {
             if !self.headers.contains_key(&found.name) {
                 // What can't be read is the journal's damage, not the sink's.
-                let read = read_header(&*self.storage, found, self.group());
-                let Ok((_, header)) = read else { continue };
-                self.headers.insert(found.name, header);
+                match read_header(&*self.storage, found, self.group()) {
+                    Ok((_, header)) => drop(self.headers.insert(found.name, header)),
+                    Err(Error::Unusable { .. }) => continue,
+                    Err(e) => return Err(e),
+                }
             }
             let salt = self.headers[&found.name].salt;
             files.push(SourceFile { name: found.name, salt });

@@ -154,8 +154,8 @@ impl Tail {
     /// The same as a unit's number and a byte of it; and the number up to which every record lies below.
     pub(super) fn ready_in_unit(&self) -> ((u64, u64), Seq) {
         let ready = self.ready();
-        let units = self.full.iter().chain([&self.unit]);
-        let unit = units.filter(|u| u.start() <= ready).last().unwrap_or(&self.unit);
+        let mut units = self.full.iter().chain([&self.unit]).rev();
+        let unit = units.find(|u| u.start() <= ready).unwrap_or(&self.unit);
         let behind = self.reserved.lowest_seq().unwrap_or(self.next_seq);
         ((unit.header.number, unit.offset(ready)), behind.min(self.next_seq) - 1)
     }

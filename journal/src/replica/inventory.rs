@@ -96,8 +96,7 @@ impl Replica {
         self.incoming.clear();
         let mut sealed = Vec::new();
         for found in units_of(&places)? {
-            // What can't be read is sent again, and replaced.
-            let Ok((file, header)) = read_header(&*storage, &found, group) else { continue };
+            let Some((file, header)) = readable(&*storage, &found, group)? else { continue };
             let (first, last) = found.name.numbers();
             self.held.epoch = self.held.epoch.max(header.epoch);
             if is_sealed(&*file, &header) {
@@ -176,7 +175,7 @@ impl Replica {
         let group = identity.group.into_bytes();
         let mut files = Vec::new();
         for found in &found {
-            let Ok((_, header)) = read_header(&*self.storage, found, group) else { continue };
+            let Some((_, header)) = readable(&*self.storage, found, group)? else { continue };
             let (first, _) = found.name.numbers();
             let extent = match self.incoming.get(&first) {
                 Some(unit) if unit.found.name == found.name => Extent::Open(unit.end),
@@ -252,6 +251,23 @@ impl Replica {
             f.name != but && a <= last && b >= first
         });
         Ok(near.partition(|f| first <= f.name.numbers().0 && f.name.numbers().1 <= last))
+    }
+}
+
+/// A unit's file and header; `None`: that is damaged, and what it held is sent again.
+fn readable(
+    storage: &dyn Storage,
+    found: &Found,
+    group: [u8; 16],
+) -> Result<Option<(Arc<dyn StoredFile>, UnitHeader)>> {
+    match read_header(storage, found, group) {
+        Ok(read) => Ok(Some(read)),
+        Err(Error::Unusable { path, why }) => {
+            tracing::error!(unit = %path.display(), why, "it is asked for again");
+            Ok(None)
+        }
+        // A device that is away makes nothing less.
+        Err(e) => Err(e),
     }
 }
 

@@ -22,6 +22,7 @@ mod whole;
 
 pub(crate) use incoming::{CUT_OFF, parse};
 pub use told::NAME as EPOCH_FILE;
+pub(crate) use told::read as told_epoch;
 
 use crate::Seq;
 use crate::error::{Error, ErrorKind, Result};

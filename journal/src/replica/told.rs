@@ -19,7 +19,7 @@ const TEXT_BYTES_MAX: usize = 32;
 ///
 /// # Errors
 /// It is there and can't be read: which epochs to refuse is not known then.
-pub(super) fn read(storage: &dyn Storage, dir: &Path) -> Result<u64> {
+pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Result<u64> {
     let path = dir.join(NAME);
     let file = match storage.open(&path, Access::Read) {
         Ok(file) => file,

@@ -272,7 +272,7 @@ impl Pair {
     fn model(&self, head: Seq) -> Model {
         let mut model = self.run.model.clone();
         model.truncate(head);
-        model.tags_stay = false;
+        (model.tags_stay, model.is_site) = (false, true);
         model
     }
 
@@ -281,6 +281,7 @@ impl Pair {
         if !history.damage.is_empty() {
             // The first copy is not there yet, or what an outage left out: nothing that needs it is listed.
             let from = history.damage.iter().map(|d| d.from).min().unwrap();
+            assert!(from > self.acked, "{} was acknowledged: {:?}", self.acked, history.damage);
             let listed = (from..=history.head).filter(|seq| history.is_restorable(*seq));
             assert_eq!(listed.count(), 0, "listed behind what is missing: {:?}", history.damage);
             return;
