@@ -13,6 +13,7 @@
 pub mod catalogue;
 pub mod clock;
 pub mod error;
+pub mod feed;
 pub mod format;
 pub mod history;
 pub mod keeper;
@@ -23,6 +24,7 @@ pub mod map;
 pub mod merge;
 mod planted;
 pub mod pool;
+pub mod replica;
 pub mod ring;
 pub mod scrub;
 pub mod storage;

@@ -77,9 +77,28 @@ impl Facts {
         }
     }
 
+    /// Whether this very record was taken in already: what a site was sent of a merged unit may be in a unit
+    /// of its own, too. Others may be taken in twice.
+    fn knows(&self, seq: Seq, body: &Meta) -> bool {
+        match body {
+            Meta::Config(_) => self.configs.iter().rev().any(|(at, _)| *at == seq),
+            Meta::Mark(_) => self.checkpoints.iter().rev().any(|c| c.committed == seq),
+            Meta::Session(s) if s.event == SessionEvent::Open => {
+                self.sessions.iter().rev().any(|s| s.from == seq)
+            }
+            Meta::Copy(c) if c.event == CopyEvent::Start => {
+                self.copies.values().any(|c| c.as_of == seq)
+            }
+            Meta::Session(_) | Meta::Copy(_) | Meta::Merged(_) => false,
+        }
+    }
+
     /// Takes in a record's body.
     pub(crate) fn take(&mut self, entry: &Entry, body: Meta) {
         let seq = entry.record.seq;
+        if self.knows(seq, &body) {
+            return;
+        }
         match body {
             Meta::Config(config) => {
                 if self.configs.last().is_none_or(|(_, last)| *last != config) {

@@ -13,6 +13,7 @@ use crate::meta::{EpochStart, META_BYTES_MAX, Meta};
 use crate::planted;
 use crate::pool::tails;
 use crate::pool::{FileName, Found, Places};
+use crate::replica;
 use crate::ring::Overlay;
 use crate::storage::Storage;
 use crate::unit::{ScanEnd, UnitContents, read_merged, read_payload, read_unit};
@@ -64,7 +65,8 @@ fn load_once(
     // What sealed units hold was synced before their footers, whatever failed since.
     let settled = catalogue.settled_below().saturating_sub(1);
     let mut history = empty(storage, dir, identity);
-    let mut tail = Tail::of(&mut history, catalogue, &found);
+    let site_epoch = replica::told_epoch(&**storage, dir)?;
+    let mut tail = Tail::of(&mut history, catalogue, &found, site_epoch);
     tail.read_units(&found, &places)?;
     tail.entries.retain(|e| {
         let epoch = tail.history.units[e.unit as usize].header.epoch;
@@ -128,11 +130,18 @@ struct Tail<'h> {
     catalogue: Catalogue,
     /// By number, once the units are read.
     entries: Vec<Entry>,
+    /// Units up to this epoch were received, not written, here.
+    site_epoch: u64,
 }
 
 impl<'h> Tail<'h> {
     /// Takes over what the catalogue has, with the records of its border.
-    fn of(history: &'h mut History, mut catalogue: Catalogue, found: &[Found]) -> Self {
+    fn of(
+        history: &'h mut History,
+        mut catalogue: Catalogue,
+        found: &[Found],
+        site_epoch: u64,
+    ) -> Self {
         history.units = std::mem::take(&mut catalogue.units);
         history.unit_number_max = found.iter().map(|f| f.name.numbers().1).max().unwrap_or(0);
         history.edge = catalogue.edge;
@@ -153,7 +162,7 @@ impl<'h> Tail<'h> {
             Some(Entry { unit, at: b.at, record: b.record })
         });
         let entries = entries.collect();
-        Self { history, catalogue, entries }
+        Self { history, catalogue, entries, site_epoch }
     }
 
     fn read_units(&mut self, found: &[Found], places: &Places) -> Result<()> {
@@ -231,7 +240,13 @@ impl<'h> Tail<'h> {
     /// What is known to have been durable: by watermark records, and by the newest epoch's start,
     /// before which everything found was synced.
     fn find_watermark(&mut self, watermark_max: Seq) {
+        // At a site the bytes came first: what a unit says of others was durable at the source.
+        let is_proved = |e: &&Entry| {
+            let unit = self.history.units.get(e.unit as usize);
+            unit.is_some_and(|u| u.end == ScanEnd::Sealed || u.header.epoch > self.site_epoch)
+        };
         let records = self.entries.iter().filter(|e| e.record.kind == Kind::Watermark);
+        let records = records.filter(is_proved);
         let recorded = records.map(|e| e.record.addr).max().unwrap_or(0);
         let started = self.epochs().last().map_or(0, |e| e.prev_last_seq);
         let settled = self.catalogue.facts.watermark.max(self.history.edge);

@@ -208,7 +208,7 @@ impl Drop for Reservation {
         }
         if !self.is_ended {
             let mut tail = lock(&self.journal.tail);
-            self.journal.end(&mut tail, self.place.ticket);
+            self.journal.end(&mut tail, self.place.ticket, Seq::MAX);
         }
     }
 }
@@ -219,8 +219,8 @@ impl Inner {
     }
 
     /// A reservation is committed or given up.
-    fn end(&self, tail: &mut Tail, ticket: u64) {
-        tail.reserved.end(ticket);
+    fn end(&self, tail: &mut Tail, ticket: u64, seq: Seq) {
+        tail.reserved.end(ticket, seq);
         if tail.ready() >= tail.flush_at {
             tail.flush_at = u64::MAX;
             self.flusher_wake.notify_one();
@@ -263,7 +263,7 @@ impl Inner {
         place.unit.write_commit(&self.ring, place.at, record);
         tail.next_seq = seq + 1;
         self.head.store(seq, Ordering::Release);
-        self.end(tail, place.ticket);
+        self.end(tail, place.ticket, seq);
         seq
     }
 

@@ -70,6 +70,12 @@ impl Inner {
 
     /// See [`super::Journal::close`].
     pub(super) fn close(&self) -> Result<()> {
+        let closed = self.close_all();
+        self.finals.end();
+        closed
+    }
+
+    fn close_all(&self) -> Result<()> {
         let closed = self.write_close();
         if closed.is_err() {
             self.abandon();

@@ -19,6 +19,7 @@
 
 mod append;
 mod background;
+mod finals;
 mod flush;
 mod memory;
 mod open;
@@ -29,6 +30,8 @@ mod tail;
 mod unit;
 
 pub use append::{Draft, Reservation};
+pub use finals::Final;
+pub(crate) use finals::Finals;
 pub use flush::Backend;
 pub use memory::MemoryAppender;
 
@@ -182,6 +185,8 @@ struct Inner {
     bytes: AtomicU64,
     units: AtomicU64,
     on_sealed: OnceLock<OnSealed>,
+    /// What may leave the journal.
+    finals: Arc<Finals>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -276,6 +281,28 @@ impl Journal {
         let tail = lock(&self.inner.tail);
         let full = tail.full.iter().map(|u| u.header.number).min();
         full.unwrap_or(tail.unit.header.number)
+    }
+
+    /// How far the log is final and durable: what may leave it.
+    #[must_use]
+    pub fn finality(&self) -> Final {
+        self.inner.finals.now()
+    }
+
+    /// Waits until that is something else than `beyond`, for at most so long, and says how far it is.
+    #[must_use]
+    pub fn wait_final(&self, beyond: &Final, wait: Duration) -> Final {
+        self.inner.finals.wait(beyond, wait)
+    }
+
+    /// What a feed of this journal needs, which must not keep it open.
+    pub(crate) fn finals(&self) -> Arc<Finals> {
+        Arc::clone(&self.inner.finals)
+    }
+
+    /// How it is written.
+    pub(crate) fn options(&self) -> &Options {
+        &self.inner.options
     }
 
     /// Appends the group's configuration; it is repeated at the start of each unit from now on.

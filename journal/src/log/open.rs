@@ -1,6 +1,7 @@
 //! Creating a journal, and opening one for writing: recovery, and the start of an epoch.
 
 use super::background;
+use super::finals::Finals;
 use super::flush::{Flusher, choose};
 use super::prepare::UNITS_AHEAD;
 use super::private::Private;
@@ -10,7 +11,7 @@ use super::{Handle, Inner, Journal, Options};
 use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::cipher::Cipher;
-use crate::format::unit_header::{FLAG_EPOCH_START, UnitHeader};
+use crate::format::unit_header::{BLOCK_BYTES, FLAG_EPOCH_START, UnitHeader};
 use crate::format::{VERSION, record};
 use crate::history::History;
 use crate::key;
@@ -106,6 +107,7 @@ impl Journal {
         let (units, bytes) = size(dir, &options)?;
         let tail = Tail::new(Arc::new(first), header.after_seq + 1);
         let flusher = Flusher::new(device, ring_bytes, tail.written);
+        let finals = Finals::new(header.number, BLOCK_BYTES, header.after_seq);
         let inner = Arc::new(Inner {
             dir: dir.to_owned(),
             identity: history.identity.clone(),
@@ -130,6 +132,7 @@ impl Journal {
             bytes: AtomicU64::new(bytes),
             units: AtomicU64::new(units),
             on_sealed: OnceLock::new(),
+            finals: Arc::new(finals),
             threads: Mutex::new(Vec::new()),
             options,
         });

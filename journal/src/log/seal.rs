@@ -56,6 +56,7 @@ impl Inner {
     }
 
     pub(super) fn tell_sealed(&self, number: u64) {
+        self.finals.sealed(number);
         if let Some(hear) = self.on_sealed.get() {
             hear(number);
         }

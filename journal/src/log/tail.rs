@@ -52,24 +52,29 @@ pub(super) enum Ending {
 pub(super) struct Reserved {
     /// Ticket of the first one.
     first: u64,
-    /// Position, and whether it is committed or given up.
-    queue: VecDeque<(u64, bool)>,
+    /// Position, and once it is committed its number; [`Seq::MAX`] if it was given up, 0 before.
+    queue: VecDeque<(u64, Seq)>,
 }
 
 impl Reserved {
     fn push(&mut self, position: u64) -> u64 {
-        self.queue.push_back((position, false));
+        self.queue.push_back((position, 0));
         self.first + self.queue.len() as u64 - 1
     }
 
-    /// The owner of this reservation is done with it.
-    pub(super) fn end(&mut self, ticket: u64) {
-        if let Some((_, is_done)) = self.queue.get_mut((ticket - self.first) as usize) {
-            *is_done = true;
+    /// The owner of this reservation is done with it: its number, or [`Seq::MAX`] if it has none.
+    pub(super) fn end(&mut self, ticket: u64, seq: Seq) {
+        if let Some((_, done)) = self.queue.get_mut((ticket - self.first) as usize) {
+            *done = seq;
         }
-        while self.queue.pop_front_if(|(_, is_done)| *is_done).is_some() {
+        while self.queue.pop_front_if(|(_, done)| *done > 0).is_some() {
             self.first += 1;
         }
+    }
+
+    /// The lowest number of a record behind one that is not committed.
+    fn lowest_seq(&self) -> Option<Seq> {
+        self.queue.iter().map(|(_, seq)| *seq).filter(|seq| *seq > 0 && *seq < Seq::MAX).min()
     }
 
     fn lowest(&self) -> Option<u64> {
@@ -144,6 +149,15 @@ impl Tail {
     /// The position below which nobody writes any more.
     pub(super) fn ready(&self) -> u64 {
         self.reserved.lowest().unwrap_or_else(|| self.placed())
+    }
+
+    /// The same as a unit's number and a byte of it; and the number up to which every record lies below.
+    pub(super) fn ready_in_unit(&self) -> ((u64, u64), Seq) {
+        let ready = self.ready();
+        let mut units = self.full.iter().chain([&self.unit]).rev();
+        let unit = units.find(|u| u.start() <= ready).unwrap_or(&self.unit);
+        let behind = self.reserved.lowest_seq().unwrap_or(self.next_seq);
+        ((unit.header.number, unit.offset(ready)), behind.min(self.next_seq) - 1)
     }
 
     fn written_full(&self) -> usize {

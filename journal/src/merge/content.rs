@@ -44,7 +44,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    fn whole(source: usize, at: u64, record: Record) -> Self {
+    pub fn whole(source: usize, at: u64, record: Record) -> Self {
         Self { source, at, record, skip: 0, len: record.len }
     }
 

@@ -23,12 +23,14 @@
 
 mod content;
 mod copier;
+mod extract;
 mod output;
 mod pace;
 pub mod release;
 mod sight;
 mod writer;
 
+pub use extract::extract;
 pub use pace::{Pace, Throttle, Unpaced};
 pub use release::{Give, Remove};
 pub use sight::{AtFloor, Part, Sight};

@@ -71,7 +71,7 @@ fn unit_bytes(end: u64, count: u64) -> u64 {
 }
 
 /// What became of a draft.
-enum Draft {
+pub(super) enum Draft {
     /// It is durable, with this header and these records.
     Whole(UnitHeader, Vec<(u64, Record)>),
     /// There is too much for a unit.
@@ -102,7 +102,8 @@ pub(super) fn write(job: &Job, name: FileName, plan: Plan) -> Result<Outcome> {
     left
 }
 
-fn write_draft(job: &Job, draft: &Path, plan: &Plan) -> Result<Draft> {
+/// Writes it to a draft, durably.
+pub(super) fn write_draft(job: &Job, draft: &Path, plan: &Plan) -> Result<Draft> {
     let opened = job.storage.open(draft, Access::Replace);
     let file = opened.map_err(|e| Error::io("create merged unit", draft, e))?;
     let mut header = plan.header;

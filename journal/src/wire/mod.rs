@@ -22,8 +22,9 @@ use crate::layout::Identity;
 use crate::pool::FileName;
 use std::time::Duration;
 
-/// Most bytes of a unit in one op.
-pub const OP_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of a unit in one op: the largest record (4 MiB of data, its header and padding) fits. A
+/// feed makes them about 1 MiB where records are smaller.
+pub const OP_BYTES_MAX: usize = (4 << 20) + 4096;
 
 /// Who comes, and with what.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +121,8 @@ pub enum Op {
     Sync {
         /// Comes back in [`Ack::token`]; grows.
         token: u64,
-        /// The journal's durable watermark: all of it was in the ops before.
+        /// The journal's durable watermark: all of it was in the ops before, or is in files that come in
+        /// the background.
         watermark: Seq,
         /// When the newest record up to there was written, nanoseconds since the Unix epoch; tells the lag.
         wall_ns: u64,

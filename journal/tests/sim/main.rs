@@ -13,6 +13,7 @@ mod model;
 mod rng;
 mod run;
 mod seeds;
+mod site;
 mod steps;
 mod storage;
 mod world;

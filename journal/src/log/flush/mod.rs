@@ -223,6 +223,9 @@ impl Flusher {
             inner.leave_ring();
         }
         lock(&inner.sync_ended).ended = true;
+        if ending != Some(Ending::Closed) {
+            inner.finals.end();
+        }
         inner.sync_done.notify_all();
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Run {
     target: u64,
     /// Nobody wrote below this position then.
     clean: u64,
+    /// The same as a unit's number and a byte of it, and the number up to which every record lies below.
+    finality: ((u64, u64), Seq),
     /// Whether it syncs, too.
     is_durable: bool,
     /// Whether everything is written.
@@ -39,8 +41,8 @@ impl Flusher {
         let target = tail.placed();
         // What an earlier turn of the ring left behind the tail is nobody's business on the disk.
         inner.clear_page(target);
-        let (head, clean) = (tail.next_seq - 1, tail.ready());
-        self.run = Some(Run { head, target, clean, is_durable, is_written: false });
+        let (head, clean, finality) = (tail.next_seq - 1, tail.ready(), tail.ready_in_unit());
+        self.run = Some(Run { head, target, clean, finality, is_durable, is_written: false });
     }
 
     /// Takes what the disk has done; says whether that was anything.
@@ -156,7 +158,7 @@ impl Flusher {
                 // The record before anybody is told: whoever was finds it, unless there is no room.
                 self.watermark_due = Some(run.head);
                 self.write_watermark(inner);
-                inner.set_durable(run.head);
+                inner.set_durable(run.head, run.finality);
             }
             turned = true;
         }
@@ -215,10 +217,11 @@ impl Inner {
         }
     }
 
-    fn set_durable(&self, head: Seq) {
+    fn set_durable(&self, head: Seq, (place, watermark): ((u64, u64), Seq)) {
         let end = lock(&self.sync_ended);
         if !end.distrusted {
             self.durable.fetch_max(head, Ordering::AcqRel);
+            self.finals.reach(place, watermark);
         }
         self.sync_done.notify_all();
         drop(end);

@@ -1,0 +1,178 @@
+//! The journal as a feed reads it: from its files, as anybody would.
+//!
+//! What always holds: it keeps the journal neither open nor from giving files up for long: its pin is held
+//! for one file at most, and not always.
+
+use super::plan::SourceFile;
+use super::whole::Whole;
+use crate::Seq;
+use crate::catalogue::{find_elsewhere, units_of};
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::format::cipher::Key;
+use crate::format::unit_header::UnitHeader;
+use crate::key;
+use crate::layout::Identity;
+use crate::log::{Final, Finals, Journal};
+use crate::merge::{Job, Unpaced, extract};
+use crate::pool::{FileName, Found, Places};
+use crate::storage::{Lock, LockKind, Storage};
+use crate::unit::read_header;
+use crate::window::Stamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longest hold of the journal's pin; then a file is read on without it.
+const PIN_HELD_MAX: Duration = Duration::from_secs(30);
+/// Pause between two holds, in which what was released is given up.
+const PIN_PAUSE: Duration = Duration::from_secs(3);
+
+/// See the module.
+pub(super) struct Source {
+    storage: Arc<dyn Storage>,
+    dir: PathBuf,
+    identity: Identity,
+    key: Option<Key>,
+    clock: Arc<dyn Clock>,
+    pub epoch: u64,
+    pub finals: Arc<Finals>,
+    /// Headers of files that never change any more.
+    headers: BTreeMap<FileName, UnitHeader>,
+    pin: Option<Lock>,
+    /// When the pin was taken or let go of last.
+    pin_at: Option<Instant>,
+}
+
+impl Source {
+    pub fn new(journal: &Journal) -> Self {
+        let options = journal.options();
+        Self {
+            storage: Arc::clone(&options.storage),
+            dir: journal.dir().to_owned(),
+            identity: journal.identity().clone(),
+            key: options.key.clone(),
+            clock: Arc::clone(&options.clock),
+            epoch: journal.epoch(),
+            finals: journal.finals(),
+            headers: BTreeMap::new(),
+            pin: None,
+            pin_at: None,
+        }
+    }
+
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub fn group(&self) -> [u8; 16] {
+        self.identity.group.into_bytes()
+    }
+
+    /// The files that count, up to the newest unit of which something is final, ascending.
+    pub fn files(&mut self, last: &Final) -> Result<Vec<SourceFile>> {
+        let found = units_of(&Places::of(&self.storage, &self.dir)?)?;
+        let mut files = Vec::new();
+        // Of the newest unit all is final only when a later one is, or when it goes as what it is.
+        let is_final = |name: FileName| match name {
+            FileName::Unit(number) => number <= last.unit,
+            FileName::Merged(_, end) => end < last.unit || (last.ended && end == last.unit),
+        };
+        for found in found.iter().filter(|f| is_final(f.name)) {
+            if !self.headers.contains_key(&found.name) {
+                // What can't be read is the journal's damage, not the sink's.
+                match read_header(&*self.storage, found, self.group()) {
+                    Ok((_, header)) => drop(self.headers.insert(found.name, header)),
+                    Err(Error::Unusable { .. }) => continue,
+                    Err(e) => return Err(e),
+                }
+            }
+            let salt = self.headers[&found.name].salt;
+            files.push(SourceFile { name: found.name, salt });
+        }
+        let there: BTreeSet<FileName> = files.iter().map(|f| f.name).collect();
+        self.headers.retain(|name, _| there.contains(name));
+        Ok(files)
+    }
+
+    /// Size of a file that was listed; 0: it was not.
+    pub fn file_bytes(&self, name: FileName) -> u64 {
+        self.headers.get(&name).map_or(0, |h| h.unit_bytes)
+    }
+
+    /// Where a file lies, also one that was released while it is read.
+    pub fn find(&self, name: FileName) -> Result<Option<Found>> {
+        let places = Places::of(&self.storage, &self.dir)?;
+        let path = find_elsewhere(&*self.storage, &places, name);
+        Ok(path.map(|path| Found { name, path }))
+    }
+
+    /// Keeps files from being used anew while one is read, if that can be had now.
+    pub fn hold(&mut self) {
+        let is_due = self.pin_at.is_none_or(|at| at.elapsed() >= PIN_PAUSE);
+        if self.pin.is_none() && is_due {
+            // Without it a file that goes away is noticed.
+            self.pin = self.storage.lock(&self.dir.join("pin"), LockKind::Shared).ok();
+            self.pin_at = Some(Instant::now());
+        }
+    }
+
+    /// Lets go of the pin, or only if it was held for long.
+    pub fn let_go(&mut self, only_if_long: bool) {
+        let is_long = self.pin_at.is_some_and(|at| at.elapsed() >= PIN_HELD_MAX);
+        if self.pin.is_some() && (is_long || !only_if_long) {
+            self.pin = None;
+            self.pin_at = Some(Instant::now());
+        }
+    }
+
+    /// Opens a file to send all of it.
+    pub fn whole(&self, found: &Found, at: u64, is_doubted: bool) -> Result<Whole> {
+        Whole::open(&*self.storage, found, self.group(), (at, is_doubted))
+    }
+
+    /// Makes what a merged unit has above a number, and opens that.
+    pub fn delta(&self, from: &Found, name: FileName, above: Seq) -> Result<Whole> {
+        let cipher = key::cipher(&self.dir, &self.identity, self.key.as_ref())?;
+        let salt = self.clock.salt();
+        let draft_name = format!("{name}.{}.tmp", uuid::Uuid::from_bytes(salt).simple());
+        let draft = self.dir.join(draft_name);
+        let none = BTreeSet::new();
+        let job = Job {
+            storage: &self.storage,
+            group: self.identity.group,
+            into: &self.dir,
+            edge: 0,
+            floor: 0,
+            kept: &[],
+            kept_memory: &[],
+            memory_volumes: &none,
+            epochs: &[],
+            unit_bytes_max: self.identity.unit_bytes,
+            salt,
+            cipher: &cipher,
+            now: Stamp::now(&*self.clock),
+            mount_id: self.storage.mount_id(&self.dir),
+            pace: &Unpaced,
+        };
+        extract(&job, from, (name, above), &draft)?;
+        let found = Found { name, path: draft };
+        let opened = self.whole(&found, 0, false).map(Whole::of_draft);
+        if opened.is_err() {
+            let _ = self.storage.remove(&found.path);
+        }
+        opened
+    }
+}
+
+/// What is told of a file that is gone from the list that a plan was made of.
+pub(super) fn gone(name: FileName) -> Error {
+    Error::Invalid(format!(
+        "{name} was merged before all of it was sent: begin anew from what the sink holds"
+    ))
+}
