@@ -1,0 +1,11 @@
+//! Tests of a bucket as a site: over a store in memory that fails as it is told, and over a real server.
+
+mod conform;
+mod crash;
+mod faults;
+mod fence;
+mod fixture;
+mod garbage;
+mod reading;
+mod server;
+mod store;
