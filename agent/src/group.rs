@@ -36,6 +36,8 @@ use uuid::Uuid;
 /// A group of guests with one journal.
 pub struct Group {
     name: String,
+    /// The state directory.
+    home: PathBuf,
     dir: PathBuf,
     options: Options,
     secret: Secret,
@@ -148,6 +150,7 @@ impl Group {
         options.allocator = Arc::new(keeping::Limited { inner, keeping: Arc::clone(&keeping) });
         Ok(Self {
             name: name.to_owned(),
+            home: state.to_owned(),
             dir: layout::journal_dir(state, name)?,
             options,
             secret: Secret::of(key_file),

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// How long an ordinary call may take. A worker that hangs is restarted long before.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
-/// How long a call may take that speaks with QEMU, virsh or a guest agent.
+/// How long a call may take that speaks with QEMU, virsh, a guest agent or a site.
 const GUEST_CALL_LIMIT: Duration = Duration::from_secs(120);
 /// For calls that have all of a group's memory read and stored.
 const MEMORY_CALL_LIMIT: Duration = Duration::from_secs(3600);
@@ -87,7 +87,7 @@ impl Client {
     /// # Errors
     /// No agent answers, or its own.
     pub fn set(&self, name: &str, request: &SetRequest) -> Result<Vec<GuestStatus>, ApiError> {
-        self.call("PATCH", &guest_path(name, ""), Some(request), CALL_LIMIT)
+        self.call("PATCH", &guest_path(name, ""), Some(request), GUEST_CALL_LIMIT)
     }
 
     /// [`super::Control::unprotect`].

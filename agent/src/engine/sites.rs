@@ -8,7 +8,7 @@ use super::{Engine, Entry, api};
 use crate::api::ApiError;
 use crate::group::Group;
 use crate::ship::settings::SITES_MAX;
-use crate::ship::{GroupSettings, Site, SiteSettings, SitesChange, target};
+use crate::ship::{GroupSettings, Site, SitesChange, target};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub(super) fn change_of(
     }
     let change = SitesChange::parse(add, remove, rpo_alarm_ms).map_err(ApiError::usage)?;
     for site in &change.add {
-        target::check(site, state).map_err(ApiError::usage)?;
+        target::check(site, state)?;
     }
     Ok(change)
 }
@@ -56,8 +56,7 @@ fn changed(
         return Err(ApiError::usage(format!("group {group} can have {SITES_MAX} sites at most")));
     }
     for site in new {
-        let adopted: SiteSettings = target::adopt(site, state).map_err(ApiError::usage)?;
-        settings.sites.push(adopted);
+        settings.sites.push(target::adopt(site, state, group)?);
     }
     settings.rpo_alarm_ms = change.rpo_alarm_ms.unwrap_or(settings.rpo_alarm_ms);
     Ok(settings)

@@ -31,7 +31,7 @@ impl Group {
     pub fn ship(self: &Arc<Self>, settings: &GroupSettings) {
         let journals: Arc<dyn Journals> = Arc::new(Known(Arc::downgrade(self)));
         let window: Arc<dyn Window> = Arc::new(Known(Arc::downgrade(self)));
-        self.shipping.set(settings, &self.name, &journals, &window);
+        self.shipping.set(settings, (&self.home, &self.name), &journals, &window);
     }
 
     /// Limits what goes to each site behind the log's end, in bytes a second; 0: no limit.

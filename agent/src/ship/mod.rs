@@ -32,6 +32,7 @@ use afterimage_journal::Journal;
 use afterimage_journal::wire::Hello;
 use shipper::Shipper;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use target::Target;
@@ -68,7 +69,7 @@ impl Shipping {
     pub(crate) fn set(
         &self,
         settings: &GroupSettings,
-        group: &str,
+        (home, group): (&Path, &str),
         journals: &Arc<dyn Journals>,
         window: &Arc<dyn Window>,
     ) {
@@ -81,7 +82,7 @@ impl Shipping {
             if state.shippers.contains_key(&site.site) {
                 continue;
             }
-            let started = Target::of(site, group, Arc::clone(window)).and_then(|target| {
+            let started = Target::of(site, home, group, Arc::clone(window)).and_then(|target| {
                 let opened = opened(Arc::clone(journals));
                 Shipper::start(target, opened).map_err(|e| format!("start a thread for it: {e}"))
             });

@@ -8,7 +8,7 @@ use super::board::Board;
 use super::link::{Link, Step};
 use super::source::Source;
 use super::target::Target;
-use afterimage_journal::wire::Hello;
+use afterimage_journal::wire::{Ack, Hello, Inventory, Op, Sink, SinkError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -134,7 +134,8 @@ fn run(target: &Target, mut opened: Opened, told: &Told, board: &Arc<Board>) {
 
 /// Ships until it is told to end.
 fn ship(target: &Target, opened: &mut Opened, told: &Told, board: &Arc<Board>) {
-    let mut link = Link::new(target.sink(), Arc::clone(board), target.sync_every(), seed());
+    let sink = Box::new(Late { target: target.clone(), sink: None });
+    let mut link = Link::new(sink, Arc::clone(board), target.sync_every(), seed());
     while !told.ends() {
         match opened() {
             Some((hello, mut source)) => {
@@ -147,6 +148,40 @@ fn ship(target: &Target, opened: &mut Opened, told: &Told, board: &Arc<Board>) {
         if told.finish.load(Ordering::Relaxed) {
             return;
         }
+    }
+}
+
+/// A sink that is made when it is opened: what it needs of this machine may come later.
+struct Late {
+    target: Target,
+    sink: Option<Box<dyn Sink>>,
+}
+
+impl Late {
+    fn made(&mut self) -> Result<&mut Box<dyn Sink>, SinkError> {
+        let unopened = || SinkError::Broken("it was not opened".into());
+        self.sink.as_mut().ok_or_else(unopened)
+    }
+}
+
+impl Sink for Late {
+    fn open(&mut self, hello: &Hello) -> Result<Inventory, SinkError> {
+        if self.sink.is_none() {
+            self.sink = Some(self.target.sink()?);
+        }
+        self.made()?.open(hello)
+    }
+
+    fn apply(&mut self, op: Op) -> Result<(), SinkError> {
+        self.made()?.apply(op)
+    }
+
+    fn ack(&mut self, wait: Duration) -> Result<Option<Ack>, SinkError> {
+        self.made()?.ack(wait)
+    }
+
+    fn mirrors(&self) -> bool {
+        self.sink.as_ref().is_some_and(|sink| sink.mirrors())
     }
 }
 

@@ -4,18 +4,20 @@
 //! /srv/site                                           a directory: the state directory of the site
 //! tls://HOST:PORT#INVITATION                          a site's server
 //! s3://BUCKET/PREFIX?endpoint=URL&region=REGION       a bucket; credentials from AWS's environment
+//!                    &lock=DAYS&grace=SECONDS
 //! ```
 //!
 //! What always holds: a site's [`name`](Site::name) has no secret in it, and two texts that mean the same
 //! place have the same name.
 
+use afterimage_s3::S3Url;
+use afterimage_s3::url::GRACE_DEFAULT;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 /// Longest text of a site, in bytes.
 pub const SITE_BYTES_MAX: usize = 4096;
-/// Longest name of a bucket, and shortest, in bytes (S3's own limits).
-const BUCKET_BYTES: std::ops::RangeInclusive<usize> = 3..=63;
 
 /// Where a journal is sent to.
 #[derive(Clone, PartialEq, Eq)]
@@ -32,16 +34,7 @@ pub enum Site {
         invitation: Option<String>,
     },
     /// A bucket.
-    Bucket {
-        /// Its name.
-        bucket: String,
-        /// What all names of objects begin with; may be empty, has no slash at either end.
-        prefix: String,
-        /// The service's URL; `None`: AWS's own.
-        endpoint: Option<String>,
-        /// The region; `None`: as the environment says.
-        region: Option<String>,
-    },
+    Bucket(S3Url),
 }
 
 impl fmt::Debug for Site {
@@ -79,11 +72,18 @@ impl Site {
                 format!("tls://[{host}]:{port}")
             }
             Self::Server { host, port, .. } => format!("tls://{host}:{port}"),
-            Self::Bucket { bucket, prefix, endpoint, region } => {
-                let slash = if prefix.is_empty() { "" } else { "/" };
-                let mut name = format!("s3://{bucket}{slash}{prefix}");
+            Self::Bucket(url) => {
+                let slash = if url.prefix.is_empty() { "" } else { "/" };
+                let lock = url.lock_days.map(|days| days.to_string());
+                let grace = Some(url.grace.as_secs()).filter(|_| url.grace != GRACE_DEFAULT);
+                let mut name = format!("s3://{}{slash}{}", url.bucket, url.prefix);
                 let mut mark = '?';
-                for (key, value) in [("endpoint", endpoint), ("region", region)] {
+                for (key, value) in [
+                    ("endpoint", url.endpoint.clone()),
+                    ("region", url.region.clone()),
+                    ("lock", lock),
+                    ("grace", grace.map(|s| s.to_string())),
+                ] {
                     if let Some(value) = value {
                         name += &format!("{mark}{key}={value}");
                         mark = '&';
@@ -141,42 +141,37 @@ fn server(rest: &str) -> Result<Site, String> {
     Ok(Site::Server { host: host.to_ascii_lowercase(), port, invitation })
 }
 
+/// What a URL of a bucket means is the `s3` crate's; here it only is kept free of secrets.
 fn bucket(rest: &str) -> Result<Site, String> {
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
     let bad = |why: &str| format!("s3://{place} {why}; {HOW}");
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
-    if !BUCKET_BYTES.contains(&bucket.len()) || !bucket.bytes().all(fits) {
-        return Err(bad("names no bucket: 3 to 63 small letters, digits, '-' and '.'"));
-    }
-    let prefix = prefix.trim_matches('/');
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._/".contains(&b);
-    let dots = prefix.split('/').any(|part| part == "." || part == "..");
-    if !prefix.bytes().all(fits) || dots || prefix.contains("//") {
-        return Err(bad("has a prefix with other characters than letters, digits, '-._/'"));
-    }
-    let (mut endpoint, mut region) = (None, None);
+    let mut seen = BTreeSet::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let place = match key {
-            "endpoint" => &mut endpoint,
-            "region" => &mut region,
-            // What it was set to may be a secret at the wrong place.
-            _ => return Err(bad(&format!("has an unknown setting {key:?}"))),
-        };
-        if value.is_empty() || place.replace(value.to_owned()).is_some() {
+        // What an unknown one was set to may be a secret at the wrong place.
+        if !["endpoint", "region", "lock", "grace"].contains(&key) {
+            return Err(bad(&format!("has an unknown setting {key:?}")));
+        }
+        if value.is_empty() || !seen.insert(key) {
             return Err(bad(&format!("has a setting {key:?} that is empty or given twice")));
         }
     }
-    if let Some(url) = &endpoint {
-        check_endpoint(url).map_err(|why| bad(&why))?;
+    let text = format!("s3://{rest}");
+    let mut url: S3Url = match text.parse() {
+        Ok(url) => url,
+        // The reason quotes all of it.
+        Err(_) if rest.contains('@') => return Err(bad("is no bucket; nothing of it may be secret")),
+        Err(error) => return Err(error.to_string()),
+    };
+    url.prefix = url.prefix.trim_matches('/').to_owned();
+    if let Some(endpoint) = &url.endpoint {
+        check_endpoint(endpoint).map_err(|why| bad(&why))?;
     }
     let is_region = |text: &String| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    if !region.as_ref().is_none_or(is_region) {
+    if !url.region.as_ref().is_none_or(is_region) {
         return Err(bad("has a region with other characters than letters, digits and '-'"));
     }
-    let endpoint = endpoint.map(|url| url.trim_end_matches('/').to_owned());
-    Ok(Site::Bucket { bucket: bucket.into(), prefix: prefix.into(), endpoint, region })
+    Ok(Site::Bucket(url))
 }
 
 fn check_endpoint(url: &str) -> Result<(), String> {
@@ -210,6 +205,8 @@ mod tests {
             ("tls://10.0.0.1:1", "tls://10.0.0.1:1"),
             ("s3://backups", "s3://backups"),
             ("s3://backups/", "s3://backups"),
+            ("s3://backups?grace=3600", "s3://backups"),
+            ("s3://backups?grace=60&lock=3", "s3://backups?lock=3&grace=60"),
             (
                 "s3://backups/vm/one/?region=eu-1&endpoint=http://127.0.0.1:8333/",
                 "s3://backups/vm/one?endpoint=http://127.0.0.1:8333&region=eu-1",
