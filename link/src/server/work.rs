@@ -51,7 +51,7 @@ fn work(
         lanes.answer(encode(Kind::Held, &part)?);
     }
     drop(inventory);
-    let mut worker = Worker { sink: sink.as_mut(), lanes, asked: 0, told: 0 };
+    let mut worker = Worker { sink: sink.as_mut(), lanes, asked: None, told: 0 };
     loop {
         match worker.step() {
             Ok(()) => {}
@@ -87,14 +87,14 @@ impl From<Error> for Stopped {
 struct Worker<'a> {
     sink: &'a mut dyn Sink,
     lanes: &'a Lanes,
-    /// The newest sync that was asked for, and that was acknowledged.
-    asked: u64,
+    /// The newest sync that was asked for, and the token that was acknowledged.
+    asked: Option<(u64, u64, u64)>,
     told: u64,
 }
 
 impl Worker<'_> {
     fn step(&mut self) -> Result<(), Stopped> {
-        let owes = self.told < self.asked;
+        let owes = self.asked.is_some_and(|(token, ..)| self.told < token);
         if let Some(message) = self.lanes.next(if owes { ACK_EVERY } else { IDLE_WAIT })? {
             self.apply(message)?;
         }
@@ -109,8 +109,11 @@ impl Worker<'_> {
         let op = read_op(kind, &body)?;
         let bytes = body.len();
         drop(body);
+        let ends_file = matches!(op, Op::PutEnd { .. });
         match &op {
-            Op::Sync { token, .. } => self.asked = self.asked.max(*token),
+            Op::Sync { token, watermark, wall_ns } => {
+                self.asked = Some((*token, *watermark, *wall_ns));
+            }
             // A certificate is for appending; who may give files up is for the site to say.
             Op::Release(_) if !self.sink.mirrors() => {
                 return Err(SinkError::Refused(
@@ -123,6 +126,11 @@ impl Worker<'_> {
         }
         self.sink.apply(op)?;
         self.lanes.done(kind, bytes);
+        // A sync that was sent behind it may have passed it: then no other one comes while the source is
+        // idle, and the agent would never hear that the file counts.
+        if let (true, Some((token, watermark, wall_ns))) = (ends_file, self.asked) {
+            self.sink.apply(Op::Sync { token, watermark, wall_ns })?;
+        }
         Ok(())
     }
 

@@ -161,7 +161,7 @@ impl Bed {
         self.server.counts().messages.load(Ordering::Relaxed)
     }
 
-    pub fn counts(&self) -> &Counts {
+    fn counts(&self) -> &Counts {
         self.server.counts()
     }
 

@@ -81,8 +81,7 @@ impl Drop for Proxy {
 
 fn forward(mut from: TcpStream, mut to: TcpStream, how: &How, up: bool) {
     let mut buffer = vec![0; 16 << 10];
-    loop {
-        let Ok(got) = from.read(&mut buffer) else { break };
+    while let Ok(got) = from.read(&mut buffer) {
         while how.silent.load(Ordering::Relaxed) && !how.end.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -76,7 +76,10 @@ pub struct SiteGroupStatus {
 pub fn read(state: &Path) -> afterimage_journal::Result<Vec<SiteGroupStatus>> {
     let (mut groups, offline) = match ask(state) {
         Ok(groups) => (groups, false),
-        Err(_) => (from_files(state)?, true),
+        Err(error) => {
+            tracing::debug!(%error, "no daemon says how the site is");
+            (from_files(state)?, true)
+        }
     };
     for group in &mut groups {
         group.offline = offline;
@@ -122,8 +125,9 @@ fn look(state: &Path, group: &mut SiteGroupStatus) {
             group.bytes = files.map(|m| m.blocks() * 512).sum();
             group.units = history.units.len() as u64;
             if group.offline {
-                group.watermark = history.watermark;
-                let newest = history.point(history.watermark).wall_ns;
+                // What is in the files survived whatever ended the daemon.
+                group.watermark = history.head;
+                let newest = history.point(history.head).wall_ns;
                 group.newest_ns = (newest > 0).then_some(newest);
             }
         }
