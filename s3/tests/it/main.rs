@@ -6,6 +6,7 @@ mod faults;
 mod fence;
 mod fixture;
 mod garbage;
+mod live;
 mod reading;
 mod server;
 mod store;
