@@ -1,8 +1,6 @@
 //! A live journal, its feed and its keeper, into a bucket: what real sources send.
 
-use crate::fixture::{
-    Rng, assert_same, history_of, new_journal_with, quiet, sink, write_some,
-};
+use crate::fixture::{Rng, assert_same, history_of, new_journal_with, quiet, sink, write_some};
 use crate::store::{Bag, Fault, Memory};
 use afterimage_journal::feed::Feed;
 use afterimage_journal::keeper::{Home, Keeper, Setup};
@@ -50,10 +48,7 @@ fn keep(dir: &Path, window: Duration) {
         clock: Options::default().clock,
         pace: Arc::new(Unpaced),
         key: None,
-        limits: Limits {
-            guaranteed_ns: 0,
-            ..Limits::new(window.as_nanos() as u64, None)
-        },
+        limits: Limits { guaranteed_ns: 0, ..Limits::new(window.as_nanos() as u64, None) },
     })
     .unwrap();
     while keeper.step().unwrap() {}
@@ -126,8 +121,7 @@ fn pieces_over_a_unit_that_began_take_nothing_back() {
     let steps = crate::fixture::steps(&home, 50_000);
     let sealed = steps.iter().position(|(op, _)| matches!(op, Op::Seal { .. })).unwrap();
     let unit = ours.units[0].clone();
-    let pieces: Vec<Op> =
-        crate::fixture::pieces(&unit.path, unit.name, unit.index_crc).collect();
+    let pieces: Vec<Op> = crate::server::pieces(&unit.path, unit.name, unit.index_crc).collect();
     for (upto, goes_on) in [(2, true), (3, false), (pieces.len() - 1, true), (pieces.len(), false)]
     {
         let bag = Arc::new(Mutex::new(Bag::default()));

@@ -8,5 +8,6 @@ mod fixture;
 mod garbage;
 mod live;
 mod reading;
+#[path = "../../../tests/kit/s3.rs"]
 mod server;
 mod store;
