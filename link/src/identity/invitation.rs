@@ -1,7 +1,8 @@
 //! An invitation: what an agent needs to come to a site for the first time.
 //!
 //! ```text
-//!  0  version 1   1  fingerprint of the site's authority, SHA-256   33  id, 8   41  secret, 32   73  check, 4
+//!  0        1                                     33     41          73
+//!  version  fingerprint of the site's authority   id, 8  secret, 32  check, 4
 //! ```
 //!
 //! 77 bytes as one line of URL-safe base64: it goes behind the `#` of `tls://HOST:PORT#INVITATION`. The

@@ -113,6 +113,9 @@ pub struct FileEntry {
     /// Those behind them. What no segment holds reads as zeroes.
     #[prost(message, repeated, tag = "9")]
     pub segments: Vec<SegmentEntry>,
+    /// Of an open one: where its records end; what lies behind came in pieces.
+    #[prost(uint64, tag = "10")]
+    pub records: u64,
 }
 
 /// A stretch of a file, in an object of its own.

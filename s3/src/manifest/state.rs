@@ -69,6 +69,9 @@ pub struct File {
     pub holding: Holding,
     /// All below this byte is there.
     pub end: u64,
+    /// Of an open one: where its records end. What lies behind is the beginning of what it has when it is
+    /// sealed, and came in pieces.
+    pub records: u64,
     /// Checksum of its index, of a whole one.
     pub index_crc: u32,
     /// The window's edge that a merged unit names.
@@ -252,7 +255,8 @@ impl State {
             3 => Holding::Whole,
             _ => return Err(wrong("how much is there")),
         };
-        if entry.file_bytes > UNIT_BYTES_MAX || entry.end > entry.file_bytes {
+        let ends = entry.records <= entry.end && entry.end <= entry.file_bytes;
+        if entry.file_bytes > UNIT_BYTES_MAX || !ends {
             return Err(wrong("its size"));
         }
         let mut segments = self.files.remove(&name).map(|f| f.segments).unwrap_or_default();
@@ -282,6 +286,7 @@ impl State {
             file_bytes: entry.file_bytes,
             holding,
             end: entry.end,
+            records: entry.records,
             index_crc: entry.index_crc,
             edge: entry.edge,
             segments,
@@ -311,6 +316,7 @@ fn entry(name: FileName, file: &File, keep: usize) -> FileEntry {
         file_bytes: file.file_bytes,
         holding: file.holding as u32,
         end: file.end,
+        records: file.records,
         index_crc: file.index_crc,
         edge: file.edge,
         keep: keep as u32,

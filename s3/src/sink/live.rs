@@ -31,6 +31,8 @@ pub(super) struct Tail {
     pub gather: Gather,
     /// Its records, if all of them were brought since the opening.
     pub records: Option<Vec<(u64, Record)>>,
+    /// Whether it is a unit's beyond its records: pieces of what it has when it is sealed.
+    pub in_pieces: bool,
 }
 
 /// One opening.
@@ -116,7 +118,7 @@ impl Live {
                 name: *name,
                 salt: file.salt,
                 extent: match file.holding {
-                    Holding::Open => Extent::Open(file.end),
+                    Holding::Open => Extent::Open(file.records),
                     Holding::Part => Extent::Part(file.end),
                     Holding::Whole => Extent::Whole,
                 },
@@ -141,11 +143,12 @@ impl Live {
             let Some(file) = self.state.files.get(&name) else {
                 return Err(SinkError::Broken(format!("{name} did not begin")));
             };
-            let gather = match file.holding {
-                Holding::Open => self.read_small(name, file)?,
-                _ => Gather::at(file.end),
+            let in_pieces = file.holding == Holding::Part || file.end > file.records;
+            let gather = match in_pieces {
+                true => Gather::at(file.end),
+                false => self.read_small(name, file)?,
             };
-            self.tails.insert(name, Tail { gather, records: None });
+            self.tails.insert(name, Tail { gather, records: None, in_pieces });
         }
         self.tails.get_mut(&name).ok_or_else(|| SinkError::Broken(format!("{name} did not begin")))
     }
@@ -184,6 +187,9 @@ impl Live {
         };
         file.segments.push(segment);
         file.end = segment.end();
+        if self.tails.get(&name).is_some_and(|t| !t.in_pieces) {
+            file.records = file.end;
+        }
         self.change.touch(name, keep);
         self.bury(name, &replaced);
         self.sent.insert(random, name);
@@ -195,6 +201,37 @@ impl Live {
     fn locked_until(&self) -> Option<SystemTime> {
         let days = u64::from(self.options.lock_days?);
         Some(SystemTime::now() + Duration::from_secs(days * 86_400))
+    }
+
+    /// From here on a unit that began gets pieces of what it has when it is sealed. Until all of them are
+    /// there, it counts as far as its records were acknowledged.
+    pub fn take_pieces(&mut self, name: FileName) -> Result<(), SinkError> {
+        let tail = self.tail(name)?;
+        if tail.in_pieces {
+            return Ok(());
+        }
+        let end = tail.gather.end();
+        if let Some(cut) = tail.gather.finish() {
+            self.write(name, cut)?;
+        }
+        let gather = Gather::at(end);
+        self.tails.insert(name, Tail { gather, records: None, in_pieces: true });
+        Ok(())
+    }
+
+    /// From here on it gets records again: pieces behind them are given up.
+    pub fn take_records(&mut self, name: FileName) -> Result<(), SinkError> {
+        if !self.tail(name)?.in_pieces {
+            return Ok(());
+        }
+        self.tails.remove(&name);
+        let Some(file) = self.state.files.get_mut(&name) else { return Ok(()) };
+        let keep = file.segments.partition_point(|s| s.end() <= file.records);
+        let pieces = file.segments.split_off(keep);
+        file.end = file.records;
+        self.change.touch(name, keep);
+        self.bury(name, &pieces);
+        Ok(())
     }
 
     fn bury(&mut self, name: FileName, segments: &[Segment]) {

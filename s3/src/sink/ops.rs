@@ -86,6 +86,7 @@ impl Live {
             file_bytes: header.unit_bytes,
             holding: Holding::Open,
             end: 0,
+            records: 0,
             index_crc: 0,
             edge: 0,
             segments: Vec::new(),
@@ -94,7 +95,7 @@ impl Live {
         self.change.touch(name, 0);
         let mut gather = Gather::at(0);
         gather.push(&header.encode(), |_| {});
-        self.tails.insert(name, Tail { gather, records: Some(Vec::new()) });
+        self.tails.insert(name, Tail { gather, records: Some(Vec::new()), in_pieces: false });
         self.fresh_since.get_or_insert_with(Instant::now);
         Ok(())
     }
@@ -113,6 +114,7 @@ impl Live {
             return Err(broken(name, "an op with more bytes than one has"));
         }
         let Some((salt, file_bytes)) = self.open_file(name)? else { return Ok(()) };
+        self.take_records(name)?;
         let tail = self.tail(name)?;
         let end = tail.gather.end();
         let Some(skip) = end.checked_sub(at) else {
@@ -145,6 +147,7 @@ impl Live {
                 false => Err(broken(name, "it was sealed with another index")),
             };
         };
+        self.take_records(name)?;
         let found = self.tail(name)?.gather.end();
         if found != end {
             return Err(broken(name, &format!("sealed at {end}, but it ends at {found}")));

@@ -30,7 +30,13 @@ impl Live {
         }
         match self.state.files.get(&name) {
             Some(file) if file.holding == Holding::Whole => return Ok(()),
-            Some(file) if file.holding == Holding::Part && file.file_bytes == file_bytes => {}
+            Some(file) if file.file_bytes == file_bytes => {
+                let is_open = file.holding == Holding::Open;
+                // A unit that began: what it has of its records is the same.
+                if is_open && end > self.tail(name)?.gather.end() {
+                    self.take_pieces(name)?;
+                }
+            }
             _ => return Err(broken(name, "a piece of a file that began in another way")),
         }
         let have = self.tail(name)?.gather.end();
@@ -72,6 +78,7 @@ impl Live {
             file_bytes,
             holding: Holding::Part,
             end: 0,
+            records: 0,
             index_crc: 0,
             edge: 0,
             segments: Vec::new(),
@@ -83,8 +90,8 @@ impl Live {
 
     pub(super) fn put_end(&mut self, name: FileName, index_crc: u32) -> Result<(), SinkError> {
         match self.state.files.get(&name) {
-            Some(file) if file.holding == Holding::Part => {}
-            Some(file) if file.holding == Holding::Whole && file.index_crc == index_crc => {
+            Some(file) if file.holding != Holding::Whole => {}
+            Some(file) if file.index_crc == index_crc => {
                 // It came twice: it counts already, and whoever sent it is told so again.
                 self.whole.push(name);
                 self.fresh_since.get_or_insert_with(Instant::now);

@@ -1,10 +1,9 @@
 //! What every sink has to do, over the store in memory and over a real server.
 
 use crate::fixture::{
-    assert_same, closed_journal, hello, history_in, options, patient, pieces, send, steps, url,
-    volume_at,
+    assert_same, closed_journal, hello, history_in, options, patient, send, steps, url, volume_at,
 };
-use crate::server::Server;
+use crate::server::{Server, pieces};
 use crate::store::Memory;
 use afterimage_journal::History;
 use afterimage_journal::pool::FileName;

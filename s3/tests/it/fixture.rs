@@ -1,15 +1,12 @@
 //! What the tests share: journals in directories, the ops that their files are, and what a bucket makes of them.
 
+use crate::server::each_op;
 use crate::store::{Bag, Memory};
-use afterimage_journal::format::align_up;
-use afterimage_journal::format::record::{HEADER_BYTES, Kind};
-use afterimage_journal::format::unit_header::BLOCK_BYTES;
+use afterimage_journal::format::record::Kind;
 use afterimage_journal::history::Entry;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{Config, Guest, Meta, Session, SessionEvent, Volume, VolumeKind};
-use afterimage_journal::pool::{FileName, Places};
-use afterimage_journal::storage::{RealStorage, Storage};
-use afterimage_journal::unit::{ScanEnd, read_unit};
+use afterimage_journal::storage::Storage;
 use afterimage_journal::wire::{Hello, Op, Sink};
 use afterimage_journal::{History, Journal, Options, Seq, View, layout};
 use afterimage_s3::sink::{S3Sink, SinkOptions};
@@ -143,50 +140,10 @@ pub fn closed_journal(dir: &Path, writes: usize) -> PathBuf {
 pub type Step = (Op, Seq);
 
 /// The ops that a journal's files are: units as the log's end, others in pieces.
-pub fn steps(dir: &Path, chunk_bytes: usize) -> Vec<Step> {
-    let storage: Arc<dyn Storage> = RealStorage::shared();
-    let identity = layout::read_identity(dir).unwrap();
-    let (mut steps, mut seq) = (Vec::new(), 0);
-    for found in Places::of(&storage, dir).unwrap().units().unwrap() {
-        let unit = read_unit(&*storage, &found, identity.group.into_bytes(), None).unwrap();
-        let FileName::Unit(number) = found.name else {
-            steps.extend(pieces(&found.path, found.name, unit.index_crc).map(|op| (op, seq)));
-            continue;
-        };
-        let file = std::fs::read(&found.path).unwrap();
-        steps.push((Op::Begin(Box::new(unit.header)), seq));
-        let mut records = unit.records.clone();
-        records.sort_by_key(|(at, _)| *at);
-        let mut at = BLOCK_BYTES;
-        for (i, (place, record)) in records.iter().enumerate() {
-            seq = seq.max(record.seq);
-            let end = align_up(place + HEADER_BYTES + u64::from(record.payload_bytes));
-            if end - at >= chunk_bytes as u64 || i + 1 == records.len() {
-                let bytes = file[at as usize..end as usize].to_vec();
-                steps.push((Op::Bytes { unit: number, at, bytes }, seq));
-                at = end;
-            }
-        }
-        if unit.end == ScanEnd::Sealed {
-            steps.push((Op::Seal { unit: number, end: at, index_crc: unit.index_crc }, seq));
-        }
-    }
+pub fn steps(dir: &Path, chunk_bytes: u64) -> Vec<Step> {
+    let mut steps = Vec::new();
+    each_op(dir, chunk_bytes, |op, seq| steps.push((op, seq)));
     steps
-}
-
-/// A file in pieces, holes told by their length.
-pub fn pieces(path: &Path, name: FileName, index_crc: u32) -> impl Iterator<Item = Op> + use<> {
-    let file = std::fs::read(path).unwrap();
-    let file_bytes = file.len() as u64;
-    let mut ops = Vec::new();
-    for (i, piece) in file.chunks(300_000).enumerate() {
-        let used = piece.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
-        let at = i as u64 * 300_000;
-        let (bytes, len) = (piece[..used].to_vec(), piece.len() as u64);
-        ops.push(Op::Put { name, file_bytes, at, bytes, len });
-    }
-    ops.push(Op::PutEnd { name, index_crc });
-    ops.into_iter()
 }
 
 pub fn hello(dir: &Path, epoch: u64) -> Hello {

@@ -1,8 +1,9 @@
 //! What is deleted, and that nobody who reads or writes is hurt by it.
 
 use crate::fixture::{
-    assert_same, closed_journal, hello, history_of, options, patient, pieces, send, steps, url,
+    assert_same, closed_journal, hello, history_of, options, patient, send, steps, url,
 };
+use crate::server::pieces;
 use crate::store::{Bag, Fault, Memory};
 use afterimage_journal::History;
 use afterimage_journal::pool::FileName;

@@ -6,6 +6,8 @@ mod faults;
 mod fence;
 mod fixture;
 mod garbage;
+mod live;
 mod reading;
+#[path = "../../../tests/kit/s3.rs"]
 mod server;
 mod store;
