@@ -50,6 +50,9 @@ type Taken<T> = std::result::Result<T, SinkError>;
 /// Name of the file that is there from a failed sync on until all that it may have been for was written
 /// again.
 pub const DOUBT_FILE: &str = "unsure";
+/// Numbers of units, epochs and records that a sender may name: far above any that comes to pass, and far
+/// from where adding to one would overflow.
+const NUMBER_MAX: u64 = 1 << 60;
 /// Most units that are not sealed at a time: a source has a few.
 const INCOMING_MAX: usize = 64;
 
@@ -254,7 +257,8 @@ impl Replica {
         let unit_bytes = self.identity_of_sender()?.unit_bytes;
         let name = piece.name;
         let end = piece.at.checked_add(piece.len);
-        let fits = piece.bytes.len() <= OP_BYTES_MAX
+        let fits = name.numbers().1 <= NUMBER_MAX
+            && piece.bytes.len() <= OP_BYTES_MAX
             && piece.bytes.len() as u64 <= piece.len
             && piece.file_bytes <= unit_bytes
             && end.is_some_and(|end| end <= piece.file_bytes);

@@ -1,7 +1,7 @@
 //! The log's end as it comes: units begin, grow and are sealed.
 
 use super::incoming::Incoming;
-use super::{INCOMING_MAX, Replica, Taken, sink_error};
+use super::{INCOMING_MAX, NUMBER_MAX, Replica, Taken, sink_error};
 use crate::format::unit_header::{FLAG_MERGED, UnitHeader};
 use crate::pool::{FileName, Found, Slot};
 use crate::unit;
@@ -14,7 +14,8 @@ impl Replica {
         let fits = header.group == identity.group.into_bytes()
             && header.unit_bytes == identity.unit_bytes
             && header.flags & FLAG_MERGED == 0
-            && number > 0;
+            && (1..=NUMBER_MAX).contains(&number)
+            && header.after_seq.max(header.prev_last_seq) <= NUMBER_MAX;
         if !fits || Some(header.epoch) > self.sender {
             return Err(SinkError::Broken(format!("unit {number} is none of this journal")));
         }
