@@ -364,6 +364,36 @@ fn run(seed: u64) {
     pair.finish();
 }
 
+/// A sync fails at the site, its process is started anew, says what it has, and then the power goes.
+fn run_failed_sync(seed: u64) {
+    let mut pair = Pair::new(seed);
+    for round in 0..2 {
+        (0..8).for_each(|_| pair.run.calm_step());
+        pair.run.sync();
+        if round == 1 {
+            pair.site.arm(1 + seed % 8, Fault::FailSync);
+        }
+        while matches!(pair.ship(OPS_MAX), Ok(false) | Err(Gone::Link)) {}
+    }
+    pair.site.disarm();
+    pair.site.struck();
+    for is_power in [false, true] {
+        (pair.replica, pair.is_joined) = (None, false);
+        pair.site = match is_power {
+            true => pair.site.power(Keep::any(&mut pair.rng)),
+            false => pair.site.kill(),
+        };
+        assert!(pair.join().is_ok());
+    }
+    pair.check();
+}
+
+#[test]
+fn what_a_failed_sync_was_for_is_written_again_before_it_is_said_to_be_there() {
+    let test = "what_a_failed_sync_was_for_is_written_again_before_it_is_said_to_be_there";
+    each(test, 0..SEEDS, run_failed_sync);
+}
+
 #[test]
 fn a_site_equals_the_model_at_what_it_acknowledged_whatever_befalls_either_end() {
     let test = "a_site_equals_the_model_at_what_it_acknowledged_whatever_befalls_either_end";
