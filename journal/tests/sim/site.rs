@@ -410,3 +410,10 @@ fn a_site_equals_the_model_over_thousands_of_seeds() {
     let test = "a_site_equals_the_model_over_thousands_of_seeds";
     each(test, SEEDS..SEEDS_LONG, run);
 }
+
+#[test]
+fn seeds_of_a_site_that_found_a_bug_once_find_none() {
+    for seed in [121, 250, 277, 463, 732, 936, 1025, 1147, 1617, 1674, 1727, 1789, 1827, 3539] {
+        run(seed);
+    }
+}
