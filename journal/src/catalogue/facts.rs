@@ -101,8 +101,11 @@ impl Facts {
         }
         match body {
             Meta::Config(config) => {
-                if self.configs.last().is_none_or(|(_, last)| *last != config) {
-                    self.configs.push((seq, config));
+                // One that repeats another may come a second time, behind newer ones.
+                let behind = self.configs.partition_point(|(at, _)| *at <= seq);
+                let before = behind.checked_sub(1).and_then(|i| self.configs.get(i));
+                if before.is_none_or(|(_, last)| *last != config) {
+                    self.configs.insert(behind, (seq, config));
                 }
             }
             Meta::Mark(checkpoint) => {

@@ -134,7 +134,10 @@ impl<'a> Known<'a> {
             let (first, last) = held.name.numbers();
             let counts = match held.extent {
                 Extent::Whole => true,
-                Extent::Open(_) => !is_empty(held) && known.is_left(first),
+                // What it lacks comes with the next one: unless that is there already.
+                Extent::Open(_) => {
+                    !is_empty(held) && known.is_left(first) && !known.has_whole(first + 1)
+                }
                 Extent::Part(_) => false,
             };
             ranges.extend(counts.then_some((first, last)));
@@ -147,6 +150,13 @@ impl<'a> Known<'a> {
             }
         }
         known
+    }
+
+    fn has_whole(&self, number: u64) -> bool {
+        self.sink.files.iter().any(|h| {
+            let (first, last) = h.name.numbers();
+            h.extent == Extent::Whole && first <= number && number <= last
+        })
     }
 
     fn own(&self, name: FileName) -> Option<&SourceFile> {

@@ -125,13 +125,13 @@ fn empty(storage: &Arc<dyn Storage>, dir: &Path, identity: &Identity) -> History
 }
 
 /// What the catalogue does not cover: judged record by record.
-struct Tail<'h> {
-    history: &'h mut History,
-    catalogue: Catalogue,
+pub(super) struct Tail<'h> {
+    pub(super) history: &'h mut History,
+    pub(super) catalogue: Catalogue,
     /// By number, once the units are read.
-    entries: Vec<Entry>,
+    pub(super) entries: Vec<Entry>,
     /// Units up to this epoch were received, not written, here.
-    site_epoch: u64,
+    pub(super) site_epoch: u64,
 }
 
 impl<'h> Tail<'h> {
@@ -233,32 +233,8 @@ impl<'h> Tail<'h> {
         Ok(())
     }
 
-    fn epochs(&self) -> &[EpochStart] {
+    pub(super) fn epochs(&self) -> &[EpochStart] {
         &self.catalogue.epochs
-    }
-
-    /// What is known to have been durable: by watermark records, and by the newest epoch's start,
-    /// before which everything found was synced.
-    fn find_watermark(&mut self, watermark_max: Seq) {
-        // At a site the bytes came first: what a unit says of others was durable at the source.
-        let is_proved = |e: &&Entry| {
-            let unit = self.history.units.get(e.unit as usize);
-            unit.is_some_and(|u| u.end == ScanEnd::Sealed || u.header.epoch > self.site_epoch)
-        };
-        let records = self.entries.iter().filter(|e| e.record.kind == Kind::Watermark);
-        let started = self.epochs().last().map_or(0, |e| e.prev_last_seq);
-        let claimed = records.clone().map(|e| e.record.addr).max().unwrap_or(0);
-        let claimed = claimed.max(started).max(self.catalogue.facts.watermark);
-        let records = records.filter(is_proved);
-        let recorded = records.map(|e| e.record.addr).max().unwrap_or(0);
-        let edge = self.history.edge;
-        if self.site_epoch > 0 && claimed < edge {
-            // What was merged at the source counts from a position on that has not come whole.
-            let what = format!("what comes before position {edge} is not all at this site yet");
-            self.history.damage.push(Damage { from: edge, last: edge, to: None, what });
-        }
-        let settled = self.catalogue.facts.watermark.max(self.history.edge);
-        self.history.watermark = recorded.max(started).min(watermark_max).max(settled);
     }
 
     /// Finds missing numbers: those at or below the watermark, or in an epoch that has ended, are

@@ -19,6 +19,7 @@ mod pin;
 mod resolve;
 mod thinned;
 mod units;
+mod watermark;
 
 pub use entries::{Entries, Entry};
 pub use locator::Locator;

@@ -136,6 +136,10 @@ impl Draft {
         if unit.end != ScanEnd::Sealed || unit.index_crc != wanted.index_crc {
             return Err(broken(self.name, "its index is not the one that the source has"));
         }
+        let highest = unit.records.iter().map(|(_, r)| r.seq).max().unwrap_or(0);
+        if highest.max(header.after_seq).max(header.prev_last_seq) > super::NUMBER_MAX {
+            return Err(broken(self.name, "it names a number that is too high"));
+        }
         if header.epoch > wanted.epoch_max {
             return Err(broken(self.name, "it is of an epoch that has not begun"));
         }
@@ -143,6 +147,12 @@ impl Draft {
             let merged = read_merged(&*unit.file, &self.path, header).map_err(unfit)?;
             if (merged.first, merged.last) != self.name.numbers() {
                 return Err(broken(self.name, "its name and what it says to replace differ"));
+            }
+            let numbers = merged.epochs.iter().map(|e| e.first_seq.max(e.prev_last_seq));
+            let numbers = numbers.chain([merged.edge, merged.floor(), merged.last_seq]);
+            let highest = numbers.chain(merged.made.map(|m| m.after_seq)).max();
+            if highest > Some(super::NUMBER_MAX) {
+                return Err(broken(self.name, "it names a number that is too high"));
             }
         }
         self.check_records(&unit, wanted.is_encrypted)?;

@@ -69,6 +69,11 @@ pub(crate) fn parse(
     Ok((record, taken))
 }
 
+/// The number up to which a record says that all is durable.
+fn watermark_of(record: &Record) -> u64 {
+    if record.kind == Kind::Watermark { record.addr } else { 0 }
+}
+
 /// A record that goes on behind the bytes that are there.
 pub(crate) const CUT_OFF: &str = "a record is cut off";
 
@@ -130,6 +135,9 @@ impl Incoming {
         let is_data = record.kind == Kind::Write && record.payload_bytes > 0;
         match () {
             () if record.kind == Kind::Merged => Some("only a merged unit says what it replaces"),
+            () if record.seq.max(watermark_of(record)) > super::NUMBER_MAX => {
+                Some("a number that is too high")
+            }
             () if record.seq <= self.header.after_seq => {
                 Some("a number that is older than the unit")
             }

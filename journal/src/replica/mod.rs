@@ -17,6 +17,7 @@
 mod draft;
 mod incoming;
 mod inventory;
+mod receive;
 mod told;
 mod whole;
 
@@ -27,11 +28,11 @@ pub(crate) use told::read as told_epoch;
 use crate::Seq;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VERSION;
-use crate::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, UnitHeader};
+use crate::format::unit_header::BLOCK_BYTES;
 use crate::keeper::{Ground, Home};
 use crate::layout::{self, Identity};
 use crate::planted;
-use crate::pool::{Allocate, FileName, Found, HomeAllocator, Slot};
+use crate::pool::{Allocate, FileName, HomeAllocator};
 use crate::storage::{Lock, Storage};
 use crate::unit;
 use crate::wire::{Ack, Hello, Inventory, OP_BYTES_MAX, Op, Sink, SinkError};
@@ -49,6 +50,9 @@ type Taken<T> = std::result::Result<T, SinkError>;
 /// Name of the file that is there from a failed sync on until all that it may have been for was written
 /// again.
 pub const DOUBT_FILE: &str = "unsure";
+/// Numbers of units, epochs and records that a sender may name: far above any that comes to pass, and far
+/// from where adding to one would overflow.
+const NUMBER_MAX: u64 = 1 << 60;
 /// Most units that are not sealed at a time: a source has a few.
 const INCOMING_MAX: usize = 64;
 
@@ -209,92 +213,6 @@ impl Replica {
         Ok(())
     }
 
-    fn begin(&mut self, header: &UnitHeader) -> Taken<()> {
-        let identity = self.identity_of_sender()?;
-        let number = header.number;
-        let fits = header.group == identity.group.into_bytes()
-            && header.unit_bytes == identity.unit_bytes
-            && header.flags & FLAG_MERGED == 0
-            && number > 0;
-        if !fits || Some(header.epoch) > self.sender {
-            return Err(SinkError::Broken(format!("unit {number} is none of this journal")));
-        }
-        if self.held.covers(number) {
-            return Ok(());
-        }
-        let slot = match self.incoming.get(&number) {
-            Some(unit) if unit.header == *header => return Ok(()),
-            Some(unit) if !unit.records.is_empty() => {
-                return Err(SinkError::Refused(format!(
-                    "unit {number} is here with records that the source doesn't have: the site \
-                     holds another branch of the journal, which is kept"
-                )));
-            }
-            // Nothing was ever in it: the source made it anew.
-            Some(unit) => {
-                let dir = unit.found.path.parent().unwrap_or(&self.dir).to_owned();
-                Slot { dir, spare: None }
-            }
-            None if self.incoming.len() >= INCOMING_MAX => {
-                return Err(SinkError::Broken("too many units are not sealed".into()));
-            }
-            None => {
-                let allocator = &self.options.allocator;
-                allocator.allocate(&self.dir, header.unit_bytes).map_err(sink_error)?
-            }
-        };
-        let is_encrypted = identity.encryption.is_some();
-        let path = unit::create(&*self.storage, &slot, header).map_err(sink_error)?;
-        let found = Found { name: FileName::Unit(number), path };
-        let opened = Incoming::open(&*self.storage, &found, *header, is_encrypted);
-        self.incoming.insert(number, opened.map_err(sink_error)?);
-        self.held.epoch = self.held.epoch.max(header.epoch);
-        Ok(())
-    }
-
-    fn bytes(&mut self, unit: u64, at: u64, bytes: &[u8]) -> Taken<()> {
-        self.identity_of_sender()?;
-        if self.held.covers(unit) {
-            return Ok(());
-        }
-        if bytes.len() > OP_BYTES_MAX {
-            return Err(SinkError::Broken(format!("{} bytes in one piece", bytes.len())));
-        }
-        let incoming = self.incoming.get_mut(&unit);
-        let incoming =
-            incoming.ok_or_else(|| SinkError::Broken(format!("unit {unit} did not begin")))?;
-        incoming.take(at, bytes)
-    }
-
-    fn seal(&mut self, number: u64, end: u64, index_crc: u32) -> Taken<()> {
-        self.identity_of_sender()?;
-        if self.held.covers(number) {
-            return Ok(());
-        }
-        let broken = |why: &str| SinkError::Broken(format!("unit {number}: {why}"));
-        let unit = self.incoming.get(&number).ok_or_else(|| broken("it did not begin"))?;
-        if unit.end != end {
-            return Err(broken("its end is not where the source has it"));
-        }
-        if unit.index_crc() != index_crc {
-            return Err(broken("its records are not those that the source has"));
-        }
-        self.seal_here(number)
-    }
-
-    /// Seals a unit with what is in it.
-    fn seal_here(&mut self, number: u64) -> Taken<()> {
-        let Some(unit) = self.incoming.get(&number) else { return Ok(()) };
-        let sealed = unit.seal();
-        if sealed.is_err() {
-            self.doubt();
-        }
-        sealed.map_err(sink_error)?;
-        self.incoming.remove(&number);
-        self.counts(FileName::Unit(number));
-        Ok(())
-    }
-
     /// A file is here whole.
     fn counts(&mut self, name: FileName) {
         let (first, last) = name.numbers();
@@ -339,7 +257,8 @@ impl Replica {
         let unit_bytes = self.identity_of_sender()?.unit_bytes;
         let name = piece.name;
         let end = piece.at.checked_add(piece.len);
-        let fits = piece.bytes.len() <= OP_BYTES_MAX
+        let fits = name.numbers().1 <= NUMBER_MAX
+            && piece.bytes.len() <= OP_BYTES_MAX
             && piece.bytes.len() as u64 <= piece.len
             && piece.file_bytes <= unit_bytes
             && end.is_some_and(|end| end <= piece.file_bytes);

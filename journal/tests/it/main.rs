@@ -18,6 +18,7 @@ mod power;
 mod ring;
 mod rot;
 mod rounds;
+mod site;
 mod steps;
 mod thinning;
 mod when;

@@ -14,6 +14,7 @@ mod rng;
 mod run;
 mod seeds;
 mod site;
+mod site_check;
 mod steps;
 mod storage;
 mod world;
