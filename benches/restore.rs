@@ -79,7 +79,7 @@ fn memory(report: &mut Report) -> Result<()> {
 
 /// A volume that was copied whole, and then overwritten by random writes of 4 to 128 KiB, half as
 /// many bytes as it has.
-fn half_overwritten(bytes: u64) -> Result<Written> {
+pub fn half_overwritten(bytes: u64) -> Result<Written> {
     let mut writing = Writing::begin(bytes)?;
     for addr in (0..bytes).step_by(COPY_BYTES) {
         writing.write(addr, COPY_BYTES)?;
@@ -136,7 +136,7 @@ fn copy_of(image: &Path, copy: &Path) -> Result<f64> {
 }
 
 /// The largest file of a restore: the image; the other ones are scripts.
-fn image_in(dir: &Path) -> Result<std::path::PathBuf> {
+pub fn image_in(dir: &Path) -> Result<std::path::PathBuf> {
     let mut found: Vec<(u64, std::path::PathBuf)> = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;

@@ -8,11 +8,14 @@ use afterimage_agent::api::{
 use afterimage_agent::settings::GuestSettings;
 use afterimage_journal::history::{Point, When};
 use afterimage_journal::meta::Volume;
+use afterimage_journal::storage::Storage;
 use afterimage_journal::{History, key, layout};
 use afterimage_restore::{Recovery, WarmPoint};
+use afterimage_s3::{S3Storage, S3Url};
 use jiff::Timestamp;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What is said of a guest of which only a journal is left.
 pub const NOT_PROTECTED: &str = "it is not protected any more; its journal can be restored";
@@ -20,7 +23,8 @@ pub const NOT_PROTECTED: &str = "it is not protected any more; its journal can b
 /// Where agent and journals lie.
 #[derive(Clone, Debug, clap::Args)]
 pub struct StateArgs {
-    /// The state directory
+    /// The state directory. `checkpoints`, `restore`, `export` and `verify` read a bucket too:
+    /// s3://BUCKET/PREFIX?endpoint=URL&region=REGION
     #[arg(
         long,
         value_name = "DIR",
@@ -36,6 +40,23 @@ impl StateArgs {
     pub fn client(&self) -> Client {
         Client::new(&self.state)
     }
+
+    /// The journal of a guest or group, in a state directory or a bucket.
+    ///
+    /// # Errors
+    /// There is none, it can't be read, or no journal knows the name; of a bucket: the text is no URL,
+    /// there are no credentials.
+    pub fn open(&self, name: &str) -> Outcome<Recovery> {
+        let Some(text) = self.state.to_str().filter(|text| S3Url::is_meant(text)) else {
+            return Ok(afterimage_restore::open(&self.state, name)?);
+        };
+        let url: S3Url = text.parse().map_err(|e| Failure::usage(format!("--state: {e}")))?;
+        let bucket = S3Storage::connect(&url).map_err(|e| Failure::usage(e.to_string()))?;
+        bucket.check().map_err(|e| Failure { code: 4, message: e.to_string() })?;
+        let state = bucket.state_dir().to_owned();
+        let storage: Arc<dyn Storage> = Arc::new(bucket);
+        Ok(afterimage_restore::open_in(&storage, &state, name)?)
+    }
 }
 
 /// Checks that a directory is a state directory, or holds a copy of a pool.
@@ -44,6 +65,12 @@ impl StateArgs {
 /// It isn't, or a newer program wrote it.
 pub fn check(state: &Path) -> Outcome {
     let shown = state.display();
+    if state.to_str().is_some_and(S3Url::is_meant) {
+        return Err(Failure::usage(format!(
+            "{shown} is a bucket: `checkpoints`, `restore`, `export` and `verify` read it, this \
+             command needs a state directory"
+        )));
+    }
     if !state.is_dir() {
         return Err(Failure::usage(format!(
             "there is no directory {shown}: give the state directory with --state"
@@ -155,6 +182,7 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
                 offline: true,
                 space: None,
                 memory: None,
+                sites: Vec::new(),
             }
         })
         .collect()

@@ -14,7 +14,7 @@ fn sources() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     let mut folders: Vec<PathBuf> =
-        ["src", "agent", "journal", "link", "restore", "nbd", "migration", "tests", "benches"]
+        ["src", "agent", "journal", "link", "restore", "s3", "nbd", "migration", "tests", "benches"]
             .iter()
             .map(|name| root.join(name))
             .collect();

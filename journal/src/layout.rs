@@ -95,23 +95,29 @@ pub fn journal_dir(state: &Path, name: &str) -> Result<PathBuf> {
 /// # Errors
 /// The directory can't be read.
 pub fn journals(state: &Path) -> Result<Vec<String>> {
+    journals_in(&RealStorage, state)
+}
+
+/// As [`journals`], on any storage.
+///
+/// # Errors
+/// As there.
+pub fn journals_in(storage: &dyn Storage, state: &Path) -> Result<Vec<String>> {
     let pool = pool_dir(state);
-    let entries = match fs::read_dir(&pool) {
-        Ok(entries) => entries,
+    let mut names = match storage.list(&pool) {
+        Ok(names) => names,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Error::io("list the pool", &pool, e)),
     };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| Error::io("list the pool", &pool, e))?;
-        if entry.path().join("journal.json").is_file()
-            && let Ok(name) = entry.file_name().into_string()
-        {
-            names.push(name);
-        }
-    }
+    names.retain(|name| is_journal(storage, state, name));
     names.sort();
     Ok(names)
+}
+
+/// Whether there is a journal of this name below a state directory.
+#[must_use]
+pub fn is_journal(storage: &dyn Storage, state: &Path, name: &str) -> bool {
+    journal_dir(state, name).is_ok_and(|dir| storage.exists(&dir.join("journal.json")))
 }
 
 /// The path of a unit.
@@ -157,22 +163,31 @@ pub fn read_identity(journal: &Path) -> Result<Identity> {
 pub fn read_identity_in(storage: &dyn Storage, journal: &Path) -> Result<Identity> {
     let path = journal.join("journal.json");
     let bytes = read_small(storage, &path).map_err(|e| Error::io("open journal", &path, e))?;
+    decode_identity(&path, &bytes)
+}
+
+/// Reads the text of a `journal.json`, which came from `path`.
+///
+/// # Errors
+/// It is damaged, or a newer program wrote it.
+pub fn decode_identity(path: &Path, bytes: &[u8]) -> Result<Identity> {
     #[derive(Deserialize)]
     struct Version {
         format: u32,
     }
     let unusable = |e: serde_json::Error| Error::Unusable {
-        path: path.clone(),
+        path: path.to_owned(),
         why: format!(
             "not a journal's identity ({e}); put it back from a copy of the pool, \
              it never changes after its making"
         ),
     };
-    let version: Version = serde_json::from_slice(&bytes).map_err(unusable)?;
+    let version: Version = serde_json::from_slice(bytes).map_err(unusable)?;
     if version.format > VERSION {
+        let path = path.to_owned();
         return Err(Error::NewerFormat { path, found: version.format, supported: VERSION });
     }
-    let checked: Checked = serde_json::from_slice(&bytes).map_err(unusable)?;
+    let checked: Checked = serde_json::from_slice(bytes).map_err(unusable)?;
     if checked.crc32c != identity_crc(&checked.identity) {
         return Err(unusable(serde::de::Error::custom("its checksum doesn't match")));
     }
@@ -194,10 +209,16 @@ fn read_small(storage: &dyn Storage, path: &Path) -> std::io::Result<Vec<u8>> {
 /// # Errors
 /// A write, sync or rename failed; nothing is left.
 pub fn write_identity(storage: &dyn Storage, journal: &Path, identity: &Identity) -> Result<()> {
+    replace_file_in(storage, &journal.join("journal.json"), &encode_identity(identity)?)
+}
+
+/// The text of a journal's `journal.json`.
+///
+/// # Errors
+/// It can't be put in words.
+pub fn encode_identity(identity: &Identity) -> Result<Vec<u8>> {
     let checked = Checked { identity: identity.clone(), crc32c: identity_crc(identity) };
-    let json = serde_json::to_vec_pretty(&checked)
-        .map_err(|e| Error::Invalid(format!("encode identity: {e}")))?;
-    replace_file_in(storage, &journal.join("journal.json"), &json)
+    serde_json::to_vec_pretty(&checked).map_err(|e| Error::Invalid(format!("encode identity: {e}")))
 }
 
 /// `journal.json`: spaces and the order of fields are free, the values are checked.

@@ -40,7 +40,7 @@ pub use export::{
     ExportOptions, ExportReport, ExportedDisk, ExportedMemory, Exporting, SOCKET_PATH_BYTES_MAX,
     WarmExport, export, export_warm,
 };
-pub use open::{Recovery, open};
+pub use open::{Recovery, open, open_in};
 pub use plan::{Format, Plan, Selection, VolumePlan, plan};
 pub use restore::{
     DiskReport, MemoryReport, Progress, Report, RestoreOptions, restore, restore_warm,

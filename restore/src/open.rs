@@ -5,8 +5,10 @@ use crate::refusal;
 use afterimage_journal::history::{Damage, NotRestorable, Point, When};
 use afterimage_journal::meta::LevelRange;
 use afterimage_journal::pool::Places;
+use afterimage_journal::storage::{RealStorage, Storage};
 use afterimage_journal::{History, Seq, layout};
 use std::path::Path;
+use std::sync::Arc;
 
 /// A journal open for reading, with what was asked for by name. While it lives, nothing that it
 /// lists is deleted.
@@ -26,12 +28,20 @@ pub struct Recovery {
 /// read, or no journal knows the name (the names that there are get listed).
 pub fn open(state: &Path, name: &str) -> Result<Recovery> {
     check_state(state)?;
-    let journals = layout::journals(state)?;
-    if journals.iter().any(|j| j == name) {
-        let history = History::load(&layout::journal_dir(state, name)?)?;
+    open_in(&RealStorage::shared(), state, name)
+}
+
+/// As [`open`], on any storage: `state` is what a state directory is there.
+///
+/// # Errors
+/// It can't be read, or no journal knows the name (the names that there are get listed).
+pub fn open_in(storage: &Arc<dyn Storage>, state: &Path, name: &str) -> Result<Recovery> {
+    if layout::is_journal(&**storage, state, name) {
+        let history = History::load_in(storage, &layout::journal_dir(state, name)?)?;
         return Ok(Recovery { history, guest: None });
     }
-    find_guest(state, name, &journals)
+    let journals = layout::journals_in(&**storage, state)?;
+    find_guest(storage, state, name, &journals)
 }
 
 fn check_state(state: &Path) -> Result<()> {
@@ -59,12 +69,17 @@ fn check_state(state: &Path) -> Result<()> {
 }
 
 /// Searches the guests of all journals; the one where it is a member now comes first.
-fn find_guest(state: &Path, name: &str, journals: &[String]) -> Result<Recovery> {
+fn find_guest(
+    storage: &Arc<dyn Storage>,
+    state: &Path,
+    name: &str,
+    journals: &[String],
+) -> Result<Recovery> {
     let mut guests = Vec::new();
     let mut found: Vec<(bool, Recovery)> = Vec::new();
     let mut unread = Vec::new();
     for journal in journals {
-        let history = match History::load(&layout::journal_dir(state, journal)?) {
+        let history = match History::load_in(storage, &layout::journal_dir(state, journal)?) {
             Ok(loaded) => loaded,
             Err(e) => {
                 unread.push(e.into());

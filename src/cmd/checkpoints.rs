@@ -41,7 +41,7 @@ struct Row<'a> {
 /// Runs it.
 pub fn run(args: &CheckpointsArgs) -> Outcome {
     let since = args.since.as_deref().map(when::parse_here).transpose()?;
-    let recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    let recovery = args.state.open(&args.name)?;
     let ranges = recovery.ranges();
     let listed = recovery.history.checkpoints.iter();
     let listed = listed.filter(|c| ranges.iter().any(|r| r.from <= c.seq && c.seq <= r.to));

@@ -56,7 +56,7 @@ enum ImageFormat {
 /// Runs it.
 pub fn run(args: &RestoreArgs) -> Outcome {
     let wanted = when::parse_here(&args.at)?;
-    let mut recovery = afterimage_restore::open(&args.state.state, &args.name)?;
+    let mut recovery = args.state.open(&args.name)?;
     args.key.unlock(&mut recovery)?;
     let options = RestoreOptions {
         to: args.to.clone(),

