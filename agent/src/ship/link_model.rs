@@ -2,7 +2,7 @@
 //! everything follows from the seed.
 
 use super::*;
-use crate::api::sites::{SiteState, SiteStatus};
+use crate::api::sites::SiteStatus;
 use crate::ship::board::{Ages, Moment};
 use crate::ship::source::Left;
 use afterimage_journal::layout::Identity;
@@ -23,45 +23,45 @@ const MS_NS: u64 = 1_000_000;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Manners {
     /// From a `Sync` to its ack.
-    ack_after: Duration,
+    pub(super) ack_after: Duration,
     /// In a thousand calls so many fail, in a way of their own each.
-    failing_permille: u64,
+    pub(super) failing_permille: u64,
     /// In a thousand acks so many come twice.
-    twice_permille: u64,
+    pub(super) twice_permille: u64,
     /// No ack comes at all.
-    silent: bool,
+    pub(super) silent: bool,
     /// All calls fail like this.
-    down: Option<fn(String) -> SinkError>,
+    pub(super) down: Option<fn(String) -> SinkError>,
     /// Acks name a step that was never asked for.
-    lies: bool,
+    pub(super) lies: bool,
 }
 
 /// What the site has, and a clock for all.
 #[derive(Debug, Default)]
 pub(super) struct Place {
-    elapsed: Duration,
-    manners: Manners,
-    random: u64,
-    received: Seq,
-    durable: Seq,
-    pieces: u64,
-    pieces_durable: u64,
-    acks: Vec<(Duration, Ack, Seq, u64)>,
-    opens: u64,
+    pub(super) elapsed: Duration,
+    pub(super) manners: Manners,
+    pub(super) random: u64,
+    pub(super) received: Seq,
+    pub(super) durable: Seq,
+    pub(super) pieces: u64,
+    pub(super) pieces_durable: u64,
+    pub(super) acks: Vec<(Duration, Ack, Seq, u64)>,
+    pub(super) opens: u64,
     /// Pieces that came since the last record, and the most of that.
-    run: u64,
-    ops: u64,
+    pub(super) run: u64,
+    pub(super) ops: u64,
 }
 
 impl Place {
-    fn chance(&mut self, permille: u64) -> bool {
+    pub(super) fn chance(&mut self, permille: u64) -> bool {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         self.random % 1000 < permille
     }
 
-    fn meet(&mut self) -> std::result::Result<(), SinkError> {
+    pub(super) fn meet(&mut self) -> std::result::Result<(), SinkError> {
         if let Some(down) = self.manners.down {
             return Err(down("as it is told".into()));
         }
@@ -79,12 +79,12 @@ impl Place {
 pub(super) struct Site(Arc<Mutex<Place>>);
 
 impl Site {
-    fn new(manners: Manners, seed: u64) -> Self {
+    pub(super) fn new(manners: Manners, seed: u64) -> Self {
         let random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         Self(Arc::new(Mutex::new(Place { manners, random, ..Place::default() })))
     }
 
-    fn at(&self) -> MutexGuard<'_, Place> {
+    pub(super) fn at(&self) -> MutexGuard<'_, Place> {
         self.0.lock().unwrap()
     }
 }
@@ -153,21 +153,21 @@ impl Sink for Site {
 
 /// A journal of records that come by the clock, over pieces that were there before.
 pub(super) struct Log {
-    site: Site,
-    every: Duration,
-    records_max: Seq,
-    sent: Seq,
-    pieces: u64,
-    pieces_sent: u64,
+    pub(super) site: Site,
+    pub(super) every: Duration,
+    pub(super) records_max: Seq,
+    pub(super) sent: Seq,
+    pub(super) pieces: u64,
+    pub(super) pieces_sent: u64,
 }
 
 impl Log {
-    fn head(&self) -> Seq {
+    pub(super) fn head(&self) -> Seq {
         let elapsed = self.site.at().elapsed.as_nanos();
         Seq::try_from(elapsed / self.every.as_nanos()).unwrap().min(self.records_max)
     }
 
-    fn wall_ns(&self, seq: Seq) -> u64 {
+    pub(super) fn wall_ns(&self, seq: Seq) -> u64 {
         seq * u64::try_from(self.every.as_nanos()).unwrap()
     }
 }
@@ -221,15 +221,15 @@ impl Source for Log {
 
 /// A link on its way, under a clock.
 pub(super) struct Run {
-    link: Link,
-    log: Log,
-    site: Site,
-    board: Arc<Board>,
-    begun: Instant,
+    pub(super) link: Link,
+    pub(super) log: Log,
+    pub(super) site: Site,
+    pub(super) board: Arc<Board>,
+    pub(super) begun: Instant,
     /// Longest time from a record's coming to its being handed over, while the site works.
-    held_max: Duration,
+    pub(super) held_max: Duration,
     /// The site lost what it had: what it said before is not true any more.
-    is_spoilt: bool,
+    pub(super) is_spoilt: bool,
 }
 
 impl Ages for Log {
@@ -244,7 +244,7 @@ impl Ages for Log {
 }
 
 impl Run {
-    fn new(manners: Manners, seed: u64, every: Duration, pieces: u64) -> Self {
+    pub(super) fn new(manners: Manners, seed: u64, every: Duration, pieces: u64) -> Self {
         let site = Site::new(manners, seed);
         let board = Arc::new(Board::new("/site".into()));
         let sync_every = Duration::from_millis(100);
@@ -269,14 +269,14 @@ impl Run {
     }
 
     /// Goes on for so long; what holds at each step is looked at.
-    fn go(&mut self, time: Duration) {
+    pub(super) fn go(&mut self, time: Duration) {
         let until = self.site.at().elapsed + time;
         while self.site.at().elapsed < until {
             self.one();
         }
     }
 
-    fn one(&mut self) {
+    pub(super) fn one(&mut self) {
         let elapsed = self.site.at().elapsed;
         let (sent, ops) = (self.log.sent, self.site.at().ops);
         let hello = hello();
@@ -310,7 +310,7 @@ impl Run {
         }
     }
 
-    fn status(&self) -> SiteStatus {
+    pub(super) fn status(&self) -> SiteStatus {
         let now_ns = u64::try_from(self.site.at().elapsed.as_nanos()).unwrap();
         let head = Some(self.log.head());
         let moment = Moment { head, now_ns, alarm_ms: 30_000, local_rpo_ms: Some(0) };
@@ -328,4 +328,3 @@ fn hello() -> Hello {
     };
     Hello { identity, epoch: 1 }
 }
-

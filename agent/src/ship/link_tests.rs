@@ -3,7 +3,6 @@
 use super::model::{Manners, PIECE_BYTES, RECORD_BYTES, Run};
 use super::*;
 use crate::api::sites::SiteState;
-use afterimage_journal::Seq;
 
 const SECOND: Duration = Duration::from_secs(1);
 
