@@ -2,6 +2,7 @@
 
 mod files;
 mod format;
+mod link;
 mod migration;
 mod nbd;
 mod qmp;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Target> {
     all.extend(format::targets());
     all.extend(files::targets());
     all.extend(stored::targets());
+    all.extend(link::targets());
     all.extend(migration::targets());
     all.extend(nbd::targets());
     all.extend(qmp::targets());

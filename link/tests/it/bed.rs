@@ -3,7 +3,7 @@
 use afterimage_journal::layout::Identity;
 use afterimage_journal::wire::{Ack, Hello, Inventory, Op, Sink, SinkError};
 use afterimage_link::identity::{Credentials, Site};
-use afterimage_link::server::{Connection, Counts, Host, Server};
+use afterimage_link::server::{Connection, Host, Server};
 use afterimage_link::{TlsSink, TlsTarget, redeem};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -159,10 +159,6 @@ impl Bed {
 
     pub fn messages(&self) -> u64 {
         self.server.counts().messages.load(Ordering::Relaxed)
-    }
-
-    fn counts(&self) -> &Counts {
-        self.server.counts()
     }
 
     pub fn notes<T>(&self, look: impl FnOnce(&mut Notes) -> T) -> T {

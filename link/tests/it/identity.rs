@@ -173,12 +173,22 @@ fn nobody_without_a_certificate_says_a_word() {
 }
 
 /// Who answers with this certificate is not spoken to: what came there after the handshake.
-fn fake_site(bed: &Bed, (certificate, key): (Vec<u8>, Vec<u8>), credentials: &Credentials) {
+fn fake_site(bed: &Bed, made: (Vec<u8>, Vec<u8>), credentials: &Credentials) {
+    fake_site_of(bed, made, bed.site.authority(), credentials);
+}
+
+/// The same with another authority's certificate in its chain.
+fn fake_site_of(
+    bed: &Bed,
+    (certificate, key): (Vec<u8>, Vec<u8>),
+    authority: &CertificateDer<'static>,
+    credentials: &Credentials,
+) {
     let (said, heard) = mpsc::channel();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
-    let chain = vec![CertificateDer::from(certificate), bed.site.authority().clone()];
+    let chain = vec![CertificateDer::from(certificate), authority.clone()];
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
     let provider = Arc::new(verify::provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
@@ -220,8 +230,10 @@ fn who_is_not_the_site_is_not_spoken_to() {
     let enrolled = bed.enroll(GROUP, "a");
     let site = bed.dir.path().join("site");
     let other = bed.dir.path().join("other");
-    Site::open_or_make(&other).unwrap();
+    let authority = Site::open_or_make(&other).unwrap().authority().clone();
     fake_site(&bed, Forged::server(&bed).sign(&other), &enrolled);
+    // With all that belongs to it, but for the fingerprint.
+    fake_site_of(&bed, Forged::server(&bed).sign(&other), &authority, &enrolled);
     let mut expired = Forged::server(&bed);
     expired.until = ago(60);
     fake_site(&bed, expired.sign(&site), &enrolled);

@@ -40,7 +40,12 @@ impl Raw {
 
     /// Says hello as it should be.
     pub fn hello(&mut self) {
-        let message = convert::hello_of(&hello(GROUP, 1));
+        self.hello_of(GROUP);
+    }
+
+    /// The same of a group.
+    pub fn hello_of(&mut self, group: &str) {
+        let message = convert::hello_of(&hello(group, 1));
         self.send(&encode(Kind::Hello, &message).unwrap()).unwrap();
     }
 
