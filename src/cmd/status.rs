@@ -4,7 +4,7 @@ mod watch;
 
 use crate::failure::{Failure, Outcome};
 use crate::show;
-use crate::state::{NOT_PROTECTED, StateArgs, offline_status};
+use crate::state::{NOT_PROTECTED, StateArgs, offline_status, refuse_bucket};
 use afterimage_agent::api::{ErrorKind, GapStatus, GuestState, GuestStatus, MemoryStatus};
 use afterimage_journal::keeper::Occupancy;
 use afterimage_journal::meta::CopyCause;
@@ -31,6 +31,7 @@ pub struct StatusArgs {
 
 /// Runs it.
 pub fn run(args: &StatusArgs) -> Outcome {
+    refuse_bucket(&args.state.state)?;
     if args.watch {
         return watch::run(args);
     }
