@@ -206,18 +206,20 @@ fn ship(feed: &mut Feed, sink: &mut S3Sink, over: &AtomicBool) -> Result<Vec<f64
             }
             None => drop(feed.wait(LOOK_EVERY)),
         }
-        if let Some(ack) = sink.ack(Duration::ZERO)? {
-            while syncs.front().is_some_and(|(token, _)| *token <= ack.token) {
-                there_ns = syncs.pop_front().map(|(_, ns)| ns);
-            }
-            feed.acked(&ack);
-        }
-        // An op or a commit may have taken long: as many looks as there should have been in it.
+        let ack = sink.ack(Duration::ZERO)?;
+        // An op or a commit may have taken long: as many looks as there should have been in it, at what
+        // was there then.
         while looked.elapsed() >= LOOK_EVERY {
             looked += LOOK_EVERY;
             let behind = looked.elapsed().as_nanos() as u64;
             let age = there_ns.map(|ns| now_ns().saturating_sub(behind).saturating_sub(ns));
             ages.extend(age.map(|ns| ns as f64 / 1e9));
+        }
+        if let Some(ack) = ack {
+            while syncs.front().is_some_and(|(token, _)| *token <= ack.token) {
+                there_ns = syncs.pop_front().map(|(_, ns)| ns);
+            }
+            feed.acked(&ack);
         }
     }
     Ok(ages)

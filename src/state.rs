@@ -59,11 +59,11 @@ impl StateArgs {
     }
 }
 
-/// Checks that a directory is a state directory, or holds a copy of a pool.
+/// Refuses a bucket where a directory is needed.
 ///
 /// # Errors
-/// It isn't, or a newer program wrote it.
-pub fn check(state: &Path) -> Outcome {
+/// It is a bucket.
+pub fn refuse_bucket(state: &Path) -> Outcome {
     let shown = state.display();
     if state.to_str().is_some_and(S3Url::is_meant) {
         return Err(Failure::usage(format!(
@@ -71,6 +71,16 @@ pub fn check(state: &Path) -> Outcome {
              command needs a state directory"
         )));
     }
+    Ok(())
+}
+
+/// Checks that a directory is a state directory, or holds a copy of a pool.
+///
+/// # Errors
+/// It isn't, or a newer program wrote it.
+pub fn check(state: &Path) -> Outcome {
+    let shown = state.display();
+    refuse_bucket(state)?;
     if !state.is_dir() {
         return Err(Failure::usage(format!(
             "there is no directory {shown}: give the state directory with --state"

@@ -2,7 +2,7 @@
 
 use crate::failure::Outcome;
 use crate::quantity;
-use crate::state::StateArgs;
+use crate::state::{StateArgs, refuse_bucket};
 use afterimage_agent::daemon::{self, DaemonArgs};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,6 +24,7 @@ pub struct AgentArgs {
 
 /// Runs it.
 pub fn run(args: &AgentArgs) -> Outcome<ExitCode> {
+    refuse_bucket(&args.state.state)?;
     let stall_limit_ms = u64::try_from(args.stall_limit.as_millis()).unwrap_or(u64::MAX);
     Ok(daemon::run(&DaemonArgs {
         state: args.state.state.clone(),

@@ -5,7 +5,7 @@ mod watch;
 
 use crate::failure::{Failure, Outcome};
 use crate::show;
-use crate::state::{NOT_PROTECTED, StateArgs, offline_status};
+use crate::state::{NOT_PROTECTED, StateArgs, offline_status, refuse_bucket};
 use afterimage_agent::api::{ErrorKind, GapStatus, GuestState, GuestStatus, MemoryStatus};
 use afterimage_journal::keeper::Occupancy;
 use afterimage_journal::meta::CopyCause;
@@ -33,6 +33,7 @@ pub struct StatusArgs {
 
 /// Runs it.
 pub fn run(args: &StatusArgs) -> Outcome {
+    refuse_bucket(&args.state.state)?;
     if let Some(shown) =
         super::site::status(&args.state, args.name.as_deref(), args.json, args.watch)
     {

@@ -1,4 +1,4 @@
-//! Requests that fail, come late, come twice, or whose replies are lost; servers that can't do what is needed.
+//! Requests that fail, come late, come twice, or whose replies are lost; servers that lack what is needed.
 
 use crate::fixture::{
     assert_same, closed_journal, hello, history_of, options, patient, send, sink, steps, url,

@@ -1,4 +1,4 @@
-//! What the tests share: journals in directories, the ops that their files are, and what a bucket makes of them.
+//! What the tests share: journals in directories, the ops that they are, what a bucket makes of them.
 
 use crate::server::each_op;
 use crate::store::{Bag, Memory};
