@@ -50,6 +50,12 @@ impl From<afterimage_journal::Error> for Failure {
     }
 }
 
+impl From<afterimage_link::Error> for Failure {
+    fn from(e: afterimage_link::Error) -> Self {
+        Self { code: e.exit_code(), message: e.to_string() }
+    }
+}
+
 impl From<crate::when::NoMoment> for Failure {
     fn from(e: crate::when::NoMoment) -> Self {
         Self::usage(e.to_string())

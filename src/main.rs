@@ -45,7 +45,7 @@ limits of the journal's size and merging (a journal keeps all its history so far
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let _log = log::start(matches!(cli.command, cmd::Command::Agent(_)));
+    let _log = log::start(cli.command.is_daemon());
     allow_many_files();
     match cli.command.run() {
         Ok(code) => code,

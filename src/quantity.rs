@@ -80,6 +80,18 @@ pub fn memory_every_ms_or_off(text: &str) -> Result<u64, String> {
     if text.trim() == "off" { Ok(0) } else { memory_every_ms(text) }
 }
 
+/// Age of an alarm, in milliseconds: a second to a week.
+///
+/// # Errors
+/// It isn't such a span.
+pub fn rpo_alarm_ms(text: &str) -> Result<u64, String> {
+    let length = duration(text)?;
+    if length < Duration::from_secs(1) || length > Duration::from_secs(7 * 86400) {
+        return Err("an alarm comes after 1s at the soonest, after 7d at the latest".into());
+    }
+    Ok(u64::try_from(length.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// A rate in bytes a second, at least 64 KiB (or 0, where that means "no limit").
 ///
 /// # Errors
@@ -175,6 +187,8 @@ mod tests {
         assert_eq!(memory_every_ms("10m"), Ok(600_000));
         assert!(memory_every_ms("9s").is_err() && memory_every_ms("off").is_err());
         assert_eq!(memory_every_ms_or_off("off"), Ok(0));
+        assert_eq!(rpo_alarm_ms("30s"), Ok(30_000));
+        assert!(rpo_alarm_ms("10ms").is_err() && rpo_alarm_ms("30").is_err());
     }
 
     #[test]

@@ -192,6 +192,7 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
                 offline: true,
                 space: None,
                 memory: None,
+                sites: Vec::new(),
             }
         })
         .collect()

@@ -13,11 +13,21 @@ const LONGER: &[(&str, usize)] = &[("journal/src/history/load.rs", 560)];
 fn sources() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["src", "agent", "journal", "restore", "s3", "nbd", "migration", "tests", "benches"]
-            .iter()
-            .map(|name| root.join(name))
-            .collect();
+    let mut folders: Vec<PathBuf> = [
+        "src",
+        "agent",
+        "journal",
+        "link",
+        "restore",
+        "s3",
+        "nbd",
+        "migration",
+        "tests",
+        "benches",
+    ]
+    .iter()
+    .map(|name| root.join(name))
+    .collect();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();

@@ -3,8 +3,10 @@
 //! What always holds: guests of a group share one open journal; settings are on disk before a
 //! guest counts as protected, and gone before it counts as not.
 
+mod members;
 mod memory;
 mod opening;
+mod sites;
 mod status;
 mod wanted;
 
@@ -18,16 +20,17 @@ use crate::guest::{Context, DETACHED, Face, Guest};
 use crate::memory::checkpoint::Conductor;
 use crate::pool::PoolKeeper;
 use crate::settings::GuestSettings;
+use crate::ship::GroupSettings;
 use afterimage_guard::Worker;
 use afterimage_journal::pool::{Added, PoolStatus};
-use afterimage_journal::{Error, ErrorKind, Options, layout};
+use afterimage_journal::{Error, ErrorKind, Options};
 use opening::{Opening, refusal};
 use status::Sampler;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{Mutex, oneshot};
-use wanted::{Change, keep, settings_of};
+use wanted::{Change, keep};
 
 /// Longest that `protect` waits for the first attach.
 const FIRST_ATTACH_LIMIT: std::time::Duration = crate::guest::COMMAND_LIMIT;
@@ -41,6 +44,8 @@ pub struct Engine {
     since: jiff::Timestamp,
     guests: Mutex<BTreeMap<String, Entry>>,
     pool: PoolKeeper,
+    /// Held while a group's sites are changed.
+    site_changes: Mutex<()>,
 }
 
 struct Entry {
@@ -82,6 +87,7 @@ impl Engine {
             stall_limit_ms,
             since: jiff::Timestamp::now(),
             guests: Mutex::new(BTreeMap::new()),
+            site_changes: Mutex::new(()),
         });
         memory::schedule(&engine);
         let all = GuestSettings::load_all(state)?;
@@ -112,12 +118,13 @@ impl Engine {
         }
         let groups: Vec<_> = guests.values().map(|e| Arc::clone(&e.group)).collect();
         guests.clear();
+        // All at once: each may wait for its sites.
         let closed = tokio::task::spawn_blocking(move || {
-            for group in groups {
-                if let Err(error) = group.close() {
-                    tracing::warn!(group = group.name(), %error, "not closed cleanly");
+            std::thread::scope(|all| {
+                for group in groups {
+                    all.spawn(move || members::close(&group));
                 }
-            }
+            });
         });
         let _ = closed.await;
     }
@@ -155,6 +162,10 @@ impl Engine {
                 let opened = tokio::task::spawn_blocking(open).await;
                 let opened = opened.map_err(|e| ApiError::other(e.to_string()))?;
                 let group = Arc::new(opened.map_err(|e| refusal(&e))?);
+                if opening == Opening::OrLater {
+                    let sites = GroupSettings::load(&self.state, &settings.group);
+                    group.ship(&sites.map_err(|e| api(&e))?);
+                }
                 let unit_bytes = self.options.unit_bytes;
                 group.set_ground(PoolGround::shared(self.pool.pool(), &settings.group, unit_bytes));
                 self.pool.watch(&group);
@@ -178,6 +189,7 @@ impl Engine {
         let name = settings.group.clone();
         guests.insert(settings.name.clone(), Entry { guest, settings, group, sampler, memory });
         keep(self.pool.pool(), &guests, &name);
+        sites::limit(&guests, &name);
         Ok(first)
     }
 
@@ -227,71 +239,6 @@ impl Engine {
                 status::of(&e.guest.face, &e.settings, &e.group, &e.sampler, counters, &e.memory)
             })
             .collect()
-    }
-
-    async fn protect_guest(&self, request: ProtectRequest) -> Result<Vec<GuestStatus>, ApiError> {
-        let settings = settings_of(request, self.options.unit_bytes)?;
-        layout::check_name(&settings.name).map_err(|e| api(&e))?;
-        layout::check_name(&settings.group).map_err(|e| api(&e))?;
-        let (name, journal) = (settings.name.clone(), settings.group.clone());
-        let existed = layout::journal_dir(&self.state, &journal)
-            .map_err(|e| api(&e))?
-            .join("journal.json")
-            .exists();
-        let first = self.add(settings.clone(), Opening::Now).await?;
-        let attached = match tokio::time::timeout(FIRST_ATTACH_LIMIT, first).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(ApiError::other("the guest's task has ended")),
-            Err(_) => Err(ApiError::not_reachable(format!(
-                "{name} could not be attached to within {FIRST_ATTACH_LIMIT:?}"
-            ))),
-        };
-        let taken = self.guests.lock().await.get(&name).map(|e| e.settings.clone());
-        let settings = taken.unwrap_or(settings);
-        let saved = match attached {
-            Ok(()) => settings.save(&self.state).map_err(|e| api(&e)),
-            Err(e) => Err(e),
-        };
-        if let Err(error) = saved {
-            // Nothing of it stays: neither in QEMU nor on disk.
-            if let Err(left) = self.drop_guest(&name, !existed).await {
-                tracing::warn!(guest = name, error = %left, "undone in part");
-            }
-            return Err(error);
-        }
-        Ok(self.statuses(&[name]).await)
-    }
-
-    /// Ends a guest's task, and its group with the last guest of it.
-    async fn drop_guest(&self, name: &str, purge: bool) -> Result<(), ApiError> {
-        let Some(guest) = self.handles(&[name.to_owned()]).await.pop() else { return Ok(()) };
-        let released = guest.unprotect().await;
-        // From here on under the lock: nobody may join a group whose journal is being closed.
-        let mut guests = self.guests.lock().await;
-        let Some(entry) = guests.remove(name) else { return released };
-        if let Err(error) = entry.group.remove_guest(name) {
-            tracing::warn!(guest = name, %error, "the journal still lists the guest");
-        }
-        let last = !guests.values().any(|e| e.settings.group == entry.settings.group);
-        let Entry { group, sampler, memory, .. } = entry;
-        memory.forget(name);
-        drop(guest);
-        sampler.end();
-        if last {
-            let dir = group.dir().to_owned();
-            let pool = Arc::clone(self.pool.pool());
-            let closed = tokio::task::spawn_blocking(move || {
-                if let Err(error) = group.close() {
-                    tracing::warn!(group = group.name(), %error, "not closed cleanly");
-                }
-                if !purge {
-                    return Ok(());
-                }
-                crate::group::purge(&dir).and_then(|()| pool.purge(group.name()))
-            });
-            closed.await.map_err(|e| ApiError::other(e.to_string()))?.map_err(|e| api(&e))?;
-        }
-        released
     }
 }
 
@@ -381,7 +328,13 @@ impl Control for Arc<Engine> {
         Box::pin(async move {
             let names = self.named(&name).await?;
             // All is checked before anything changes.
+            let (add, remove) = (&request.sites, &request.no_sites);
+            let sites = sites::change_of(&self.state, add, remove, request.rpo_alarm_ms)?;
             let change = Change::of(request, self.options.unit_bytes)?;
+            // A name means a guest, or guests of one group.
+            if let Some(group) = self.group_of(names.first().map_or("", String::as_str)).await {
+                self.change_sites(&group, sites).await?;
+            }
             let mut guests = self.guests.lock().await;
             let mut changed = Vec::new();
             for name in &names {
@@ -392,6 +345,7 @@ impl Control for Arc<Engine> {
             let groups: Vec<_> = changed.iter().map(|(_, s)| s.group.clone()).collect();
             for group in groups {
                 keep(self.pool.pool(), &guests, &group);
+                sites::limit(&guests, &group);
             }
             drop(guests);
             for (guest, settings) in changed {

@@ -12,6 +12,7 @@ mod memory;
 mod purge;
 mod secret;
 mod sessions;
+mod shipping;
 mod state;
 mod timeline;
 
@@ -40,6 +41,7 @@ pub struct Group {
     secret: Secret,
     state: Mutex<State>,
     keeping: Arc<keeping::Keeping>,
+    shipping: crate::ship::Shipping,
 }
 
 /// What the journal has of a volume.
@@ -151,6 +153,7 @@ impl Group {
             secret: Secret::of(key_file),
             state: Mutex::new(State::empty(name)),
             keeping,
+            shipping: crate::ship::Shipping::default(),
         })
     }
 
@@ -250,7 +253,10 @@ impl Group {
     pub fn close(&self) -> Result<()> {
         self.stop_keeper();
         let journal = self.lock().journal.take();
-        journal.map_or(Ok(()), Journal::close)
+        let closed = journal.map_or(Ok(()), Journal::close);
+        // Behind it: the journal's end gets to the sites as well.
+        self.shipping.end();
+        closed
     }
 
     /// Whether the journal holds damage: what it says of a guest's volumes can't be trusted

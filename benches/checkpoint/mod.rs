@@ -24,7 +24,7 @@ struct Scale {
 impl Scale {
     fn from_env() -> Result<Self> {
         let text = std::env::var("AFTERIMAGE_BENCH_MEMORY_MIB");
-        let text = text.unwrap_or_else(|_| "512".into());
+        let text = text.unwrap_or_else(|_| "512,2048".into());
         let sizes: Result<Vec<u32>, _> = text.split(',').map(|s| s.trim().parse()).collect();
         let sizes_mib = sizes?;
         ensure!(sizes_mib.iter().all(|mib| *mib >= 128), "AFTERIMAGE_BENCH_MEMORY_MIB={text}");

@@ -16,6 +16,8 @@ pub struct Head {
     pub section: u32,
     /// Whether each section ends with a footer.
     pub has_footers: bool,
+    /// Bytes of the START of `ram`, the last item before the list of blocks.
+    pub(crate) start_bytes: usize,
 }
 
 impl Head {
@@ -31,9 +33,9 @@ impl Head {
     pub(crate) fn split(head: &[u8]) -> Result<(Head, usize), Error> {
         // All of it is in memory already.
         let limits = Limits { name_bytes_max: usize::MAX, ..Limits::default() };
-        let (mut opening, mut at) = (Opening::default(), 0);
+        let (mut opening, mut at, mut start_bytes) = (Opening::default(), 0, 0);
         while opening.section.is_none() {
-            at += opening.item::<()>(&head[at..], &limits).map_err(|stop| {
+            start_bytes = opening.item::<()>(&head[at..], &limits).map_err(|stop| {
                 let within = "the head";
                 let fault = match stop {
                     Stop::Fault(fault) => fault,
@@ -41,6 +43,7 @@ impl Head {
                 };
                 Error::Stream { at: at as u64, fault }
             })?;
+            at += start_bytes;
         }
         let (section, rest) = (opening.section.unwrap_or_default(), &head[at..]);
         let has_footers = !rest.is_empty();
@@ -48,7 +51,7 @@ impl Head {
             let fault = Fault::Footer { found: rest[..rest.len().min(5)].into(), ram: section };
             return Err(Error::Stream { at: at as u64, fault });
         }
-        Ok((Head { machine: opening.machine, section, has_footers }, at))
+        Ok((Head { machine: opening.machine, section, has_footers, start_bytes }, at))
     }
 }
 

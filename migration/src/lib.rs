@@ -3,6 +3,7 @@
 //! * [`Reader`] takes the stream in pieces of any size and hands each page to a [`Sink`]; what is
 //!   left are the [`Parts`].
 //! * [`Writer`] makes of the same parts and of pages a stream that `-incoming` takes.
+//! * [`LiveWriter`] makes of them one whose guest runs at once and asks for pages ([`Answers`]).
 //! * [`Head`] says what a stored head holds: machine type, id of the section `ram`, footers.
 //!
 //! ```text
@@ -44,6 +45,7 @@ mod block;
 mod error;
 mod given;
 mod head;
+mod live;
 mod reader;
 mod tail;
 mod wire;
@@ -53,6 +55,7 @@ pub use block::{Block, ID_BYTES_MAX};
 pub use error::{Error, Fault, Kind};
 pub use given::{Limits, Parts, Sink};
 pub use head::Head;
+pub use live::{Answer, Answers, LiveWriter};
 pub use reader::Reader;
 pub use writer::Writer;
 

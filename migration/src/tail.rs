@@ -11,12 +11,17 @@ const FRAME_BYTES: usize = 6;
 
 /// Whether a tail ends with the description of its devices.
 pub fn is_whole(tail: &[u8]) -> bool {
-    let Some(last) = tail.len().checked_sub(FRAME_BYTES + 2) else { return false };
+    devices(tail).is_some()
+}
+
+/// The device sections of a tail; `None`: it isn't whole.
+pub fn devices(tail: &[u8]) -> Option<&[u8]> {
+    let last = tail.len().checked_sub(FRAME_BYTES + 2)?;
     if !matches!(tail, [FULL, ..] | [EOF, DESCRIPTION, ..]) {
-        return false;
+        return None;
     }
     // JSON holds no byte below 0x20, so the last frame is found before a chance one.
-    (0..=last).rev().any(|at| is_description(&tail[at..]))
+    (0..=last).rev().find(|&at| is_description(&tail[at..])).map(|at| &tail[..at])
 }
 
 fn is_description(rest: &[u8]) -> bool {

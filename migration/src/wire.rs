@@ -38,6 +38,13 @@ pub const MULTIFD_FLUSH: u64 = 0x200;
 pub const RAM: &str = "ram";
 pub const RAM_VERSION: u32 = 4;
 
+/// Commands: `migration/savevm.h`, `enum qemu_vm_cmd`.
+pub const OPEN_RETURN_PATH: u16 = 1;
+pub const POSTCOPY_ADVISE: u16 = 3;
+pub const POSTCOPY_LISTEN: u16 = 4;
+pub const POSTCOPY_RUN: u16 = 5;
+pub const POSTCOPY_RAM_DISCARD: u16 = 6;
+pub const PACKAGED: u16 = 7;
 /// The one command that means nothing here: the source has stopped (QEMU 10.0 and later).
 pub const SWITCHOVER_START: u16 = 11;
 

@@ -126,7 +126,7 @@ impl<W: Write> Writer<W> {
 }
 
 /// Checks a list of blocks and returns its total in bytes.
-fn check_blocks(blocks: &[Block]) -> Result<u64, Fault> {
+pub(crate) fn check_blocks(blocks: &[Block]) -> Result<u64, Fault> {
     let mut total = 0;
     for (index, block) in blocks.iter().enumerate() {
         // The total shares its word with flags, so it can't be all of 2^64.
@@ -140,13 +140,13 @@ fn check_blocks(blocks: &[Block]) -> Result<u64, Fault> {
     Ok(total)
 }
 
-fn write_id(out: &mut impl Write, id: &str) -> io::Result<()> {
+pub(crate) fn write_id(out: &mut impl Write, id: &str) -> io::Result<()> {
     // Checked to fit when the writer was made.
     let bytes = u8::try_from(id.len()).map_err(|_| refused(format!("block id {id:?}")))?;
     out.write_all(&[bytes])?;
     out.write_all(id.as_bytes())
 }
 
-fn refused(why: String) -> io::Error {
+pub(crate) fn refused(why: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("migration stream to write: {why}"))
 }

@@ -26,6 +26,7 @@ mod plan;
 mod refusal;
 mod restore;
 mod runs;
+pub mod site;
 mod start;
 mod target;
 mod time;
@@ -44,6 +45,7 @@ pub use plan::{Format, Plan, Selection, VolumePlan, plan};
 pub use restore::{
     DiskReport, MemoryReport, Progress, Report, RestoreOptions, restore, restore_warm,
 };
+pub use start::uri_part;
 pub use time::{rfc3339, wall_clock};
 pub use verify::{
     DamageFound, RefusedRange, VerifyAtReport, VerifyReport, VolumeDigest, verify, verify_at,

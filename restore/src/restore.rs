@@ -234,7 +234,7 @@ impl Work<'_> {
                 Some(plan) => {
                     start::warm_texts(guest, &disks, self.format, self.plan.point, plan, &self.dir)
                 }
-                None => start::texts(guest, &disks, self.format, self.plan.point),
+                None => start::texts(guest, &disks, self.format, self.plan.point, &self.dir),
             };
             for text in texts {
                 let mut draft = Draft::create(&self.dir.join(&text.file_name), text.mode)?;

@@ -21,7 +21,8 @@ pub fn wall_clock(wall_ns: u64) -> String {
     then.strftime(format).to_string()
 }
 
-fn stamp(wall_ns: u64) -> Timestamp {
+/// The same as a time.
+pub(crate) fn stamp(wall_ns: u64) -> Timestamp {
     Timestamp::from_nanosecond(i128::from(wall_ns)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 

@@ -33,6 +33,9 @@ struct Row<'a> {
     kind: CheckpointKind,
     tag: Option<&'a str>,
     memory: bool,
+    /// Why the memory that it had can't be restored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_lost: Option<&'a str>,
 }
 
 /// Runs it.
@@ -63,6 +66,7 @@ fn row<'a>(recovery: &Recovery, at: &'a CheckpointAt) -> Row<'a> {
         kind: at.checkpoint.kind,
         tag: at.checkpoint.tag.as_deref(),
         memory: recovery.memory_of(at).is_some(),
+        memory_lost: at.memory_lost.as_deref(),
     }
 }
 
@@ -81,7 +85,11 @@ fn text(recovery: &Recovery, rows: &[Row<'_>]) -> String {
                     CheckpointKind::Application => "application".into(),
                 },
                 r.seq.to_string(),
-                if r.memory { "yes".into() } else { String::new() },
+                match (r.memory, r.memory_lost) {
+                    (true, _) => "yes".into(),
+                    (false, Some(_)) => "lost".into(),
+                    (false, None) => String::new(),
+                },
                 r.tag.unwrap_or_default().to_owned(),
             ]
         })
@@ -90,6 +98,9 @@ fn text(recovery: &Recovery, rows: &[Row<'_>]) -> String {
     let mut text = show::table(&header, &[0, 2, 4], &lines);
     if rows.is_empty() {
         text = format!("{} has no checkpoint to show\n", recovery.name());
+    }
+    for (id, why) in rows.iter().filter_map(|r| Some((r.id, r.memory_lost?))) {
+        text += &format!("#{id} can be restored without its memory only: {why}\n");
     }
     for gap in &recovery.history.gaps {
         let from = show::clock(state::time(gap.from_ns));

@@ -5,7 +5,7 @@ use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
 use afterimage_journal::history::When;
 use afterimage_restore::{
-    ExportOptions, ExportReport, Exporting, Recovery, ThisHost, WarmExport, export_warm,
+    ExportOptions, ExportReport, Exporting, Recovery, ThisHost, WarmExport, export_warm, uri_part,
 };
 use std::path::PathBuf;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -43,6 +43,10 @@ pub struct ExportArgs {
     /// The memory's socket [default: that of the disks with .memory behind it]
     #[arg(long, value_name = "PATH", requires = "warm")]
     memory_socket: Option<PathBuf>,
+    /// The copy waits until all of its memory is there; else it runs at once, where that is
+    /// possible, and pages that it touches come first
+    #[arg(long, requires = "warm")]
+    preload: bool,
     /// Print the ready line as JSON: {socket, exports, seq, time, ..}
     #[arg(long)]
     json: bool,
@@ -103,7 +107,8 @@ fn serve(
     let point = state::resolve_warm(&recovery, wanted)?;
     let program = std::env::current_exe().map_err(|e| Failure::io("find this program", &e))?;
     let fetch = vec![program.display().to_string(), super::fetch_memory::NAME.to_owned()];
-    let warm = WarmExport { socket: args.memory_socket.clone(), fetch };
+    let socket = args.memory_socket.clone();
+    let warm = WarmExport { socket, fetch, preload: args.preload };
     let exporting = export_warm(recovery, &point, options, &warm, &ThisHost)?;
     Ok((exporting, point.point.wall_ns))
 }
@@ -141,7 +146,7 @@ fn ready(name: &str, wall_ns: u64, report: &ExportReport) -> String {
         .collect();
     let export = match &report.exports[..] {
         [_] => String::new(),
-        disks => encoded(disks.first().map_or("", |disk| &disk.name)),
+        disks => uri_part(disks.first().map_or("", |disk| &disk.name)),
     };
     let mode = match (&report.scratch, report.scratch_free_bytes) {
         (Some(dir), Some(free)) => {
@@ -154,7 +159,7 @@ fn ready(name: &str, wall_ns: u64, report: &ExportReport) -> String {
         show::clock(state::time(wall_ns)),
         report.seq,
         disks.join(", "),
-        encoded(&report.socket.display().to_string()),
+        uri_part(&report.socket.display().to_string()),
     );
     for memory in &report.memories {
         line += &format!("; memory of {}: {}", memory.guest, memory.socket.display());
@@ -166,17 +171,4 @@ fn ready(name: &str, wall_ns: u64, report: &ExportReport) -> String {
         line += &format!("; {disk} is not there: it had not been synced at that moment");
     }
     line + "\n"
-}
-
-/// A text as a part of a URI.
-fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out += &format!("%{byte:02X}");
-        }
-    }
-    out
 }

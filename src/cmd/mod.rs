@@ -15,6 +15,7 @@ mod pool;
 mod protect;
 mod restore;
 mod set;
+mod site;
 mod status;
 mod unprotect;
 mod verify;
@@ -39,6 +40,7 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     Set(set::SetArgs),
     Pool(pool::PoolArgs),
+    Site(site::SiteArgs),
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
     Completions(completions::CompletionsArgs),
@@ -46,6 +48,15 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether it runs until it is ended, with a log of its own.
+    pub fn is_daemon(&self) -> bool {
+        match self {
+            Self::Agent(_) => true,
+            Self::Site(args) => args.is_daemon(),
+            _ => false,
+        }
+    }
+
     /// Does it.
     ///
     /// # Errors
@@ -66,6 +77,7 @@ impl Command {
             Self::Verify(args) => done(verify::run(args)),
             Self::Set(args) => done(set::run(args)),
             Self::Pool(args) => done(pool::run(args)),
+            Self::Site(args) => done(site::run(args)),
             Self::Doctor(args) => doctor::run(args),
             Self::Demo(args) => Ok(demo::run(args).map(|()| ExitCode::SUCCESS)?),
             Self::Completions(args) => done(completions::run(args)),

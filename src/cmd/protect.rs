@@ -6,6 +6,7 @@ use crate::state::StateArgs;
 use crate::{quantity, show};
 use afterimage_agent::api::{Client, ErrorKind, GuestState, GuestStatus, ProtectRequest};
 use afterimage_agent::settings::MemoryMode;
+use afterimage_agent::ship::Site;
 use afterimage_journal::layout;
 use afterimage_journal::window::Keep;
 use std::path::{Path, PathBuf};
@@ -64,7 +65,8 @@ pub struct ProtectArgs {
     #[arg(long, value_name = "TIME", default_value = "5s",
           value_parser = quantity::checkpoint_every_ms)]
     checkpoint_every: u64,
-    /// Limit of initial sync and resync, bytes a second, like 50M (no limit)
+    /// Limit of initial sync and resync, and of copying older history to each site, bytes a second,
+    /// like 50M (no limit)
     #[arg(long, value_name = "BYTES/s", value_parser = quantity::rate_bytes_per_s)]
     rate: Option<u64>,
     /// Socket of the guest agent, for `mark --quiesce` (with --libvirt: not needed)
@@ -81,6 +83,15 @@ pub struct ProtectArgs {
     /// 64 hex digits. Without it the journal can't be restored (not encrypted)
     #[arg(long, value_name = "KEYFILE")]
     encrypt: Option<PathBuf>,
+    /// Where the group's journal is sent to as well (repeatable): /DIRECTORY, tls://HOST:PORT#INVITATION
+    /// or s3://BUCKET/PREFIX?endpoint=URL&region=REGION. Writes go first; what is there already
+    /// follows, limited by --rate
+    #[arg(long = "site", value_name = "SITE")]
+    sites: Vec<String>,
+    /// How old the oldest write that a site lacks may be before `status` raises an alarm [default:
+    /// 30s]
+    #[arg(long, value_name = "TIME", value_parser = quantity::rpo_alarm_ms)]
+    rpo_alarm: Option<u64>,
     /// Wait, with a progress bar, until the initial sync is over
     #[arg(long)]
     wait: bool,
@@ -134,6 +145,8 @@ pub fn run(args: &ProtectArgs) -> Outcome {
         memory_every_ms: args.memory_every,
         memory_mode: args.memory_mode.into(),
         key_file: args.encrypt.as_deref().map(absolute).transpose()?,
+        sites: sites(&args.sites)?,
+        rpo_alarm_ms: args.rpo_alarm,
     };
     let client = args.state.client();
     let guests = client.protect(&request)?;
@@ -144,6 +157,20 @@ pub fn run(args: &ProtectArgs) -> Outcome {
 /// The path from the root: the agent has another working directory.
 pub fn absolute(path: &Path) -> Outcome<PathBuf> {
     std::path::absolute(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+}
+
+/// Sites, checked, directories from the root.
+pub fn sites(texts: &[String]) -> Outcome<Vec<String>> {
+    let site = |text: &String| {
+        let text = match text.contains("://") {
+            true => text.clone(),
+            // An empty path has no absolute one.
+            false => absolute(Path::new(text))?.display().to_string(),
+        };
+        Site::parse(&text).map_err(Failure::usage)?;
+        Ok(text)
+    };
+    texts.iter().map(site).collect()
 }
 
 /// What a command did may show a moment later: asks until the state is the wanted one, for a

@@ -10,7 +10,7 @@ use afterimage_journal::window::Keep;
 #[derive(Debug, clap::Args)]
 #[group(id = "setting", required = true, multiple = true,
         args = ["window", "keep", "limit", "guarantee", "checkpoint_every", "rate", "guest_agent",
-                "memory_every", "memory_mode"])]
+                "memory_every", "memory_mode", "sites", "no_sites", "rpo_alarm"])]
 pub struct SetArgs {
     /// Guest or group
     name: String,
@@ -32,7 +32,8 @@ pub struct SetArgs {
     /// Time between crash-consistent checkpoints
     #[arg(long, value_name = "TIME", value_parser = quantity::checkpoint_every_ms)]
     checkpoint_every: Option<u64>,
-    /// Limit of initial sync and resync, bytes a second, like 50M; 0: no limit
+    /// Limit of initial sync and resync, and of copying older history to each site, bytes a second,
+    /// like 50M; 0: no limit
     #[arg(long, value_name = "BYTES/s", value_parser = quantity::rate_bytes_per_s)]
     rate: Option<u64>,
     /// Socket of the guest agent, for `mark --quiesce`
@@ -44,6 +45,16 @@ pub struct SetArgs {
     /// How memory is taken
     #[arg(long, value_enum, value_name = "MODE")]
     memory_mode: Option<super::protect::MemoryModeArg>,
+    /// Where the group's journal is sent to from now on as well (repeatable): /DIRECTORY,
+    /// tls://HOST:PORT#INVITATION or s3://BUCKET/PREFIX?endpoint=URL&region=REGION
+    #[arg(long = "site", value_name = "SITE")]
+    sites: Vec<String>,
+    /// A site that nothing is sent to any more (repeatable), as `status` names it; what is there stays
+    #[arg(long = "no-site", value_name = "SITE")]
+    no_sites: Vec<String>,
+    /// How old the oldest write that a site lacks may be before `status` raises an alarm
+    #[arg(long, value_name = "TIME", value_parser = quantity::rpo_alarm_ms)]
+    rpo_alarm: Option<u64>,
     #[command(flatten)]
     state: StateArgs,
 }
@@ -61,6 +72,9 @@ pub fn run(args: &SetArgs) -> Outcome {
         guest_agent: args.guest_agent.as_deref().map(super::protect::absolute).transpose()?,
         memory_every_ms: args.memory_every,
         memory_mode: args.memory_mode.map(Into::into),
+        sites: super::protect::sites(&args.sites)?,
+        no_sites: super::protect::sites(&args.no_sites)?,
+        rpo_alarm_ms: args.rpo_alarm,
     };
     let guests = args.state.client().set(&args.name, &request)?;
     let lines = guests.iter().map(|g| {
@@ -70,7 +84,12 @@ pub fn run(args: &SetArgs) -> Outcome {
         let memory = g.memory.as_ref().and_then(|m| m.every_ms);
         let memory = memory.map(|ms| format!(", with memory every {}", show::span_ms(ms)));
         let memory = memory.unwrap_or_default();
-        format!("{}: window {window}{keep}, a checkpoint every {every}{memory}\n", g.guest)
+        let sites: Vec<&str> = g.sites.iter().map(|s| s.site.as_str()).collect();
+        let sites = match sites.as_slice() {
+            [] => String::new(),
+            sites => format!(", sent to {}", sites.join(", ")),
+        };
+        format!("{}: window {window}{keep}, a checkpoint every {every}{memory}{sites}\n", g.guest)
     });
     show::print(&lines.collect::<String>())
 }

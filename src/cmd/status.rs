@@ -1,5 +1,6 @@
 //! `afterimage status`: where the guests stand, once or live.
 
+mod sites;
 mod watch;
 
 use crate::failure::{Failure, Outcome};
@@ -14,7 +15,8 @@ const GAPS_SHOWN_MAX: usize = 5;
 
 /// Show where guests stand: state, RPO, window, gaps, journal, disks
 ///
-/// Without a running agent it shows what the journals on disk tell.
+/// Without a running agent it shows what the journals on disk tell. On a site's state directory: the
+/// groups that the site holds.
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
     /// Guest or group (all)
@@ -32,6 +34,11 @@ pub struct StatusArgs {
 /// Runs it.
 pub fn run(args: &StatusArgs) -> Outcome {
     refuse_bucket(&args.state.state)?;
+    if let Some(shown) =
+        super::site::status(&args.state, args.name.as_deref(), args.json, args.watch)
+    {
+        return shown;
+    }
     if args.watch {
         return watch::run(args);
     }
@@ -109,6 +116,9 @@ fn text(guests: &[GuestStatus], details: bool) -> String {
         }
         if let Some(alarm) = guest.space.as_ref().and_then(|s| s.alarm_text.as_ref()) {
             text += &format!("{}: {alarm}\n", guest.guest);
+        }
+        for alarm in guest.sites.iter().filter_map(|s| s.alarm.as_ref()) {
+            text += &format!("{}: ALARM: {alarm}\n", guest.guest);
         }
     }
     if details {
@@ -195,6 +205,7 @@ fn detail(guest: &GuestStatus) -> String {
         let size = show::bytes(disk.bytes);
         text += &format!("  disk {} ({}): {size}, {synced} % synced\n", disk.node, disk.id);
     }
+    text += &guest.sites.iter().map(sites::detail).collect::<String>();
     let hidden = guest.gaps.len().saturating_sub(GAPS_SHOWN_MAX);
     if hidden > 0 {
         text += &format!("  {hidden} older gaps (all: --json)\n");
@@ -239,6 +250,9 @@ fn space(space: &Occupancy) -> String {
     );
     for damage in &space.damage {
         text += &format!("  DAMAGED: {damage}\n");
+    }
+    if let Some(why) = &space.merging_waits {
+        text += &format!("  nothing is merged: {why}\n");
     }
     if let Some(error) = &space.error {
         text += &format!("  the window is not kept: {error}\n");

@@ -10,5 +10,6 @@ mod moments;
 mod pool;
 mod s3;
 mod shop;
+mod site;
 mod storage;
 mod thinned;

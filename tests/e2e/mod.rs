@@ -13,6 +13,7 @@ mod protect;
 mod quiesce;
 mod resync;
 mod rounds;
+mod sites;
 mod styles;
 mod thinned;
 mod warm;

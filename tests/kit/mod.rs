@@ -12,6 +12,7 @@ mod disk;
 mod export;
 mod filesystem;
 pub mod image;
+mod net;
 mod port;
 pub mod prefix;
 mod qmp;
@@ -20,14 +21,17 @@ pub mod record;
 pub mod s3;
 #[cfg(test)]
 mod selftest;
+mod site;
 mod vm;
 
 pub use agent::{Agent, Cli, Outcome};
 pub use disk::{Cache, Disk, Format, Style};
 pub use export::Export;
 pub use filesystem::SmallFs;
+pub use net::{Net, SOURCE};
 pub use port::{GuestPort, value};
 pub use qmp::Qmp;
+pub use site::Site;
 pub use vm::{Accel, Stats, Vm, VmBuilder};
 
 use std::time::{Duration, Instant};

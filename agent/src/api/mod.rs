@@ -21,13 +21,16 @@
 
 pub mod client;
 pub mod control;
+pub mod error;
 pub mod memory;
 pub mod server;
+pub mod sites;
 pub mod types;
 
 pub use client::Client;
 pub use control::{BoxFuture, Control};
 pub use memory::{MemoryCheckpoint, MemoryState, MemoryStatus};
+pub use sites::{SiteState, SiteStatus};
 pub use types::{
     AgentInfo, ApiError, CopyProgress, DiskStatus, ErrorKind, GapStatus, GuestState, GuestStatus,
     JournalSize, MarkReply, MarkRequest, PoolAddRequest, PoolRemoveRequest, ProtectRequest,

@@ -42,6 +42,7 @@ fn guest(name: &str) -> GuestStatus {
         offline: false,
         space: None,
         memory: None,
+        sites: Vec::new(),
     }
 }
 

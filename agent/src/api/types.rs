@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 
+pub use super::error::{ApiError, ErrorKind};
 use super::memory::MemoryStatus;
+use super::sites::SiteStatus;
 use crate::settings::MemoryMode;
 use afterimage_journal::Seq;
 use afterimage_journal::history;
@@ -60,6 +62,13 @@ pub struct ProtectRequest {
     /// journal is not encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
+    /// Sites that the group's journal is sent to, besides those that it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<String>,
+    /// Age of the oldest record that a site lacks from which on there is an alarm, in milliseconds;
+    /// `None`: as it is, or half a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo_alarm_ms: Option<u64>,
 }
 
 /// `set`: what is to change; the rest stays. No resync follows.
@@ -92,6 +101,15 @@ pub struct SetRequest {
     /// As in [`ProtectRequest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mode: Option<MemoryMode>,
+    /// As in [`ProtectRequest`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<String>,
+    /// Sites that the group's journal is not sent to any more; what they have stays there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_sites: Vec<String>,
+    /// As in [`ProtectRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo_alarm_ms: Option<u64>,
 }
 
 /// `mark`: a checkpoint with a label.
@@ -241,6 +259,9 @@ pub struct GuestStatus {
     /// Checkpoints of its memory; `None`: none are asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryStatus>,
+    /// The sites of its group.
+    #[serde(default)]
+    pub sites: Vec<SiteStatus>,
 }
 
 /// The journal window: from the oldest to the newest recovery point.
@@ -327,75 +348,6 @@ pub struct AgentInfo {
     /// The guests, and how each is reached (a socket's path, or `libvirt:DOMAIN`).
     #[serde(default)]
     pub monitors: Vec<(String, String)>,
-}
-
-/// What the caller can do about an error; each is an exit code of the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ErrorKind {
-    /// What was asked for makes no sense: ask for something else (2).
-    Usage,
-    /// The moment can't be restored: a gap, outside of the window, damaged (3).
-    NotRestorable,
-    /// The guest, its monitor or the agent doesn't answer (4).
-    NotReachable,
-    /// Anything else (1).
-    Other,
-}
-
-impl ErrorKind {
-    /// The exit code of the command line.
-    #[must_use]
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Usage => 2,
-            Self::NotRestorable => 3,
-            Self::NotReachable => 4,
-            Self::Other => 1,
-        }
-    }
-}
-
-/// An error of the API: the text says what happened, to what, and what to do next.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
-pub struct ApiError {
-    /// What the caller can do.
-    pub kind: ErrorKind,
-    /// For people.
-    pub message: String,
-}
-
-impl ApiError {
-    /// What was asked for makes no sense.
-    pub fn usage(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Usage, message: message.into() }
-    }
-
-    /// The moment can't be restored.
-    pub fn not_restorable(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::NotRestorable, message: message.into() }
-    }
-
-    /// Somebody doesn't answer.
-    pub fn not_reachable(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::NotReachable, message: message.into() }
-    }
-
-    /// Anything else.
-    pub fn other(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Other, message: message.into() }
-    }
-
-    /// No guest or group has this name: lists those there are.
-    #[must_use]
-    pub fn unknown_name(name: &str, known: &[String]) -> Self {
-        let known = match known {
-            [] => "nothing is protected here yet: `afterimage protect` begins".to_owned(),
-            known => format!("there are: {}", known.join(", ")),
-        };
-        Self::usage(format!("no guest or group is called {name:?}; {known}"))
-    }
 }
 
 /// A time of a record, from nanoseconds since the Unix epoch (0 where it has none; one beyond

@@ -13,6 +13,7 @@ use crate::group::{Group, Interval, Standing};
 use crate::guest::{Face, Shown};
 use crate::memory::checkpoint::Conductor;
 use crate::settings::GuestSettings;
+use crate::ship::{Ages, Moment};
 use afterimage_guard::Counters;
 use afterimage_journal::Seq;
 use std::collections::VecDeque;
@@ -73,6 +74,20 @@ impl Sampler {
     }
 }
 
+impl Ages for Sampler {
+    fn behind_ms(&self, seq: Seq) -> Option<u64> {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = samples.iter().rev().find(|(_, at)| *at <= seq);
+        before.map(|(when, _)| when.elapsed().as_millis() as u64)
+    }
+
+    fn newest_ms(&self, seq: Seq) -> u64 {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = samples.iter().rev().take_while(|(_, at)| *at >= seq).last();
+        seen.map_or(0, |(when, _)| when.elapsed().as_millis() as u64)
+    }
+}
+
 /// The status of a guest.
 pub(super) fn of(
     face: &Face,
@@ -102,10 +117,14 @@ pub(super) fn of(
     let counted = shown.disks.iter().map(|d| d.counters.answer_us_max.load(Ordering::Relaxed));
     let answer_us = counted.max().unwrap_or(0).max(shown.answer_us_max);
     let stall_ms = counters.map_or(0, |c| c.stall_ms_max);
+    let rpo_ms = rpo_ms(state, &standing, now_ns, sampler.exposed_ms(head, durable));
+    let head_now = journal.as_ref().map(afterimage_journal::Journal::head);
+    let moment = Moment { head: head_now, now_ns, alarm_ms: 0, local_rpo_ms: rpo_ms };
+    let sites = group.site_statuses(&moment, sampler);
     GuestStatus {
         guest: settings.name.clone(),
         state,
-        rpo_ms: rpo_ms(state, &standing, now_ns, sampler.exposed_ms(head, durable)),
+        rpo_ms,
         head_seq: head,
         durable_seq: durable,
         window: window(intervals, now_ns),
@@ -128,6 +147,7 @@ pub(super) fn of(
         offline: false,
         space,
         memory: memory.status(settings),
+        sites,
     }
 }
 

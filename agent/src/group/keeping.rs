@@ -84,6 +84,12 @@ impl Group {
         }
     }
 
+    /// How far back the journal is to reach at its sites: as here, whatever space it takes there.
+    pub(super) fn limits_at_sites(&self) -> Option<Limits> {
+        let limits = self.keeping.lock().limits.clone()?;
+        Some(Limits { limit_bytes: None, ..limits })
+    }
+
     /// What the journal uses and holds; `None`: nothing is known yet.
     #[must_use]
     pub fn occupancy(&self) -> Option<Occupancy> {

@@ -1,11 +1,50 @@
-//! QEMU's migration stream: reader and writer.
+//! QEMU's migration stream: reader and writer; what QEMU answers to a live one.
 
 use super::Target;
-use afterimage_migration::{Block, Error, Limits, Parts, Reader, Sink, Writer};
+use afterimage_migration::{Answer, Answers, Block, Error, Limits, Parts, Reader, Sink, Writer};
 use std::convert::Infallible;
 
-pub(super) fn targets() -> [Target; 1] {
-    [Target { name: "migration", examples: streams, words: WORDS, run: stream }]
+pub(super) fn targets() -> [Target; 2] {
+    [
+        Target { name: "migration", examples: streams, words: WORDS, run: stream },
+        Target { name: "migration_answers", examples: answers, words: ANSWERS, run: answer },
+    ]
+}
+
+const ANSWERS: &[&[u8]] = &[
+    b"\0\x01\0\x04\0\0\0\0",
+    b"\0\x02\0\x04\0\0\0\x01",
+    b"\0\x03\0\x13\0\0\0\0\x05\x5d\xa0\0\0\0\x10\0\x06pc.ram",
+    b"\0\x04\0\x0c\0\0\0\0\x05\x5d\x90\0\0\0\x10\0",
+];
+
+fn answers() -> Vec<Vec<u8>> {
+    vec![ANSWERS.concat(), ANSWERS[2].to_vec()]
+}
+
+/// However it is cut, the same is taken from it; a request names no more than it holds.
+fn answer(input: &[u8]) {
+    let taken = |piece: usize| {
+        let (mut answers, mut all) = (Answers::default(), Vec::new());
+        for piece in input.chunks(piece.max(1)) {
+            answers.push(piece);
+            loop {
+                match answers.take() {
+                    Ok(Some(answer)) => all.push(answer),
+                    Ok(None) => break,
+                    Err(_) => return (all, true),
+                }
+            }
+        }
+        (all, false)
+    };
+    let whole = taken(input.len());
+    assert_eq!(whole, taken(1));
+    for answer in &whole.0 {
+        if let Answer::Pages { block: Some(id), .. } = answer {
+            assert!(id.len() <= 255 && id.len() < input.len());
+        }
+    }
 }
 
 const WORDS: &[&[u8]] = &[

@@ -246,9 +246,17 @@ impl<'h> Tail<'h> {
             unit.is_some_and(|u| u.end == ScanEnd::Sealed || u.header.epoch > self.site_epoch)
         };
         let records = self.entries.iter().filter(|e| e.record.kind == Kind::Watermark);
+        let started = self.epochs().last().map_or(0, |e| e.prev_last_seq);
+        let claimed = records.clone().map(|e| e.record.addr).max().unwrap_or(0);
+        let claimed = claimed.max(started).max(self.catalogue.facts.watermark);
         let records = records.filter(is_proved);
         let recorded = records.map(|e| e.record.addr).max().unwrap_or(0);
-        let started = self.epochs().last().map_or(0, |e| e.prev_last_seq);
+        let edge = self.history.edge;
+        if self.site_epoch > 0 && claimed < edge {
+            // What was merged at the source counts from a position on that has not come whole.
+            let what = format!("what comes before position {edge} is not all at this site yet");
+            self.history.damage.push(Damage { from: edge, last: edge, to: None, what });
+        }
         let settled = self.catalogue.facts.watermark.max(self.history.edge);
         self.history.watermark = recorded.max(started).min(watermark_max).max(settled);
     }

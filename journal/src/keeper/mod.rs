@@ -233,6 +233,11 @@ impl Keeper {
         if next <= self.sealed && self.refused_at != self.sealed {
             let found = self.places.find(FileName::Unit(next));
             let found = found.map(|path| Found { name: FileName::Unit(next), path });
+            // At a site, merged units come, too.
+            let found = match found {
+                Some(found) => Some(found),
+                None => units_of(&self.places)?.into_iter().find(|f| f.name.numbers().0 == next),
+            };
             let extended = match &found {
                 Some(found) => self.catalogue.extend(storage, &self.identity, found)?,
                 None => Extended::NotYet("it is not there".into()),

@@ -11,6 +11,7 @@ use crate::catalogue::{Catalogue, due, epoch_start, units_of};
 use crate::error::{Error, Result};
 use crate::format::index::{FOOTER_BYTES, Footer};
 use crate::format::unit_header::UnitHeader;
+use crate::history::Unit;
 use crate::layout;
 use crate::merge::release;
 use crate::planted;
@@ -19,7 +20,7 @@ use crate::storage::{Storage, StoredFile};
 use crate::unit::{self, ScanEnd, read_header, read_unit};
 use crate::wire::{Extent, Held as HeldFile, Inventory};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Units whose seals may lie in the page cache alone.
@@ -108,8 +109,9 @@ impl Replica {
             }
         }
         // Who was killed may have given a name that a power cut still takes back, or a footer.
-        for dir in places.dirs().iter().filter(|d| storage.exists(d)) {
-            layout::sync_dir_in(&*storage, dir)?;
+        let parent = self.dir.parent().into_iter().map(Path::to_owned);
+        for dir in parent.chain(places.dirs().to_vec()).filter(|d| storage.exists(d)) {
+            layout::sync_dir_in(&*storage, &dir)?;
         }
         for (found, file) in sealed.iter().rev().take(RESEALED_UNITS) {
             let synced = match (self.is_doubted, found.name) {
@@ -204,6 +206,14 @@ impl Replica {
 
     /// The number up to which nothing is missing, from the first unit on.
     fn watermark(&self, catalogue: &Catalogue) -> Seq {
+        let newest = catalogue.units().iter().map(|u| u.last_seq).max().unwrap_or(0);
+        if catalogue.settled_below() > newest + 1 {
+            // Numbers up to the edge are not judged, and units up to it are still missing: what was given
+            // out before the last one was made lies in those that are here.
+            let made = |u: &Unit| u.merged.as_ref().and_then(|m| m.made).map(|m| m.after_seq);
+            let last = catalogue.units().last();
+            return last.map_or(0, |u| made(u).unwrap_or(u.header.after_seq));
+        }
         let mut seqs: Vec<Seq> = catalogue.border.iter().map(|b| b.record.seq).collect();
         let mut epochs = catalogue.epochs.clone();
         let mut next_unit = catalogue.last_unit() + 1;

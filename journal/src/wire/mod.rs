@@ -1,7 +1,7 @@
 //! What goes from a journal to a sink: a site's directory, a site's server, a bucket.
 //!
 //! A sink holds the *same bytes*: units and merged units under the same names, each record at the same
-//! offset under the same salt ([decision 12](../../../docs/decisions/0012-sites-hold-the-same-bytes.md)). So a site's
+//! offset under the same salt (docs/decisions/0012-sites-hold-the-same-bytes.md). So a site's
 //! journal is a journal like any other, an encrypted one without its key too.
 //!
 //! ```text

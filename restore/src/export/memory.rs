@@ -4,6 +4,7 @@
 //! at most [`READERS_MAX`] are served at a time, others wait to be accepted; a reader that takes
 //! nothing for [`STALL_MAX`] is cut off (I-11); nobody gets the memory once a disk was written to.
 
+use super::live;
 use crate::error::Result;
 use crate::open::Recovery;
 use crate::warm::{GuestPlan, StreamJob, WarmPoint};
@@ -26,6 +27,15 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 /// How often the server looks whether it shall end, and for readers that have.
 const LOOK_EVERY_MS: u64 = 50;
 
+/// How memory is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// As one stream, which any `-incoming` takes: the guest runs when it has ended.
+    Stream,
+    /// To a guest that runs meanwhile.
+    Live,
+}
+
 /// A guest's memory, being served until this is dropped.
 pub(super) struct MemoryServer {
     shared: Arc<Shared>,
@@ -38,6 +48,7 @@ struct Shared {
     recovery: Arc<Recovery>,
     point: WarmPoint,
     guest: GuestPlan,
+    how: How,
     /// Set when a disk was written to: the memory belongs to it no more.
     touched: Vec<Arc<AtomicBool>>,
     is_ending: AtomicBool,
@@ -52,12 +63,13 @@ impl MemoryServer {
         recovery: Arc<Recovery>,
         point: WarmPoint,
         guest: GuestPlan,
+        how: How,
         touched: Vec<Arc<AtomicBool>>,
     ) -> io::Result<Self> {
         let (listener, file) = bound;
         listener.set_nonblocking(true)?;
         let (is_ending, readers) = (AtomicBool::new(false), Mutex::default());
-        let shared = Arc::new(Shared { recovery, point, guest, touched, is_ending, readers });
+        let shared = Arc::new(Shared { recovery, point, guest, how, touched, is_ending, readers });
         let its = Arc::clone(&shared);
         let acceptor = std::thread::Builder::new()
             .name("memory-accept".to_owned())
@@ -128,6 +140,9 @@ impl Shared {
             // Memory and disks of two moments would destroy what is on the disks.
             tracing::error!("memory not sent: the exported disks were written to since");
             return Ok(());
+        }
+        if self.how == How::Live {
+            return live::send(&self.recovery, &self.point, &self.guest, &stream);
         }
         let job = StreamJob { recovery: &self.recovery, point: &self.point, guest: &self.guest };
         job.write(stream, None, Path::new("the reader"), &mut |_| {}).map(drop)

@@ -5,6 +5,7 @@
 //!                  │ written map      │
 //!                  └► scratch file    └► payload cache, shared by all volumes
 //! reader ─ socket ─► memory ─► the stream of a warm restore, made while it is sent
+//! QEMU ── socket ◄─► live ───► device state, then pages as they are asked for
 //! ```
 //!
 //! What always holds: the journal is pinned as long as an export lives, and never written (I-7);
@@ -13,6 +14,7 @@
 //! two bits a block written (I-11).
 
 mod cache;
+mod live;
 mod memory;
 mod names;
 mod point;
@@ -111,6 +113,9 @@ pub struct ExportedMemory {
     pub guest: String,
     /// The socket: who connects gets the stream.
     pub socket: PathBuf,
+    /// The socket for a QEMU that runs the guest meanwhile (`postcopy-ram`); `None`: it can't here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live_socket: Option<PathBuf>,
     /// The script that resumes a copy from it, when its disks take writes.
     pub script: Option<PathBuf>,
 }

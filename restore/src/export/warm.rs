@@ -1,7 +1,7 @@
 //! Export of a checkpoint with memory: its disks over NBD, each guest's stream over a socket, and a
 //! script that resumes a copy on both. Nothing is copied first.
 
-use super::memory::MemoryServer;
+use super::memory::{How, MemoryServer};
 use super::{ExportOptions, ExportedMemory, Exporting, check_socket, not_listening, serve};
 use crate::error::{Error, Result};
 use crate::names::sanitised;
@@ -25,13 +25,16 @@ pub struct WarmExport {
     /// The socket of the only guest's memory; `None`: the disks' with `.memory` behind it, or
     /// `.GUEST.memory` for several.
     pub socket: Option<PathBuf>,
-    /// A command that copies what the socket in its next argument sends to its standard output.
+    /// A command that connects to the socket in its next argument, as descriptor 3, and becomes the
+    /// program in those behind `--`.
     pub fetch: Vec<String>,
+    /// A copy waits until all of its memory is there, where it could run at once too.
+    pub preload: bool,
 }
 
 /// A guest's memory, served, and its script. Dropped, both are gone.
 pub(super) struct Served {
-    _server: MemoryServer,
+    servers: Vec<MemoryServer>,
     script: Option<PathBuf>,
 }
 
@@ -82,15 +85,30 @@ pub fn export_warm(
         };
         let at = warm.socket.clone().map_or_else(|| Ok(tail("memory")), std::path::absolute);
         let at = at.map_err(|e| Error::export("find", &socket, e))?;
-        check_socket(&at)?;
-        let bound = afterimage_nbd::bind(&at).map_err(|e| not_listening(&at, e))?;
-        let marks = touched.clone();
-        let server =
-            MemoryServer::start(bound, Arc::clone(&recovery), point.clone(), guest.clone(), marks)
-                .map_err(|e| Error::export("listen on", &at, e))?;
-        let mut served = Served { _server: server, script: None };
+        let live_at = (guest.unlive.is_none() && !warm.preload).then(|| {
+            let mut path = at.clone().into_os_string();
+            path.push(".live");
+            PathBuf::from(path)
+        });
+        if let Some(why) = guest.unlive.as_ref().filter(|_| !warm.preload) {
+            let name = &guest.memory.guest;
+            let text = format!("{name}: a copy runs only once all of its memory is there: {why}");
+            exporting.report.warnings.push(text);
+        }
+        let mut served = Served { servers: Vec::new(), script: None };
+        let sockets = [(Some(&at), How::Stream), (live_at.as_ref(), How::Live)];
+        for (at, how) in sockets.into_iter().filter_map(|(at, how)| Some((at?, how))) {
+            check_socket(at)?;
+            let bound = afterimage_nbd::bind(at).map_err(|e| not_listening(at, e))?;
+            let (recovery, marks) = (Arc::clone(&recovery), touched.clone());
+            let server =
+                MemoryServer::start(bound, recovery, point.clone(), guest.clone(), how, marks)
+                    .map_err(|e| Error::export("listen on", at, e))?;
+            served.servers.push(server);
+        }
         if options.writable {
-            let command = [&warm.fetch[..], &[at.display().to_string()]].concat();
+            let from = live_at.as_ref().unwrap_or(&at).display().to_string();
+            let command = ([&warm.fetch[..], &[from]].concat(), live_at.is_some());
             let text = script(&recovery, &plan, guest, &exporting, &socket, &beside, command);
             if let Some(text) = text {
                 let path = tail("start.sh");
@@ -101,6 +119,7 @@ pub fn export_warm(
         exporting.report.memories.push(ExportedMemory {
             guest: guest.memory.guest.clone(),
             socket: at,
+            live_socket: live_at,
             script: served.script.clone(),
         });
         exporting.memory.push(served);
@@ -116,7 +135,7 @@ fn script(
     exporting: &Exporting,
     socket: &Path,
     beside: &Path,
-    command: Vec<String>,
+    (command, live): (Vec<String>, bool),
 ) -> Option<String> {
     let config = recovery.history.config_at(plan.point.point.seq)?;
     let known = config.guests.iter().find(|g| g.name == guest.memory.guest)?;
@@ -130,7 +149,7 @@ fn script(
         })
         .collect();
     start::over_nbd(line, socket, &exports);
-    start::export_script(known, plan.point.point, &guest, command)
+    start::export_script(known, plan.point.point, &guest, command, live)
 }
 
 /// Writes a script; only another one may have its place.

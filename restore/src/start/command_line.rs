@@ -39,12 +39,20 @@ pub(super) const TIED: &[&str] = &[
     "preconfig",
 ];
 
-/// Rewrites a command line for a copy that boots.
-pub(crate) fn rewrite(args: &[String], disks: &[RestoredDisk<'_>], format: Format) -> CommandLine {
+/// Rewrites a command line for a copy that boots: what it wrote to files and the memory that it had in
+/// one are the original's, which may run.
+pub(crate) fn rewrite(
+    args: &[String],
+    disks: &[RestoredDisk<'_>],
+    format: Format,
+    place: &Place<'_>,
+) -> CommandLine {
     let options = split(args);
+    let mut devices = devices::Devices::of(&options, place);
     let gone: BTreeSet<(String, String)> = options.iter().filter_map(|o| backend(o)).collect();
-    let adapt = |option: &[String]| {
-        if is_tied(option) || uses(option, &gone) { Adapted::Dropped } else { Adapted::Kept }
+    let adapt = |option: &[String]| match is_tied(option) || uses(option, &gone) {
+        true => Adapted::Dropped,
+        false => devices.adapt_files(option),
     };
     replaced(options, adapt, disks, format)
 }

@@ -101,6 +101,25 @@ impl<'a> Devices<'a> {
         }
     }
 
+    /// What becomes of an option of a copy that boots: files that it would share with the original are
+    /// replaced, the rest stays.
+    pub(super) fn adapt_files(&mut self, option: &[String]) -> Adapted {
+        let Some(flag) = option.first().and_then(|o| name(o)) else { return Adapted::Kept };
+        let value = option.get(1).map_or("", String::as_str);
+        let fields = fields(value);
+        match flag {
+            "mem-path" => Adapted::Dropped,
+            "object" => object(value, &fields),
+            "serial" | "parallel" | "debugcon" => self.line(flag, value),
+            // A monitor's is left out with its monitor, not here.
+            "chardev" => match self.chardev(value, &fields) {
+                Adapted::Dropped => Adapted::Kept,
+                adapted => adapted,
+            },
+            _ => Adapted::Kept,
+        }
+    }
+
     /// The path of a socket of the copy's own, if QEMU can take one so long.
     fn socket(&self, what: &str) -> Option<String> {
         let name = format!("{}.{}.sock", self.place.name, crate::names::sanitised(what));

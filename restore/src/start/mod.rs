@@ -13,6 +13,7 @@ mod xml;
 
 pub(crate) use command_line::{CommandLine, rewrite_to_resume};
 pub(crate) use devices::Place;
+pub use nbd::uri_part;
 pub(crate) use nbd::{Export, over_nbd};
 pub(crate) use option::{field, fields};
 
@@ -70,8 +71,11 @@ pub(crate) fn texts(
     disks: &[RestoredDisk<'_>],
     format: Format,
     point: Point,
+    dir: &Path,
 ) -> Vec<Text> {
-    let line = command_line::rewrite(&guest.command_line, disks, format);
+    let name = sanitised(&guest.name);
+    let place = Place { dir, name: &name, machine: None };
+    let line = command_line::rewrite(&guest.command_line, disks, format, &place);
     let script = script::script(guest, &line, point);
     all(guest, disks, format, Some(script), None)
 }
@@ -92,14 +96,15 @@ pub(crate) fn warm_texts(
     all(guest, disks, format, script, Some(&memory))
 }
 
-/// The script that resumes a guest from what a command gives.
+/// The script that resumes a guest from a socket, which a command connects.
 pub(crate) fn export_script(
     guest: &Guest,
     point: Point,
     plan: &GuestPlan,
     command: Vec<String>,
+    live: bool,
 ) -> Option<String> {
-    resume(guest, point, plan, script::Source::Command(command))
+    resume(guest, point, plan, script::Source::Socket { command, live })
 }
 
 fn resume(guest: &Guest, point: Point, plan: &GuestPlan, source: script::Source) -> Option<String> {

@@ -36,8 +36,11 @@ fn replaced(value: &str, socket: &Path, export: &Export) -> String {
         replace_json(&mut json, socket, export);
         return json.to_string();
     }
-    let uri =
-        format!("nbd+unix:///{}?socket={}", uri(&export.name), uri(&socket.to_string_lossy()));
+    let uri = format!(
+        "nbd+unix:///{}?socket={}",
+        uri_part(&export.name),
+        uri_part(&socket.to_string_lossy())
+    );
     if value == export.stands {
         return uri;
     }
@@ -82,7 +85,8 @@ fn replace_json(json: &mut Value, socket: &Path, export: &Export) {
 }
 
 /// A text as a part of a URI.
-fn uri(text: &str) -> String {
+#[must_use]
+pub fn uri_part(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {

@@ -15,8 +15,13 @@ pub(super) enum Source {
         /// The images.
         images: Vec<PathBuf>,
     },
-    /// A command whose output is the stream.
-    Command(Vec<String>),
+    /// A command that makes descriptor 3 a socket with the stream, and becomes what follows it.
+    Socket {
+        /// Its words.
+        command: Vec<String>,
+        /// Whether the copy runs before its memory is there.
+        live: bool,
+    },
 }
 
 /// What a script resumes from.
@@ -67,22 +72,34 @@ pub(super) fn resume_script(
     for warning in resume.warnings {
         text += &format!("# NOTE: {}\n", comment(warning));
     }
-    let (look, incoming) = match &resume.source {
+    text += &check(line);
+    match &resume.source {
         Source::File { memory, images } => {
-            (look(memory, images), format!("file:{}", memory.display()))
+            let incoming = quoted(&format!("file:{}", memory.display()));
+            text + "\nif [ \"${1-}\" = cold ]; then\n  shift\nelse\n"
+                + &look(memory, images)
+                + &format!("  set -- -incoming {incoming} \"$@\"\nfi\nexec ")
+                + &options(line)
+                + " \"$@\"\n"
         }
-        Source::Command(words) => {
-            let words: Vec<String> = words.iter().map(|w| quoted(w)).collect();
-            (String::new(), format!("exec:{}", words.join(" ")))
-        }
-    };
-    text + "\n"
-        + &check(line)
-        + "if [ \"${1-}\" = cold ]; then\n  shift\nelse\n"
-        + &look
-        + &format!("  set -- -incoming {} \"$@\"\nfi\nexec ", quoted(&incoming))
-        + &options(line)
-        + " \"$@\"\n"
+        Source::Socket { command, live } => text + "\n" + &over_socket(line, command, *live),
+    }
+}
+
+/// What becomes QEMU with its memory at descriptor 3, or without for `cold`.
+fn over_socket(line: &CommandLine, command: &[String], live: bool) -> String {
+    let command: Vec<String> = command.iter().map(|w| quoted(w)).collect();
+    // With it QEMU asks for pages that the guest touches before they came.
+    let live = if live { "-global migration.x-postcopy-ram=on " } else { "" };
+    format!(
+        "how=${{1-}}\n\
+         if [ \"$how\" = cold ]; then shift; fi\n\
+         set -- {} \"$@\"\n\
+         if [ \"$how\" = cold ]; then exec \"$@\"; fi\n\
+         exec {} -- \"$@\" {live}-incoming fd:3\n",
+        options(line),
+        command.join(" ")
+    )
 }
 
 /// What refuses to resume on disks that were written to since.

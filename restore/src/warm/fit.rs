@@ -44,6 +44,8 @@ pub struct Facts {
     pub memory_available_bytes: Option<u64>,
     /// Whether networks may be made.
     pub is_root: bool,
+    /// Whether QEMU can wait for pages that a guest touches (`userfaultfd`).
+    pub has_userfault: bool,
 }
 
 /// What a guest needs.
@@ -139,6 +141,29 @@ pub(crate) fn fit(needs: &Needs<'_>, facts: &Facts) -> Fit {
         );
     }
     fit
+}
+
+/// Why a copy can't run before its memory is there; `None`: it can. Its pages must be of the usual
+/// size, and nobody else's.
+pub(crate) fn unlive(needs: &Needs<'_>, facts: &Facts) -> Option<String> {
+    let special = needs.values("object").find(|value| {
+        let fields = fields(value);
+        let kind = field(&fields, "qom-type").or_else(|| fields.first().map(|f| f.0.clone()));
+        let kind = kind.unwrap_or_default();
+        let shared = field(&fields, "share").is_some_and(|v| v != "off" && v != "false");
+        kind.starts_with("memory-backend-") && (kind != "memory-backend-ram" || shared)
+    });
+    if let Some(special) = special {
+        return Some(format!("part of it is `-object {special}`"));
+    }
+    if needs.values("mem-path").next().is_some() {
+        return Some("it is in a file (-mem-path)".into());
+    }
+    (!facts.has_userfault).then(|| {
+        "this user can't have userfaultfd, by which QEMU would wait for pages (root can; or \
+         /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1)"
+            .into()
+    })
 }
 
 impl Fit {

@@ -16,6 +16,7 @@ fn facts() -> Facts {
         kvm: Kvm::Works,
         memory_available_bytes: Some(1 << 40),
         is_root: true,
+        has_userfault: true,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::fit::{Facts, Kvm, Program};
 use super::probe::{BOOT_MAX, Boot, boot};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -32,6 +33,7 @@ impl Host for ThisHost {
             kvm: if kvm && is_there { kvm_of(program) } else { Kvm::NotAsked },
             memory_available_bytes: memory_available(),
             is_root: rustix::process::geteuid().is_root(),
+            has_userfault: has_userfault(),
         }
     }
 }
@@ -90,7 +92,7 @@ fn ended(child: &mut Child) -> io::Result<bool> {
 }
 
 fn kvm_of(program: &str) -> Kvm {
-    if let Err(e) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+    if let Err(e) = File::options().read(true).write(true).open("/dev/kvm") {
         return Kvm::Unusable(format!("/dev/kvm can't be opened: {e}"));
     }
     let name = Path::new(program).file_name().and_then(|n| n.to_str()).unwrap_or_default();
@@ -105,6 +107,15 @@ fn kvm_of(program: &str) -> Kvm {
         Ok(Boot::Hung) => Kvm::Unusable(format!("a guest on it hangs ({} s)", BOOT_MAX.as_secs())),
         Err(e) => Kvm::Unusable(format!("it could not be tried: {e}")),
     }
+}
+
+/// As QEMU finds it: by the device, else by the system call, which is root's unless it is allowed to all.
+fn has_userfault() -> bool {
+    if File::options().read(true).write(true).open("/dev/userfaultfd").is_ok() {
+        return true;
+    }
+    let allowed = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
+    allowed.is_ok_and(|text| text.trim() == "1" || rustix::process::geteuid().is_root())
 }
 
 fn memory_available() -> Option<u64> {

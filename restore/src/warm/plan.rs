@@ -1,7 +1,7 @@
 //! Deciding a warm restore: which disks at P and which memory at C, under which names, by which
 //! command lines, and what doesn't fit. No file is written.
 
-use super::fit::{Accel, Fit, Needs, fit};
+use super::fit::{Accel, Fit, Needs, fit, unlive};
 use super::host::Host;
 use super::{DeviceState, WarmPoint};
 use crate::error::{Error, Result};
@@ -44,6 +44,8 @@ pub(crate) struct GuestPlan {
     pub file_name: String,
     /// How it is started; `None`: nobody knows how it was.
     pub line: Option<CommandLine>,
+    /// Why a copy can't run here before its memory is there; `None`: it can.
+    pub unlive: Option<String>,
     /// What is to be said of it.
     pub warnings: Vec<String>,
 }
@@ -146,6 +148,7 @@ impl Making<'_> {
             return Err(Error::Unfit { guest: name.clone(), why: refusals });
         }
         plan.warnings.extend(warnings);
+        plan.unlive = unlive(&needs, &facts);
         plan.line = Some(line);
         Ok(())
     }
@@ -172,6 +175,7 @@ pub(crate) fn guest_plan(
         blocks: blocks(memory),
         file_name: format!("{}.memory", sanitised(&memory.guest)),
         line: None,
+        unlive: None,
         warnings: Vec::new(),
     };
     if let Some(stays) = state.stays {

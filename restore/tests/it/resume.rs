@@ -185,8 +185,17 @@ fn a_stream_differs_from_qemus_own_in_nothing_but_the_run_state() {
 }
 
 #[test]
+fn a_copy_runs_on_an_export_before_its_memory_is_there() {
+    runs_on_an_export(4, false);
+}
+
+#[test]
 fn a_copy_runs_on_an_export_with_nothing_copied_first() {
-    let mut captured = Captured::new(4);
+    runs_on_an_export(5, true);
+}
+
+fn runs_on_an_export(seed: u64, preload: bool) {
+    let mut captured = Captured::new(seed);
     let (ram, rounds) = captured.checkpoint(1, None);
     let dir = tempfile::tempdir().unwrap();
     let recovery = captured.bed.open();
@@ -198,10 +207,11 @@ fn a_copy_runs_on_an_export_with_nothing_copied_first() {
         scratch: Some(dir.path().to_owned()),
     };
     // What the program's own `fetch-memory` does.
-    let fetch = "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n\
-                 while True:\n d=s.recv(65536)\n if not d: break\n sys.stdout.buffer.write(d)";
+    let fetch = "import os,socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n\
+                 os.dup2(s.fileno(), 3)\nos.set_inheritable(3, True)\n\
+                 os.execvp(sys.argv[3], sys.argv[3:])";
     let fetch = ["python3", "-c", fetch].map(str::to_owned).to_vec();
-    let warm = WarmExport { socket: None, fetch };
+    let warm = WarmExport { socket: None, fetch, preload };
     let exporting = export_warm(recovery, &point, &options, &warm, &ThisHost).unwrap();
     let [memory] = &exporting.report.memories[..] else { panic!("{:?}", exporting.report) };
     let read = || {

@@ -81,7 +81,7 @@ fn drives_are_replaced_and_the_monitor_is_left_out() {
             &format!("if=virtio,file={dir}/web-d1.raw,format=raw"),
             "-unknown-flag",
             "-chardev",
-            "file,id=log,path=/tmp/log",
+            &format!("file,id=log,path={dir}/web.log.log"),
             "-serial",
             "chardev:log",
             "-nodefaults"
@@ -95,6 +95,43 @@ fn drives_are_replaced_and_the_monitor_is_left_out() {
             .unwrap();
     assert_eq!(json[3], "a b's");
     assert!(json.contains(&"-qmp".to_owned()));
+}
+
+#[test]
+fn a_copy_shares_no_file_with_the_original() {
+    let out = restored(
+        &[
+            "/usr/bin/printf",
+            "%s\\n",
+            "-object",
+            "memory-backend-file,id=mem,size=512M,mem-path=/dev/shm/web,share=on",
+            "-machine",
+            "q35,memory-backend=mem",
+            "-mem-path",
+            "/dev/hugepages",
+            "-serial",
+            "file:/var/log/web.log",
+            "-drive",
+            "file=/images/d0.img,if=virtio",
+            "-drive",
+            "file=/images/d1.img,if=virtio",
+        ],
+        None,
+        Format::Raw,
+        &[],
+    );
+    let dir = out.path().display();
+    assert_eq!(
+        arguments(out.path())[..6],
+        [
+            "-object",
+            "memory-backend-ram,id=mem,size=512M",
+            "-machine",
+            "q35,memory-backend=mem",
+            "-serial",
+            &format!("file:{dir}/web.serial0.log"),
+        ]
+    );
 }
 
 #[test]

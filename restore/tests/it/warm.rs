@@ -12,7 +12,7 @@ use afterimage_restore::{
 use std::path::Path;
 
 /// A host that everything fits on.
-struct Roomy;
+pub struct Roomy;
 
 impl Host for Roomy {
     fn facts(&self, _: &str, _: bool) -> Facts {
@@ -21,6 +21,7 @@ impl Host for Roomy {
             kvm: Kvm::Works,
             memory_available_bytes: None,
             is_root: true,
+            has_userfault: true,
         }
     }
 }

@@ -108,6 +108,7 @@ fn below(guest: &GuestStatus) -> Vec<String> {
         let (from, to) = (show::clock(window.from), show::clock(window.to));
         lines.push(format!("{name} restorable from {from} to {to}"));
     }
+    lines.extend(guest.sites.iter().map(|s| format!("{name} {}", super::sites::line(s))));
     lines.extend(
         guest.gaps.iter().rev().take(3).map(|g| format!("{name}{}", super::gap(g).trim_end())),
     );
@@ -119,8 +120,10 @@ fn log_line(guest: &GuestStatus) -> String {
     let copy = guest.copy.as_ref().map_or(String::new(), |c| {
         format!(" copied {} of {}", show::bytes(c.done_bytes), show::bytes(c.total_bytes))
     });
+    let sites: String =
+        guest.sites.iter().map(|s| format!("; {}", super::sites::line(s))).collect();
     format!(
-        "{} {} {} rpo {}{copy} writes {}/s {}/s journal {} gaps {}",
+        "{} {} {} rpo {}{copy} writes {}/s {}/s journal {} gaps {}{sites}",
         jiff::Zoned::now().strftime("%H:%M:%S"),
         guest.guest,
         guest.state,

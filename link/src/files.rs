@@ -1,0 +1,132 @@
+//! Small files with secrets: 0600 in a 0700 directory, replaced whole and durably, changed by one at a
+//! time.
+
+use crate::error::{Error, Result};
+use afterimage_journal::layout;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Largest file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+/// How long another process may hold the lock: it writes some small files.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Makes a directory that only its owner can use.
+///
+/// # Errors
+/// It can't be made.
+pub fn make_dir(dir: &Path) -> Result<()> {
+    layout::make_dir(dir).map_err(|e| Error::Local(e.to_string()))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+        .map_err(|e| Error::io("set the mode of", dir, e))
+}
+
+/// Reads a JSON file; `None`: there is none. One that others can use is refused: its secrets are
+/// theirs too.
+///
+/// # Errors
+/// It can't be read, or is damaged.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("open", path, e)),
+    };
+    let meta = file.metadata().map_err(|e| Error::io("look at", path, e))?;
+    if meta.mode() & 0o077 != 0 {
+        return Err(Error::Local(format!(
+            "{} can be used by others (mode {:o}): its secrets may be known. If they are not, \
+             `chmod 600` it",
+            path.display(),
+            meta.mode() & 0o777
+        )));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
+    let value = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::Local(format!("{} is damaged: {e}", path.display())))?;
+    Ok(Some(value))
+}
+
+/// Replaces a JSON file; after a crash the old or the new one is there. To be called with the lock of
+/// its directory held.
+///
+/// # Errors
+/// It can't be written; the old one is there.
+pub fn write(path: &Path, value: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_vec_pretty(value)
+        .map_err(|e| Error::Local(format!("encode {}: {e}", path.display())))?;
+    let draft = path.with_extension("tmp");
+    // Anew: a file that was left there keeps its mode.
+    match fs::remove_file(&draft) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("remove", &draft, e));
+        }
+        _ => {}
+    }
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .and_then(|mut file| file.write_all(&json).and_then(|()| file.sync_all()));
+    written.map_err(|e| Error::io("write", &draft, e))?;
+    fs::rename(&draft, path).map_err(|e| Error::io("rename to", path, e))?;
+    layout::sync_dir(path.parent().unwrap_or(Path::new(".")))
+        .map_err(|e| Error::Local(e.to_string()))
+}
+
+/// The lock of a directory's files, across processes; held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes it, waiting for a bounded time.
+    ///
+    /// # Errors
+    /// Somebody else holds it all the time.
+    pub fn take(dir: &Path) -> Result<Self> {
+        let path = dir.join("lock");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| Error::io("open", &path, e))?;
+        let begin = Instant::now();
+        loop {
+            match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
+                    if begin.elapsed() < LOCK_LIMIT =>
+                {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(e) => return Err(Error::io("lock", &path, e)),
+            }
+        }
+    }
+}
+
+/// What tells one version of a file from the next: it is replaced whole. Of one that isn't there: zeroes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp(u64, i64, i64, u64);
+
+impl Stamp {
+    /// That of the file as it is now.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        fs::metadata(path)
+            .map_or(Self::default(), |m| Self(m.ino(), m.mtime(), m.mtime_nsec(), m.size()))
+    }
+}
