@@ -121,9 +121,9 @@ pub fn check(site: &Site, state: &Path) -> Result<(), ApiError> {
             read_invitation(&site.name(), text).map(drop)
         }
         Site::Server { .. } => Ok(()),
-        Site::Bucket(url) => {
-            connect(url).map(drop).map_err(|e| ApiError::usage(format!("site {}: {e}", site.name())))
-        }
+        Site::Bucket(url) => connect(url)
+            .map(drop)
+            .map_err(|e| ApiError::usage(format!("site {}: {e}", site.name()))),
     }
 }
 
