@@ -11,7 +11,8 @@
 //! [`daemon`] is the process, [`engine`] the set of guests, [`guest`] one guest's state machine,
 //! [`capture`] the way of a write from the socket into the journal, [`group`] a journal with the
 //! sessions of its guests, [`settings`] what survives a restart, [`intent`] what must be undone
-//! after one, [`pool`] where journals lie, [`ship`] how they get to sites, [`api`] how the command line talks to all that.
+//! after one, [`pool`] where journals lie, [`ship`] how they get to sites, [`api`] how the command
+//! line talks to all that.
 //!
 //! What always holds: a guest's state is changed by its own task alone; capture never waits for
 //! a task; nothing is called protected that was not proved level (I-4).

@@ -359,7 +359,7 @@ impl Link {
 }
 
 #[cfg(test)]
-#[path = "link_model.rs"]
+#[path = "link_model_tests.rs"]
 mod model;
 #[cfg(test)]
 #[path = "link_tests.rs"]

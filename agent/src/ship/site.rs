@@ -160,7 +160,9 @@ fn bucket(rest: &str) -> Result<Site, String> {
     let mut url: S3Url = match text.parse() {
         Ok(url) => url,
         // The reason quotes all of it.
-        Err(_) if rest.contains('@') => return Err(bad("is no bucket; nothing of it may be secret")),
+        Err(_) if rest.contains('@') => {
+            return Err(bad("is no bucket; nothing of it may be secret"));
+        }
         Err(error) => return Err(error.to_string()),
     };
     url.prefix = url.prefix.trim_matches('/').to_owned();
