@@ -17,7 +17,7 @@ fn site_dir(scene: &Scene, name: &str) -> PathBuf {
 }
 
 /// The status of one site of the guest.
-fn site<'a>(status: &'a Value, name: impl AsRef<Path>) -> &'a Value {
+fn site(status: &Value, name: impl AsRef<Path>) -> &Value {
     let name = name.as_ref().display().to_string();
     let sites = status["sites"].as_array().unwrap();
     sites.iter().find(|s| s["site"] == name.as_str()).unwrap_or_else(|| panic!("{name}: {status}"))
