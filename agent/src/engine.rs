@@ -328,13 +328,14 @@ impl Control for Arc<Engine> {
         Box::pin(async move {
             let names = self.named(&name).await?;
             // All is checked before anything changes.
-            let (add, remove) = (&request.sites, &request.no_sites);
-            let sites = sites::change_of(&self.state, add, remove, request.rpo_alarm_ms)?;
-            let change = Change::of(request, self.options.unit_bytes)?;
             // A name means a guest, or guests of one group.
-            if let Some(group) = self.group_of(names.first().map_or("", String::as_str)).await {
-                self.change_sites(&group, sites).await?;
-            }
+            let group = self.group_of(names.first().map_or("", String::as_str)).await;
+            let group = group.ok_or_else(|| ApiError::other(format!("{name} is gone")))?;
+            let (add, remove) = (&request.sites, &request.no_sites);
+            let at = (self.state.as_path(), group.name());
+            let sites = sites::change_of(at, add, remove, request.rpo_alarm_ms)?;
+            let change = Change::of(request, self.options.unit_bytes)?;
+            self.change_sites(&group, sites).await?;
             let mut guests = self.guests.lock().await;
             let mut changed = Vec::new();
             for name in &names {

@@ -2,7 +2,8 @@
 
 use super::evidence::{RAW, SOME_WRITES, history, identical, prefix_of};
 use super::{PROGRAM, STATE_LIMIT, Scene, restore};
-use crate::kit::{Agent, Cli};
+use crate::kit::s3::Server;
+use crate::kit::{Agent, Cli, Site};
 use serde_json::Value;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -16,24 +17,24 @@ fn site_dir(scene: &Scene, name: &str) -> PathBuf {
 }
 
 /// The status of one site of the guest.
-fn site<'a>(status: &'a Value, dir: &Path) -> &'a Value {
-    let name = dir.display().to_string();
+fn site(status: &Value, name: impl AsRef<Path>) -> &Value {
+    let name = name.as_ref().display().to_string();
     let sites = status["sites"].as_array().unwrap();
     sites.iter().find(|s| s["site"] == name.as_str()).unwrap_or_else(|| panic!("{name}: {status}"))
 }
 
 /// Waits until a site has every record up to a position, and all that lies before.
 #[track_caller]
-fn wait_level(cli: &Cli, dir: &Path, seq: u64) -> Value {
+fn wait_level(cli: &Cli, dir: impl AsRef<Path>, seq: u64) -> Value {
     cli.wait_status("vm", STATE_LIMIT, |status| {
-        let site = site(status, dir);
+        let site = site(status, &dir);
         site["state"] == "shipping" && site["watermark"].as_u64().is_some_and(|w| w >= seq)
     })
 }
 
 #[track_caller]
-fn wait_site(cli: &Cli, dir: &Path, state: &str) -> Value {
-    cli.wait_status("vm", STATE_LIMIT, |status| site(status, dir)["state"] == state)
+fn wait_site(cli: &Cli, dir: impl AsRef<Path>, state: &str) -> Value {
+    cli.wait_status("vm", STATE_LIMIT, |status| site(status, &dir)["state"] == state)
 }
 
 /// The newest record of the group.
@@ -201,8 +202,10 @@ fn a_site_that_cannot_be_one_is_refused_before_anything_is_attached() {
     std::fs::write(full.join("letter"), "mine").unwrap();
     let full = full.display().to_string();
     for (site, word) in [
-        ("tls://host:7420#sesame", "directories only"),
-        ("s3://bucket/prefix?region=eu-1", "directories only"),
+        ("tls://host:7420#sesame", "not an invitation"),
+        ("tls://host:7420", "was let in"),
+        ("s3://bucket/prefix?colour=sesame", "unknown setting"),
+        ("s3://bucket?endpoint=https://me:sesame@host", "credentials"),
         ("ftp://host", "no sites of the kind"),
         (inside.as_str(), "in each other"),
         (parentless.as_str(), "make the directory"),
@@ -214,4 +217,59 @@ fn a_site_that_cannot_be_one_is_refused_before_anything_is_attached() {
         assert!(!refused.stderr.contains("sesame"), "{refused:?}");
     }
     assert_eq!(std::fs::read_dir(&full).unwrap().count(), 1);
+}
+
+#[test]
+fn a_server_a_bucket_and_a_directory_have_the_same_each_at_its_own_pace() {
+    let server = Server::start();
+    // Sets the credentials in the environment of all that is started here.
+    drop(server.bucket());
+    let mut scene = Scene::new();
+    let far = Site::start(PROGRAM, site_dir(&scene, "far"), None);
+    let dir = site_dir(&scene, "near");
+    let (tls, addr) = (format!("tls://{}", far.addr), far.addr.clone());
+    let invited = format!("{tls}#{}", invitation(&far));
+    let names = [tls.clone(), server.place(), dir.display().to_string()];
+    scene.vm.ask("writer start", "writer started");
+    scene.protect(&["--site", &invited, "--site", &names[1], "--site", &names[2]]);
+    scene.agent.wait_state("vm", "protected", STATE_LIMIT);
+    for name in &names {
+        wait_level(&scene.agent, name, head(&scene.agent));
+    }
+    let told = scene.agent.ok(&["status", "vm", "--json"]);
+    let kept = std::fs::read_to_string(scene.agent.state().join("groups/vm.json")).unwrap();
+    let secret = invited.split_once('#').unwrap().1;
+    assert!(!told.contains(secret) && !kept.contains(secret), "the invitation is told");
+
+    // One ends, and comes back where it was.
+    let state = far.state().to_owned();
+    far.kill();
+    wait_site(&scene.agent, &tls, "away");
+    let near = head(&scene.agent);
+    wait_level(&scene.agent, &names[2], near);
+    wait_level(&scene.agent, &names[1], near);
+    let far = Site::start(PROGRAM, &state, Some(&addr));
+    let last = scene.vm.ask_last("writer pause", "writer paused");
+    let now = head(&scene.agent);
+    for name in &names {
+        wait_level(&scene.agent, name, now);
+    }
+
+    let Scene { dir: all, vm, agent, images, .. } = scene;
+    let source = agent.state().to_owned();
+    agent.kill();
+    std::fs::remove_dir_all(&source).unwrap();
+    vm.quit();
+    let bucket = server.place();
+    for place in [far.state(), Path::new(&bucket), dir.as_path()] {
+        let latest = restore(&Cli::new(PROGRAM, place), "latest", all.path());
+        assert_eq!(prefix_of(&latest), last, "{}", place.display());
+        identical(&images, &RAW, &latest);
+    }
+}
+
+/// What lets the group in.
+fn invitation(site: &Site) -> String {
+    let line = site.invite("vm");
+    line.split_once('#').map_or(line.clone(), |(_, invitation)| invitation.to_owned())
 }

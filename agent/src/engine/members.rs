@@ -17,7 +17,9 @@ impl Engine {
         &self,
         request: ProtectRequest,
     ) -> Result<Vec<GuestStatus>, ApiError> {
-        let add = sites::change_of(&self.state, &request.sites, &[], request.rpo_alarm_ms)?;
+        let group = request.group.as_ref().unwrap_or(&request.name);
+        let add =
+            sites::change_of((&self.state, group), &request.sites, &[], request.rpo_alarm_ms)?;
         let settings = settings_of(request, self.options.unit_bytes)?;
         layout::check_name(&settings.name).map_err(|e| api(&e))?;
         layout::check_name(&settings.group).map_err(|e| api(&e))?;

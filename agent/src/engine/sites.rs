@@ -19,7 +19,7 @@ const RPO_ALARM_MS_MIN: u64 = 1000;
 
 /// Reads and checks a change, as far as that changes nothing.
 pub(super) fn change_of(
-    state: &Path,
+    (state, group): (&Path, &str),
     add: &[String],
     remove: &[String],
     rpo_alarm_ms: Option<u64>,
@@ -31,7 +31,7 @@ pub(super) fn change_of(
     }
     let change = SitesChange::parse(add, remove, rpo_alarm_ms).map_err(ApiError::usage)?;
     for site in &change.add {
-        target::check(site, state)?;
+        target::check(site, state, group)?;
     }
     Ok(change)
 }

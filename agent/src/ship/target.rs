@@ -66,8 +66,11 @@ fn read_invitation(name: &str, text: &str) -> Result<Invitation, ApiError> {
     read.map_err(|e| ApiError::usage(format!("site {name}: {e}")))
 }
 
-fn connect(url: &S3Url) -> Result<S3Sink, SinkError> {
-    S3Sink::connect(url)
+fn uninvited(name: &str, group: &str) -> ApiError {
+    ApiError::usage(format!(
+        "nobody here was let in to site {name} yet: give the invitation that `afterimage site enroll \
+         --group {group}` prints there, as {name}#INVITATION"
+    ))
 }
 
 /// Takes a site into use: makes what it needs, once.
@@ -97,12 +100,7 @@ pub fn adopt(site: &Site, state: &Path, group: &str) -> Result<SiteSettings, Api
                         found.group
                     )));
                 }
-                None => {
-                    return Err(ApiError::usage(format!(
-                        "site {name} was never let in to: give the line that `afterimage site enroll \
-                         --group {group}` prints there, as {name}#INVITATION"
-                    )));
-                }
+                None => return Err(uninvited(&name, group)),
             }
         }
         Site::Bucket { .. } => None,
@@ -114,14 +112,18 @@ pub fn adopt(site: &Site, state: &Path, group: &str) -> Result<SiteSettings, Api
 ///
 /// # Errors
 /// It can't: why, and what to do.
-pub fn check(site: &Site, state: &Path) -> Result<(), ApiError> {
+pub fn check(site: &Site, state: &Path, group: &str) -> Result<(), ApiError> {
     match site {
         Site::Directory(dir) => directory::check(dir, state).map_err(ApiError::usage),
         Site::Server { invitation: Some(text), .. } => {
             read_invitation(&site.name(), text).map(drop)
         }
-        Site::Server { .. } => Ok(()),
-        Site::Bucket(url) => connect(url)
+        Site::Server { host, port, .. } => {
+            let dir = credentials_dir(state, group, host, *port)?;
+            let found = Credentials::load(&dir).map_err(|e| linked(&e))?;
+            found.map(drop).ok_or_else(|| uninvited(&site.name(), group))
+        }
+        Site::Bucket(url) => S3Sink::connect(url)
             .map(drop)
             .map_err(|e| ApiError::usage(format!("site {}: {e}", site.name()))),
     }
@@ -177,7 +179,7 @@ impl Target {
                 Ok(Box::new(DirectorySink::new(dir, settings.id, group, Arc::clone(window))))
             }
             Kind::Server(target) => Ok(Box::new(TlsSink::new(target.clone()))),
-            Kind::Bucket(url) => Ok(Box::new(connect(url)?)),
+            Kind::Bucket(url) => Ok(Box::new(S3Sink::connect(url)?)),
         }
     }
 }
