@@ -40,8 +40,7 @@ restore, export, checkpoints, verify and status need no agent: the journal on di
 Exit codes: 0 done, 2 wrong usage, 3 not restorable (gap, outside the window, damaged),
 4 not reachable, 1 anything else. AFTERIMAGE_LOG sets what is logged (as in `debug`).
 
-Not built yet: memory checkpoints, inline capture, sites and failover, encryption,
-limits of the journal's size and merging (a journal keeps all its history so far).";
+Not built yet: inline capture, failover and failback.";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
