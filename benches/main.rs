@@ -12,6 +12,7 @@
 //! export   the first block of a random moment: a long journal, a short one   A B B A ..
 //! restore  afterimage restore, cp of what it restored
 //! s3       a restore from a bucket, a plain download of its objects; shipping to it at a steady rate
+//! ship     capture with its journal on its way to a site and without; nbdcopy over TLS; an outage
 //! space    bytes kept for bytes captured
 //! sliding  capture at a steady rate, with merging behind it and without
 //! memory-intake  a guest's memory over a unix socket: compared and spooled, read to nowhere
@@ -40,6 +41,7 @@ mod peers;
 mod report;
 mod restore;
 mod s3;
+mod ship;
 mod sliding;
 mod space;
 mod stream;
@@ -102,7 +104,7 @@ fn main() -> ExitCode {
 type Measure = fn(&Scale, &mut Report) -> Result<()>;
 
 /// In the order in which they run; what each one measures, for errors.
-const SECTIONS: [(&str, &str, Measure); 13] = [
+const SECTIONS: [(&str, &str, Measure); 14] = [
     ("mirror", "hot attach beside nbdkit memory", mirror::measure),
     ("direct", "NBD server beside its peers", direct::measure),
     ("guest", "worst write of a guest", guest::measure),
@@ -113,6 +115,7 @@ const SECTIONS: [(&str, &str, Measure); 13] = [
     ("export", "first block of an export", |_, report| export::measure(report)),
     ("restore", "restore beside cp", |_, report| restore::measure(report)),
     ("s3", "restore from a bucket and lag to it", |_, report| s3::measure(report)),
+    ("ship", "shipping to a site", |_, report| ship::measure(report)),
     ("space", "bytes kept for bytes captured", |_, report| space::measure(report)),
     ("sliding", "capture beside merging", |_, report| sliding::measure(report)),
     ("memory-intake", "guest memory taken in", memory::measure),

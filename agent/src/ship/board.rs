@@ -72,19 +72,19 @@ impl Speed {
 
 /// What the journal says at the moment that a status is asked for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Moment {
+pub struct Moment {
     /// Its newest record; `None`: it is not open.
-    pub(crate) head: Option<Seq>,
-    /// Now.
-    pub(crate) now_ns: u64,
+    pub head: Option<Seq>,
+    /// Now, nanoseconds since the Unix epoch.
+    pub now_ns: u64,
     /// What is shown as an alarm: older records than this that a site lacks.
-    pub(crate) alarm_ms: u64,
+    pub alarm_ms: u64,
     /// How long the guest's newest restorable moment lies back, for whatever reason; `None`: there is none.
-    pub(crate) local_rpo_ms: Option<u64>,
+    pub local_rpo_ms: Option<u64>,
 }
 
 /// How old records are, as far as that was looked at.
-pub(crate) trait Ages {
+pub trait Ages {
     /// Age of the oldest record behind this one, in milliseconds; `None`: it was not looked at then.
     fn behind_ms(&self, seq: Seq) -> Option<u64>;
     /// Age of this record, which is the newest, in milliseconds.

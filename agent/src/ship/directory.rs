@@ -40,7 +40,7 @@ struct SiteFile {
 }
 
 /// How far back a group is to reach, and the key that merging needs; asked at each opening.
-pub(crate) trait Window: Send + Sync {
+pub trait Window: Send + Sync {
     /// The group's limits; `None`: not known yet.
     fn limits(&self) -> Option<Limits>;
     /// The key of its journal, if that is encrypted.

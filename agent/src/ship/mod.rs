@@ -22,8 +22,8 @@ pub mod site;
 mod source;
 pub mod target;
 
-pub(crate) use board::{Ages, Moment};
-pub(crate) use directory::Window;
+pub use board::{Ages, Moment};
+pub use directory::Window;
 pub use settings::{GroupSettings, SiteSettings, SitesChange};
 pub use site::Site;
 
@@ -42,7 +42,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// All shippers of one group.
 #[derive(Debug, Default)]
-pub(crate) struct Shipping(Mutex<State>);
+pub struct Shipping(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -54,7 +54,7 @@ struct State {
 }
 
 /// Where the journal is that is open now.
-pub(crate) trait Journals: Send + Sync {
+pub trait Journals: Send + Sync {
     /// It; `None`: none is.
     fn now(&self) -> Option<Journal>;
 }
@@ -65,8 +65,8 @@ impl Shipping {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ships to these sites from now on, and to no other.
-    pub(crate) fn set(
+    /// Ships to these sites from now on, and to no other. `home`: the state directory.
+    pub fn set(
         &self,
         settings: &GroupSettings,
         (home, group): (&Path, &str),
@@ -102,7 +102,7 @@ impl Shipping {
     }
 
     /// Limits the background to so many bytes a second to each site; 0: no limit.
-    pub(crate) fn set_rate(&self, bytes_per_s: u64) {
+    pub fn set_rate(&self, bytes_per_s: u64) {
         let mut state = self.lock();
         state.rate_bytes_per_s = bytes_per_s;
         for shipper in state.shippers.values() {
@@ -111,12 +111,14 @@ impl Shipping {
     }
 
     /// The group's sites, as they are set.
-    pub(crate) fn settings(&self) -> GroupSettings {
+    #[must_use]
+    pub fn settings(&self) -> GroupSettings {
         self.lock().settings.clone()
     }
 
     /// What there is to say of the sites.
-    pub(crate) fn statuses(&self, moment: &Moment, ages: &dyn Ages) -> Vec<SiteStatus> {
+    #[must_use]
+    pub fn statuses(&self, moment: &Moment, ages: &dyn Ages) -> Vec<SiteStatus> {
         let state = self.lock();
         let moment = Moment { alarm_ms: state.settings.rpo_alarm_ms, ..*moment };
         let sites = state.settings.sites.iter();
@@ -129,7 +131,7 @@ impl Shipping {
 
     /// Ends all of it. The end of a journal that was closed before gets to the sites that are reached, within
     /// a short time.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         let shippers = std::mem::take(&mut self.lock().shippers);
         end(&shippers.values().collect::<Vec<_>>(), GRACE);
     }
