@@ -80,7 +80,7 @@ impl Live {
         let chain = Chain::new(store.clone(), root.clone());
         let state = take_over(&chain, &root, options, hello)?;
         Ok(Self {
-            fetcher: Fetcher::new(store.clone(), CACHE_BYTES),
+            fetcher: Fetcher::new(store.clone(), CACHE_BYTES, None),
             uploads: Uploads::start(store.clone()).map_err(store_error)?,
             store: store.clone(),
             group: hello.identity.group.into_bytes(),

@@ -2,10 +2,11 @@
 //! and then those behind it ahead of their time.
 //!
 //! What always holds:
-//! * memory is bounded: the cache, [`AHEAD_THREADS`] objects under way, [`AHEAD_MAX`] waiting (names only);
+//! * memory is bounded: the cache (what it has no room for goes to a temporary file, if there is one), [`AHEAD_THREADS`] objects under way, [`AHEAD_MAX`] waiting (names only);
 //! * an object that is fetched whole is fetched by one thread; others wait for it.
 
-use super::cache::Frames;
+use super::cache::{FrameId, Frames};
+use super::spill::Spill;
 use crate::object::{FRAME_BYTES, Index, tail_bytes};
 use crate::store::{Patient, StoreError};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -50,6 +51,7 @@ pub(crate) enum FetchError {
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     store: Patient,
+    spill: Option<Spill>,
     state: Mutex<Held>,
     /// Something came, or nothing of it will.
     changed: Condvar,
@@ -73,9 +75,10 @@ struct Held {
 
 impl Fetcher {
     /// Over a store, with a cache of so many bytes.
-    pub fn new(store: Patient, cache_bytes_max: usize) -> Arc<Self> {
+    pub fn new(store: Patient, cache_bytes_max: usize, spill: Option<Spill>) -> Arc<Self> {
         Arc::new(Self {
             store,
+            spill,
             state: Mutex::new(Held {
                 frames: Frames::new(cache_bytes_max),
                 indexes: HashMap::new(),
@@ -106,6 +109,15 @@ impl Fetcher {
             if let Some(frame) = held.frames.get(&id) {
                 let came_ahead = held.came_ahead.remove(&place.random);
                 return Ok((frame, came_ahead));
+            }
+            if let Some(spill) = self.spill.as_ref().filter(|s| s.has(&id)) {
+                let came_ahead = held.came_ahead.remove(&place.random);
+                drop(held);
+                if let Some(frame) = spill.get(&id).map(Arc::new) {
+                    self.held().frames.put(id, Arc::clone(&frame));
+                    return Ok((frame, came_ahead));
+                }
+                held = self.held();
             }
             if !held.running.contains(&place.random) {
                 break;
@@ -143,10 +155,7 @@ impl Fetcher {
             let stored = &object[frame.at as usize..(frame.at + frame.stored_bytes) as usize];
             frames.push(Arc::new(frame.unpack(stored).map_err(|why| damaged(place, &why))?));
         }
-        let mut held = self.held();
-        for (i, frame) in frames.iter().enumerate() {
-            held.frames.put((place.random, i), Arc::clone(frame));
-        }
+        self.keep(frames.iter().enumerate().map(|(i, f)| ((place.random, i), Arc::clone(f))));
         Ok(frames)
     }
 
@@ -163,8 +172,18 @@ impl Fetcher {
         let stored =
             self.store.get(&place.key, Some(wanted.at..wanted.at + wanted.stored_bytes))?;
         let frame = Arc::new(wanted.unpack(&stored).map_err(|why| damaged(place, &why))?);
-        self.held().frames.put((place.random, i), Arc::clone(&frame));
+        self.keep(std::iter::once(((place.random, i), Arc::clone(&frame))));
         Ok(frame)
+    }
+
+    /// Takes frames into the cache.
+    fn keep(&self, frames: impl Iterator<Item = (FrameId, Arc<Vec<u8>>)>) {
+        for (id, frame) in frames {
+            if let Some(spill) = &self.spill {
+                spill.put(id, &frame);
+            }
+            self.held().frames.put(id, frame);
+        }
     }
 
     /// Fetches an object's index; where its end is asked for, with what lies there.
@@ -188,9 +207,8 @@ impl Fetcher {
             held.indexes.clear();
         }
         held.indexes.insert(place.random, Arc::clone(&index));
-        for (id, frame) in came {
-            held.frames.put(id, frame);
-        }
+        drop(held);
+        self.keep(came.into_iter());
         Ok(index)
     }
 
@@ -199,7 +217,9 @@ impl Fetcher {
         let mut held = self.held();
         for place in places.take(AHEAD_MAX) {
             let waits = held.ahead.iter().any(|p| p.random == place.random);
-            let there = held.frames.has(&(place.random, 0));
+            let first = (place.random, 0);
+            let spilled = self.spill.as_ref().is_some_and(|s| s.has(&first));
+            let there = spilled || held.frames.has(&first);
             if waits || there || held.running.contains(&place.random) {
                 continue;
             }

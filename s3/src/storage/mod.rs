@@ -14,6 +14,7 @@ mod cache;
 mod fetch;
 mod file;
 mod read_only;
+mod spill;
 
 pub(crate) use fetch::{FetchError, Fetcher};
 pub(crate) use file::{io_error, read_at};
@@ -64,13 +65,21 @@ fn chain_error(error: ChainError) -> io::Error {
 }
 
 impl S3Storage {
-    /// The journals below a URL, with [`CACHE_BYTES_DEFAULT`] of cache.
+    /// The journals below a URL, with [`CACHE_BYTES_DEFAULT`] of cache in memory, and more in a temporary file.
     ///
     /// # Errors
     /// There are no credentials, or no region.
     pub fn connect(url: &S3Url) -> Result<Self, StoreError> {
         let store = Patient::new(Arc::new(Bucket::connect(url)?), Patience::default());
-        Ok(Self::over(url, store, CACHE_BYTES_DEFAULT))
+        let mut storage = Self::over(url, store.clone(), CACHE_BYTES_DEFAULT);
+        match spill::Spill::make() {
+            Ok(spill) => storage.fetcher = Fetcher::new(store, CACHE_BYTES_DEFAULT, Some(spill)),
+            // Slower where the same objects are needed again.
+            Err(error) => {
+                tracing::warn!(%error, "nothing of the bucket is kept in a temporary file")
+            }
+        }
+        Ok(storage)
     }
 
     /// The journals below a URL, in this store.
@@ -79,7 +88,7 @@ impl S3Storage {
         Self {
             root: PathBuf::from(url.to_string()),
             prefix: url.key(""),
-            fetcher: Fetcher::new(store.clone(), cache_bytes_max),
+            fetcher: Fetcher::new(store.clone(), cache_bytes_max, None),
             store,
             groups: Mutex::default(),
         }

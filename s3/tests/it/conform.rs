@@ -136,3 +136,26 @@ fn what_is_not_what_was_sent_is_refused() {
     });
     assert!(foreign.contains("another journal's"), "{foreign}");
 }
+
+#[test]
+fn a_file_in_pieces_counts_only_if_it_is_the_sources() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = closed_journal(dir.path(), 600);
+    let unit = History::load(&home).unwrap().units[0].clone();
+    let whole: Vec<Op> = pieces(&unit.path, unit.name, unit.index_crc).collect();
+    let told = |ops: &[Op]| {
+        let mut sink = S3Sink::over(&url(), patient(Memory::new()), options());
+        sink.open(&hello(&home, 1)).unwrap();
+        ops.iter().try_for_each(|op| sink.apply(op.clone())).map_err(|e| e.to_string())
+    };
+    assert_eq!(told(&whole), Ok(()));
+    let mut other = whole.clone();
+    other.pop();
+    other.push(Op::PutEnd { name: unit.name, index_crc: unit.index_crc ^ 1 });
+    assert!(told(&other).unwrap_err().contains("not what the source has"));
+    let mut short = whole.clone();
+    short.remove(whole.len() - 2);
+    assert!(told(&short).unwrap_err().contains("before its last byte"));
+    let hole = [&whole[..1], &whole[2..]].concat();
+    assert!(told(&hole).unwrap_err().contains("it ends at"));
+}

@@ -36,7 +36,7 @@ fn send_until_it_ends(memory: Memory, grace: Duration, home: &Path, steps: &[Ste
 #[test]
 fn ended_at_any_request_nothing_acknowledged_is_lost() {
     let dir = tempfile::tempdir().unwrap();
-    let home = closed_journal(dir.path(), 120);
+    let home = closed_journal(dir.path(), 300);
     let ours = History::load(&home).unwrap();
     let steps = steps(&home, 200_000);
     let whole = Arc::new(Mutex::new(Bag::default()));

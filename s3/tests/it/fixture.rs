@@ -7,6 +7,7 @@ use afterimage_journal::history::Entry;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{Config, Guest, Meta, Session, SessionEvent, Volume, VolumeKind};
 use afterimage_journal::storage::Storage;
+use afterimage_journal::unit::ScanEnd;
 use afterimage_journal::wire::{Hello, Op, Sink};
 use afterimage_journal::{History, Journal, Options, Seq, View, layout};
 use afterimage_s3::sink::{S3Sink, SinkOptions};
@@ -15,7 +16,7 @@ use afterimage_s3::store::{Patience, Patient, Store};
 use afterimage_s3::url::S3Url;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 pub const VOLUME_BYTES: u64 = 4 << 20;
@@ -132,6 +133,17 @@ pub fn closed_journal(dir: &Path, writes: usize) -> PathBuf {
     let journal = new_journal_with(&home, quiet());
     write_some(&journal, writes, &mut Rng(7));
     journal.sync().unwrap();
+    // Full units are sealed by another thread.
+    let begin = Instant::now();
+    let is_sealed = |home: &Path| {
+        let history = History::load(home).unwrap();
+        let mut full = history.units.iter().rev().filter(|u| u.count > 0).skip(1);
+        full.all(|u| u.end == ScanEnd::Sealed)
+    };
+    while !is_sealed(&home) {
+        assert!(begin.elapsed() < Duration::from_secs(30), "units are not sealed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     drop(journal);
     home
 }
