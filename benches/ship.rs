@@ -39,8 +39,8 @@ const VOLUME_BYTES: u64 = 4 << 30;
 /// What the disk loses touch with during the outage: a twentieth.
 const TOUCHED_BYTES: u64 = VOLUME_BYTES / 20;
 
-/// Measures. `AFTERIMAGE_BENCH_SHIP_RUN_MS` is the length of a run (10,000), `AFTERIMAGE_BENCH_SHIP_MIB` what is
-/// sent in one go (1024).
+/// Measures. `AFTERIMAGE_BENCH_SHIP_RUN_MS` is the length of a run (10,000),
+/// `AFTERIMAGE_BENCH_SHIP_MIB` what is sent in one go (1024).
 pub fn measure(report: &mut Report) -> Result<()> {
     journal::need_room(8 << 30)?;
     let run = Duration::from_millis(number("AFTERIMAGE_BENCH_SHIP_RUN_MS", 10_000)?);

@@ -48,7 +48,7 @@ fn each_shell_has_completions() {
 fn what_is_not_built_is_not_accepted() {
     let cases: [&[&str]; 4] = [
         &["restore", "vm", "--at", "latest", "--to", "/x", "--warm"],
-        &["protect", "vm", "--qmp", "/x", "--site", "/y"],
+        &["protect", "vm", "--inline", "--image", "/x"],
         &["export", "vm"],
         &["failover", "test", "vm"],
     ];

@@ -14,6 +14,7 @@ mod quiesce;
 mod resync;
 mod rounds;
 mod sites;
+mod sites_links;
 mod styles;
 mod thinned;
 mod warm;

@@ -64,6 +64,7 @@ impl Client {
             match self.socket.read(&mut piece) {
                 Ok(0) => return None,
                 Ok(read) => self.came.extend_from_slice(&piece[..read]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => return None,
                 Err(e) => panic!("{e}"),
             }
@@ -201,7 +202,8 @@ fn a_damaged_page_is_never_given_and_bad_requests_end_it() {
         &[0, 3, 0, 14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, b'x'],
     ] {
         let mut client = Client::connect(&exporting, &ram);
-        client.socket.write_all(bad).unwrap();
+        // It may have ended already.
+        let _ = client.socket.write_all(bad);
         while client.section() == Some(true) {}
     }
 }

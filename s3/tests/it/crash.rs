@@ -2,18 +2,21 @@
 //! all that was acknowledged; and the next opening goes on from there.
 
 use crate::fixture::{
-    Step, assert_same, closed_journal, entries, hello, history_of, send, sink, steps,
+    Step, assert_same, closed_journal, entries, hello, history_of, options, patient, send, sink,
+    steps, url,
 };
 use crate::store::{Bag, Fault, Memory};
 use afterimage_journal::wire::{Op, Sink};
 use afterimage_journal::{History, Seq};
+use afterimage_s3::sink::{S3Sink, SinkOptions};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// What is acknowledged until the process ends.
-fn send_until_it_ends(memory: Memory, home: &Path, steps: &[Step]) -> Seq {
-    let (mut sink, mut acked) = (sink(memory), 0);
+fn send_until_it_ends(memory: Memory, grace: Duration, home: &Path, steps: &[Step]) -> Seq {
+    let options = SinkOptions { grace, ..options() };
+    let (mut sink, mut acked) = (S3Sink::over(&url(), patient(memory), options), 0);
     if sink.open(&hello(home, 1)).is_err() {
         return 0;
     }
@@ -44,14 +47,21 @@ fn ended_at_any_request_nothing_acknowledged_is_lost() {
         *count.lock().unwrap() = n + 1;
         None
     });
-    assert_eq!(send_until_it_ends(counting, &home, &steps), ours.head);
+    let late = Duration::from_secs(3600);
+    assert_eq!(send_until_it_ends(counting, late, &home, &steps), ours.head);
     let requests = *counted.lock().unwrap();
     assert!((20..400).contains(&requests), "{requests} requests");
     for at in 0..requests {
-        for fault in [Fault::Dead, Fault::DeadAfter] {
+        // With deletions between, whose requests come when they come, and without.
+        for (fault, grace) in [
+            (Fault::Dead, late),
+            (Fault::DeadAfter, late),
+            (Fault::Dead, Duration::ZERO),
+            (Fault::DeadAfter, Duration::ZERO),
+        ] {
             let bag = Arc::new(Mutex::new(Bag::default()));
             let memory = Memory::failing(&bag, move |n, _, _| (n == at).then_some(fault));
-            let acked = send_until_it_ends(memory, &home, &steps);
+            let acked = send_until_it_ends(memory, grace, &home, &steps);
             match history_of(&bag) {
                 None => assert_eq!(acked, 0, "request {at}, {fault:?}"),
                 Some(theirs) => {

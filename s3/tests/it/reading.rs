@@ -44,7 +44,8 @@ pub fn merged_journal(dir: &Path) -> PathBuf {
     let journal = new_journal_with(&home, Options { clock: Arc::clone(&clock), ..quiet() });
     let mut rng = Rng(11);
     for _ in 0..8 {
-        write_some(&journal, 150, &mut rng);
+        write_some(&journal, 300, &mut rng);
+        journal.sync().unwrap();
         watch.0.fetch_add(MINUTE, Ordering::Relaxed);
     }
     journal.close().unwrap();
