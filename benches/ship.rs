@@ -13,6 +13,8 @@ use afterimage_agent::api::SiteStatus;
 use afterimage_agent::ship::{
     Ages, GroupSettings, Journals, Moment, Shipping, Site, Window, target,
 };
+use afterimage_journal::format::record::Kind;
+use afterimage_journal::log::Draft;
 use afterimage_journal::window::Limits;
 use afterimage_journal::{Journal, Key, Seq};
 use anyhow::{Context, Result, bail};
@@ -36,6 +38,9 @@ const CAPTURE_RECORD_BYTES: usize = 16 << 10;
 const LAG_BYTES_S: f64 = 50e6;
 const BLOCK_BYTES: usize = 4096;
 const VOLUME_BYTES: u64 = 4 << 30;
+/// What is written in one piece, and how much random data there is, when it goes as fast as it can.
+const PIECE_BYTES: usize = 128 << 10;
+const RANDOM_BYTES: usize = 64 << 20;
 /// What the disk loses touch with during the outage: a twentieth.
 const TOUCHED_BYTES: u64 = VOLUME_BYTES / 20;
 
@@ -45,7 +50,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
     journal::need_room(8 << 30)?;
     let run = Duration::from_millis(number("AFTERIMAGE_BENCH_SHIP_RUN_MS", 10_000)?);
     capture(run, report).context("capture beside shipping")?;
-    for kind in [Kind::Directory, Kind::Server] {
+    for kind in [Place::Directory, Place::Server] {
         lag(kind, run, report).context("the age of what is there")?;
     }
     steady(report).context("as fast as it goes")?;
@@ -53,7 +58,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum Place {
     Directory,
     Server,
 }
@@ -105,12 +110,12 @@ impl Ages for Unseen {
 }
 
 impl Shipped {
-    fn begin(kind: Kind) -> Result<Self> {
+    fn begin(kind: Place) -> Result<Self> {
         let writing = Writing::begin(VOLUME_BYTES)?;
         let dir = TempDir::with_prefix_in("site-", crate::bench_dir())?;
         let server = match kind {
-            Kind::Directory => None,
-            Kind::Server => Some(Server::start(PROGRAM, dir.path().join("far"), None)),
+            Place::Directory => None,
+            Place::Server => Some(Server::start(PROGRAM, dir.path().join("far"), None)),
         };
         let place = match &server {
             None => dir.path().join("near").display().to_string(),
@@ -212,7 +217,7 @@ fn capture(run: Duration, report: &mut Report) -> Result<()> {
         let mut writing = Writing::begin(VOLUME_BYTES)?;
         alone.push(us(append(&mut writing, load, run, || ())?));
         drop(writing);
-        for (kind, figures) in [(Kind::Directory, &mut near), (Kind::Server, &mut far)] {
+        for (kind, figures) in [(Place::Directory, &mut near), (Place::Server, &mut far)] {
             let mut shipped = Shipped::begin(kind)?;
             figures.push(us(append(&mut shipped.writing, load, run, || ())?));
             shipped.watch.wait_level()?;
@@ -231,7 +236,7 @@ fn capture(run: Duration, report: &mut Report) -> Result<()> {
 }
 
 /// How old what the site lacks is while a guest writes 50 MB/s in blocks of 4 KiB.
-fn lag(kind: Kind, run: Duration, report: &mut Report) -> Result<()> {
+fn lag(kind: Place, run: Duration, report: &mut Report) -> Result<()> {
     let mut shipped = Shipped::begin(kind)?;
     let Shipped { watch, writing, .. } = &mut shipped;
     let (mut ages, mut looked, mut failed) = (Vec::new(), Instant::now(), None);
@@ -247,7 +252,7 @@ fn lag(kind: Kind, run: Duration, report: &mut Report) -> Result<()> {
     if let Some(error) = failed {
         return Err(error);
     }
-    let place = if kind == Kind::Directory { "a directory" } else { "a server over TLS" };
+    let place = if kind == Place::Directory { "a directory" } else { "a server over TLS" };
     let name = format!("{place}, 50 MB/s of 4 KiB writes: age of the oldest write that it lacks");
     let middle = median(ages.iter().copied());
     let worst = p99(ages).unwrap_or(f64::INFINITY);
@@ -258,15 +263,20 @@ fn lag(kind: Kind, run: Duration, report: &mut Report) -> Result<()> {
 
 /// As much as is written at once, until it is durable there, beside `nbdcopy` of as much to a file.
 fn steady(report: &mut Report) -> Result<()> {
-    let mib = number("AFTERIMAGE_BENCH_SHIP_MIB", 1024)?.max(64);
+    let mib = number("AFTERIMAGE_BENCH_SHIP_MIB", 1024)?.max(64) / 64 * 64;
     let bytes = mib << 20;
+    // No compression shortens it: what comes again does so far behind.
+    let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
+    let random: Vec<u8> = (0..RANDOM_BYTES / 8).flat_map(|_| rng.next().to_le_bytes()).collect();
     let (mut ours, mut peers) = (Vec::new(), Vec::new());
     for _ in 0..journal::rounds()? {
-        peers.push(bytes as f64 / nbdcopy(bytes)? / 1e6);
-        let mut shipped = Shipped::begin(Kind::Server)?;
+        peers.push(bytes as f64 / nbdcopy(bytes, &random)? / 1e6);
+        let shipped = Shipped::begin(Place::Server)?;
         let begun = Instant::now();
-        for at in 0..bytes / (128 << 10) {
-            shipped.writing.write(at * (128 << 10), 128 << 10)?;
+        for (at, piece) in (0..bytes).step_by(PIECE_BYTES).zip(random.chunks(PIECE_BYTES).cycle()) {
+            let draft =
+                Draft { volume: 1, addr: at, len: PIECE_BYTES as u32, ..Draft::of(Kind::Write) };
+            shipped.watch.journal.append(&draft, piece)?;
         }
         shipped.watch.wait_level()?;
         ours.push(bytes as f64 / begun.elapsed().as_secs_f64() / 1e6);
@@ -282,12 +292,16 @@ fn steady(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Seconds for a file of so many bytes, incompressible as little as what we write.
-fn nbdcopy(bytes: u64) -> Result<f64> {
+/// Seconds for a file of so many bytes, as random as what we write.
+fn nbdcopy(bytes: u64, random: &[u8]) -> Result<f64> {
     let dir = TempDir::with_prefix_in("nbdcopy-", crate::bench_dir())?;
     let path = |name: &str| dir.path().join(name);
     let (socket, psk) = (path("s"), path("psk"));
-    written_file(&path("from"), bytes)?;
+    let mut from = std::fs::File::create(path("from")).context("make a file")?;
+    for _ in 0..bytes / random.len() as u64 {
+        from.write_all(random).context("fill a file")?;
+    }
+    from.sync_all().context("sync a file")?;
     written_file(&path("to"), bytes)?;
     let mut keys = std::fs::File::create(&psk).context("make a key")?;
     writeln!(keys, "bench:{}", "5a".repeat(32)).context("write the key")?;
@@ -312,7 +326,7 @@ fn show(path: &Path) -> String {
 
 /// The site stands still while a twentieth of the disk is written to, block by block; what is sent then.
 fn outage(report: &mut Report) -> Result<()> {
-    let mut shipped = Shipped::begin(Kind::Server)?;
+    let mut shipped = Shipped::begin(Place::Server)?;
     let places = VOLUME_BYTES / BLOCK_BYTES as u64;
     let server = shipped.server.as_ref().context("there is a server")?;
     server.signal(Signal::STOP);

@@ -15,13 +15,14 @@ use crate::api::{
     AgentInfo, ApiError, Control, GuestState, GuestStatus, MarkReply, MarkRequest, PoolAddRequest,
     PoolRemoveRequest, ProtectRequest, SetRequest,
 };
-use crate::group::{Group, PoolGround};
+use crate::group::Group;
 use crate::guest::{Context, DETACHED, Face, Guest};
 use crate::memory::checkpoint::Conductor;
 use crate::pool::PoolKeeper;
 use crate::settings::GuestSettings;
 use crate::ship::GroupSettings;
 use afterimage_guard::Worker;
+use afterimage_journal::keeper::PoolGround;
 use afterimage_journal::pool::{Added, PoolStatus};
 use afterimage_journal::{Error, ErrorKind, Options};
 use opening::{Opening, refusal};

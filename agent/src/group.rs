@@ -6,7 +6,6 @@
 //! opened anew, never resumed.
 
 mod copy;
-mod ground;
 mod keeping;
 mod memory;
 mod purge;
@@ -17,7 +16,6 @@ mod state;
 mod timeline;
 
 pub use copy::CopyWriter;
-pub use ground::PoolGround;
 pub use memory::{MemoryPart, MemoryVolume};
 pub use purge::purge;
 pub use timeline::Interval;

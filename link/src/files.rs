@@ -2,12 +2,12 @@
 //! time.
 
 use crate::error::{Error, Result};
-use afterimage_journal::layout;
+use afterimage_journal::{Error as JournalError, layout};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -62,24 +62,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 pub fn write(path: &Path, value: &impl Serialize) -> Result<()> {
     let json = serde_json::to_vec_pretty(value)
         .map_err(|e| Error::Local(format!("encode {}: {e}", path.display())))?;
-    let draft = path.with_extension("tmp");
-    // Anew: a file that was left there keeps its mode.
-    match fs::remove_file(&draft) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("remove", &draft, e));
-        }
-        _ => {}
-    }
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&draft)
-        .and_then(|mut file| file.write_all(&json).and_then(|()| file.sync_all()));
-    written.map_err(|e| Error::io("write", &draft, e))?;
-    fs::rename(&draft, path).map_err(|e| Error::io("rename to", path, e))?;
-    layout::sync_dir(path.parent().unwrap_or(Path::new(".")))
-        .map_err(|e| Error::Local(e.to_string()))
+    layout::replace_file(path, &json).map_err(|e| Error::Local(e.to_string()))
 }
 
 /// The lock of a directory's files, across processes; held until it is dropped.
@@ -94,25 +77,14 @@ impl Lock {
     /// # Errors
     /// Somebody else holds it all the time.
     pub fn take(dir: &Path) -> Result<Self> {
-        let path = dir.join("lock");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| Error::io("open", &path, e))?;
         let begin = Instant::now();
         loop {
-            match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { _file: file }),
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
-                    if begin.elapsed() < LOCK_LIMIT =>
-                {
+            match layout::take_lock(dir) {
+                Ok(file) => return Ok(Self { _file: file }),
+                Err(JournalError::Locked { .. }) if begin.elapsed() < LOCK_LIMIT => {
                     std::thread::sleep(LOCK_PAUSE);
                 }
-                Err(e) => return Err(Error::io("lock", &path, e)),
+                Err(e) => return Err(Error::Local(e.to_string())),
             }
         }
     }

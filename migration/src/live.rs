@@ -115,7 +115,7 @@ impl<W: Write> LiveWriter<W> {
                 continue;
             }
             self.given[block][word] |= bit;
-            let is_zero = page.iter().all(|byte| *byte == 0);
+            let is_zero = *page == ZEROES;
             let what = if is_zero { wire::ZERO } else { wire::PAGE };
             self.header(block, offset | what, &mut is_begun)?;
             self.out.write_all(if is_zero { &[0] } else { page })?;
@@ -176,6 +176,7 @@ impl<W: Write> LiveWriter<W> {
 /// `postcopy_ram_discard_version`.
 const DISCARD_VERSION: u8 = 0;
 const PAGE: u64 = PAGE_BYTES as u64;
+static ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 /// QEMU takes packages below this size (`MAX_VM_CMD_PACKAGED_SIZE`), in bytes.
 const PACKAGE_BYTES_MAX: u32 = 1 << 24;
 

@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::merge::{Give, Remove};
+use crate::pool::Pool;
 use crate::storage::Storage;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,5 +44,36 @@ impl Ground for Home {
 
     fn free_bytes(&self, journal: &Path) -> u64 {
         self.storage.room(journal).map_or(0, |room| room.free_bytes)
+    }
+}
+
+/// Room on the pool's members for one group.
+pub struct PoolGround {
+    pool: Arc<Pool>,
+    group: String,
+    unit_bytes: u64,
+}
+
+impl PoolGround {
+    /// It, to be shared.
+    #[must_use]
+    pub fn shared(pool: &Arc<Pool>, group: &str, unit_bytes: u64) -> Arc<dyn Ground> {
+        Arc::new(Self { pool: Arc::clone(pool), group: group.to_owned(), unit_bytes })
+    }
+}
+
+impl Give for PoolGround {
+    fn give(&self, _storage: &dyn Storage, path: &Path) -> Result<()> {
+        self.pool.release(path)
+    }
+}
+
+impl Ground for PoolGround {
+    fn place(&self, _journal: &Path, bytes: u64) -> Result<PathBuf> {
+        self.pool.place(&self.group, bytes)
+    }
+
+    fn free_bytes(&self, _journal: &Path) -> u64 {
+        self.pool.room(&self.group, self.unit_bytes)
     }
 }

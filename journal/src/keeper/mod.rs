@@ -24,7 +24,7 @@ mod sight;
 mod thinning;
 mod thread;
 
-pub use ground::{Ground, Home};
+pub use ground::{Ground, Home, PoolGround};
 pub use occupancy::{Occupancy, ScrubProgress};
 pub use rebuild::{Rebuilt, rebuild};
 pub use thread::{KeeperThread, Shared};

@@ -216,6 +216,10 @@ impl Giver {
     }
 
     fn answer(&self, block: usize, offset: u64, bytes: u64) -> io::Result<()> {
+        if offset >= self.bytes[block] {
+            let what = format!("QEMU asks for byte {offset:#x} of a block that ends before it");
+            return Err(io::Error::other(what));
+        }
         self.locked().asked += 1;
         let from = offset - offset % ASKED_BYTES;
         let end = offset.saturating_add(bytes).next_multiple_of(ASKED_BYTES);

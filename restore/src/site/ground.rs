@@ -1,39 +1,14 @@
-//! Where a group's files go: the pool's members, as far as the keeper sees room.
+//! Where a group's units go: the pool's members, as far as the keeper sees room.
 
-use afterimage_journal::keeper::{Ground, Shared};
-use afterimage_journal::merge::Give;
+use afterimage_journal::keeper::Shared;
 use afterimage_journal::pool::{Allocate, Pool, Slot};
-use afterimage_journal::storage::Storage;
 use afterimage_journal::{Error, Result};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The keeper that runs now, if one does.
 pub(super) type KeeperNow = Arc<Mutex<Option<Arc<Shared>>>>;
-
-/// Room on the pool's members for one group.
-pub(super) struct SiteGround {
-    pub(super) pool: Arc<Pool>,
-    pub(super) group: String,
-    pub(super) unit_bytes: u64,
-}
-
-impl Give for SiteGround {
-    fn give(&self, _storage: &dyn Storage, path: &Path) -> Result<()> {
-        self.pool.release(path)
-    }
-}
-
-impl Ground for SiteGround {
-    fn place(&self, _journal: &Path, bytes: u64) -> Result<PathBuf> {
-        self.pool.place(&self.group, bytes)
-    }
-
-    fn free_bytes(&self, _journal: &Path) -> u64 {
-        self.pool.room(&self.group, self.unit_bytes)
-    }
-}
 
 /// Gives out no room for a unit when the keeper sees none.
 pub(super) struct Limited {

@@ -1,9 +1,9 @@
 //! One group at the site: its replica, its keeper, and what is to be said of it.
 
-use super::ground::{KeeperNow, Limited, SiteGround};
+use super::ground::{KeeperNow, Limited};
 use super::settings::GroupSettings;
 use super::status::{ConnectionStatus, SiteGroupStatus};
-use afterimage_journal::keeper::{Ground, KeeperThread, Setup};
+use afterimage_journal::keeper::{Ground, KeeperThread, PoolGround, Setup};
 use afterimage_journal::layout::{self, Identity};
 use afterimage_journal::merge::Unpaced;
 use afterimage_journal::pool::Pool;
@@ -123,8 +123,7 @@ impl Group {
     }
 
     fn ground(&self, unit_bytes: u64) -> Arc<dyn Ground> {
-        let (pool, group) = (Arc::clone(&self.pool), self.name.clone());
-        Arc::new(SiteGround { pool, group, unit_bytes })
+        PoolGround::shared(&self.pool, &self.name, unit_bytes)
     }
 
     /// Starts the keeper of a journal that is there; a mirror has none.

@@ -148,8 +148,7 @@ pub(crate) fn fit(needs: &Needs<'_>, facts: &Facts) -> Fit {
 pub(crate) fn unlive(needs: &Needs<'_>, facts: &Facts) -> Option<String> {
     let special = needs.values("object").find(|value| {
         let fields = fields(value);
-        let kind = field(&fields, "qom-type").or_else(|| fields.first().map(|f| f.0.clone()));
-        let kind = kind.unwrap_or_default();
+        let kind = object_kind(&fields);
         let shared = field(&fields, "share").is_some_and(|v| v != "off" && v != "false");
         kind.starts_with("memory-backend-") && (kind != "memory-backend-ram" || shared)
     });
@@ -164,6 +163,12 @@ pub(crate) fn unlive(needs: &Needs<'_>, facts: &Facts) -> Option<String> {
          /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1)"
             .into()
     })
+}
+
+/// The type of an object.
+fn object_kind(fields: &[(String, String)]) -> String {
+    let first = || fields.first().map(|(key, _)| key.clone());
+    field(fields, "qom-type").or_else(first).unwrap_or_default()
 }
 
 impl Fit {
@@ -230,8 +235,7 @@ impl Fit {
         let mut backends = BTreeMap::new();
         for value in needs.values("object") {
             let fields = fields(value);
-            let kind = field(&fields, "qom-type").or_else(|| fields.first().map(|f| f.0.clone()));
-            if kind.is_some_and(|k| k.starts_with("memory-backend-")) {
+            if object_kind(&fields).starts_with("memory-backend-") {
                 let bytes = field(&fields, "size").and_then(|s| size(&s, 1));
                 backends.insert(field(&fields, "id").unwrap_or_default(), bytes);
             }

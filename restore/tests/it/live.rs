@@ -200,6 +200,8 @@ fn a_damaged_page_is_never_given_and_bad_requests_end_it() {
         &[0, 3, 0xff, 0xff][..],
         &[0, 4, 0, 1, 0],
         &[0, 3, 0, 14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, b'x'],
+        // A place that no block has.
+        &[0, 4, 0, 12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xf0, 0, 0, 0, 0x10, 0],
     ] {
         let mut client = Client::connect(&exporting, &ram);
         // It may have ended already.

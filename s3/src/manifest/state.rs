@@ -80,6 +80,15 @@ pub struct File {
     pub segments: Vec<Segment>,
 }
 
+impl File {
+    /// One of which nothing is there yet.
+    #[must_use]
+    pub fn empty(salt: [u8; 16], file_bytes: u64, holding: Holding) -> Self {
+        let (end, records, index_crc, edge, segments) = (0, 0, 0, 0, Vec::new());
+        Self { salt, file_bytes, holding, end, records, index_crc, edge, segments }
+    }
+}
+
 /// What a bucket holds of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {

@@ -81,16 +81,7 @@ impl Live {
         }
         // Another file of this name, or a part of this one that came the other way.
         self.give_up(name);
-        let file = File {
-            salt: header.salt,
-            file_bytes: header.unit_bytes,
-            holding: Holding::Open,
-            end: 0,
-            records: 0,
-            index_crc: 0,
-            edge: 0,
-            segments: Vec::new(),
-        };
+        let file = File::empty(header.salt, header.unit_bytes, Holding::Open);
         self.state.files.insert(name, file);
         self.change.touch(name, 0);
         let mut gather = Gather::at(0);

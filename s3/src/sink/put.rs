@@ -73,16 +73,7 @@ impl Live {
             }
             self.give_up(name);
         }
-        let file = File {
-            salt: header.salt,
-            file_bytes,
-            holding: Holding::Part,
-            end: 0,
-            records: 0,
-            index_crc: 0,
-            edge: 0,
-            segments: Vec::new(),
-        };
+        let file = File::empty(header.salt, file_bytes, Holding::Part);
         self.state.files.insert(name, file);
         self.change.touch(name, 0);
         Ok(true)
