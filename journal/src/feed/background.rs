@@ -26,7 +26,8 @@ impl Feed {
                 self.sink.files.retain(|h| !names.contains(&h.name));
                 return Ok(Some(Op::Release(names)));
             }
-            if let Some(want) = self.wants.pop_front() {
+            if let Some((want, bytes)) = self.wants.pop_front() {
+                self.wants_bytes -= bytes;
                 self.open_want(want)?;
                 continue;
             }

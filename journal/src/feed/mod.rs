@@ -42,9 +42,6 @@ pub struct Backlog {
     pub background_bytes: u64,
     /// Files of which something was not sent.
     pub background_files: u64,
-    /// When the oldest record that was not sent was written, nanoseconds since the Unix epoch; `None`:
-    /// all that is final was.
-    pub oldest_ns: Option<u64>,
 }
 
 /// See the module.
@@ -60,7 +57,10 @@ pub struct Feed {
     unit: Option<Unit>,
     /// A unit of the log's end that can only be sent as a file.
     inline: Option<Whole>,
-    wants: VecDeque<Want>,
+    /// With the bytes of the files that they are made of.
+    wants: VecDeque<(Want, u64)>,
+    /// Those bytes in all: asked for at each op.
+    wants_bytes: u64,
     current: Option<Whole>,
     release: Vec<FileName>,
     /// How often a file was sent to its end and did not count.
@@ -93,6 +93,7 @@ impl Feed {
             unit: None,
             inline: None,
             wants: VecDeque::new(),
+            wants_bytes: 0,
             current: None,
             release: Vec::new(),
             tried: BTreeMap::new(),
@@ -139,7 +140,9 @@ impl Feed {
     fn plan(&mut self) -> Result<plan::Plan> {
         let files = self.source.files(&self.seen)?;
         let mut plan = plan(&files, &self.seen, &self.sink, self.mirror)?;
-        self.wants = std::mem::take(&mut plan.wants);
+        let wants = plan.wants.drain(..);
+        self.wants = wants.map(|want| (want, self.source.file_bytes(want.source()))).collect();
+        self.wants_bytes = self.wants.iter().map(|(_, bytes)| bytes).sum();
         self.release = std::mem::take(&mut plan.release);
         self.looked = Some(Instant::now());
         Ok(plan)
@@ -358,17 +361,11 @@ impl Feed {
             std::cmp::Ordering::Less => 0,
             _ => (units * self.source.identity().unit_bytes + last.at).saturating_sub(self.at.1),
         };
-        let is_behind = fresh_bytes > 0 && (last.unit, last.at) > self.at;
-        let wants = self.wants.iter().map(|w| self.source.file_bytes(w.source()));
         let current = self.current.as_ref();
         Backlog {
             fresh_bytes,
-            background_bytes: wants.sum::<u64>() + current.map_or(0, Whole::left_bytes),
+            background_bytes: self.wants_bytes + current.map_or(0, Whole::left_bytes),
             background_files: self.wants.len() as u64 + u64::from(current.is_some()),
-            oldest_ns: is_behind.then(|| {
-                let next = self.unit.as_ref().and_then(|u| u.wall_ns_at(self.at.1));
-                next.unwrap_or(self.wall_ns)
-            }),
         }
     }
 

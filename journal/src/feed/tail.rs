@@ -174,16 +174,6 @@ impl Unit {
         Ok(records.iter().map(end).max().unwrap_or(BLOCK_BYTES) <= at)
     }
 
-    /// When the record at a byte was written, if there is one.
-    pub fn wall_ns_at(&self, at: u64) -> Option<u64> {
-        let mut head = [0; HEADER_BYTES as usize];
-        self.file.read_exact_at(&mut head, at).ok()?;
-        match crate::format::record::decode(&self.header.salt, at, &head) {
-            crate::format::record::Decoded::Record(record) => Some(record.wall_ns),
-            _ => None,
-        }
-    }
-
     /// What was read once is of no use in the page cache.
     pub fn forget_pages(&self) {
         if let Some(file) = self.file.as_file() {

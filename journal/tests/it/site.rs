@@ -40,7 +40,7 @@ fn ship(journal: &Journal, site: &mut Replica) -> (u64, u64) {
         }
     }
     let left = feed.backlog();
-    assert_eq!((left.fresh_bytes, left.background_bytes, left.oldest_ns), (0, 0, None));
+    assert_eq!((left.fresh_bytes, left.background_bytes, left.background_files), (0, 0, 0));
     (files, log)
 }
 
