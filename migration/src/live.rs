@@ -85,11 +85,6 @@ impl<W: Write> LiveWriter<W> {
         Ok(writer)
     }
 
-    /// The blocks, in their order.
-    pub fn blocks(&self) -> &[Block] {
-        &self.blocks
-    }
-
     /// Whether a page was given; one that there isn't counts as given.
     pub fn is_given(&self, block: usize, offset: u64) -> bool {
         self.bit(block, offset).is_none_or(|(word, bit)| self.given[block][word] & bit != 0)

@@ -51,8 +51,8 @@ struct Giver {
     answered: Condvar,
     /// Its RAM volumes, in the order of the stream's blocks.
     volumes: Vec<VolumeAt>,
-    /// Bytes of each block; its volume may have more.
-    bytes: Vec<u64>,
+    /// Each block of RAM as the stream names it, and its bytes; its volume may have more.
+    blocks: Vec<(String, u64)>,
     cache: PayloadCache,
 }
 
@@ -84,7 +84,7 @@ pub(super) fn send(
         stream: Mutex::new(Stream { writer: Some(writer), asked: 0 }),
         answered: Condvar::new(),
         volumes,
-        bytes: guest.blocks.iter().map(|b| b.bytes).collect(),
+        blocks: guest.blocks.iter().map(|b| (b.id.clone(), b.bytes)).collect(),
         cache: PayloadCache::new(CACHE_BYTES_MAX),
     });
     std::thread::scope(|scope| {
@@ -130,7 +130,7 @@ impl Target for LiveTarget {
     fn write(&mut self, addr: u64, bytes: &[u8]) -> io::Result<()> {
         let page = PAGE_BYTES as u64;
         // What lies behind its end is left out.
-        let room = self.giver.bytes[self.block].saturating_sub(addr);
+        let room = self.giver.bytes(self.block).saturating_sub(addr);
         let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
         let head = (addr.next_multiple_of(page) - addr).min(bytes.len() as u64) as usize;
         let whole = (bytes.len() - head) / PAGE_BYTES * PAGE_BYTES;
@@ -166,6 +166,11 @@ impl Giver {
     fn locked(&self) -> MutexGuard<'_, Stream> {
         // A stream that failed midway is thrown away.
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of a block of RAM.
+    fn bytes(&self, block: usize) -> u64 {
+        self.blocks[block].1
     }
 
     /// The stream, once nobody waits for pages that were asked for.
@@ -208,22 +213,19 @@ impl Giver {
     /// The index of the block that is asked for.
     fn block(&self, id: Option<&str>, last: usize) -> io::Result<usize> {
         let Some(id) = id else { return Ok(last) };
-        let stream = self.locked();
-        let known = |w: &LiveWriter<_>| w.blocks().iter().position(|b| b.id == id);
-        // Without a writer all is given already.
-        let at = stream.writer.as_ref().map_or(Some(last), known);
+        let at = self.blocks.iter().position(|(known, _)| known == id);
         at.ok_or_else(|| io::Error::other(format!("QEMU asks for a block {id} that isn't there")))
     }
 
     fn answer(&self, block: usize, offset: u64, bytes: u64) -> io::Result<()> {
-        if offset >= self.bytes[block] {
+        if offset >= self.bytes(block) {
             let what = format!("QEMU asks for byte {offset:#x} of a block that ends before it");
             return Err(io::Error::other(what));
         }
         self.locked().asked += 1;
         let from = offset - offset % ASKED_BYTES;
         let end = offset.saturating_add(bytes).next_multiple_of(ASKED_BYTES);
-        let answered = (from..end.min(self.bytes[block]))
+        let answered = (from..end.min(self.bytes(block)))
             .step_by(ASKED_BYTES as usize)
             .try_for_each(|at| self.give(block, at, ASKED_BYTES));
         self.locked().asked -= 1;
@@ -233,7 +235,7 @@ impl Giver {
 
     /// Reads memory from the journal and gives it.
     fn give(&self, block: usize, from: u64, bytes: u64) -> io::Result<()> {
-        let end = from.saturating_add(bytes).min(self.bytes[block]);
+        let end = from.saturating_add(bytes).min(self.bytes(block));
         let pages = (from..end).step_by(PAGE_BYTES);
         let needed = match &self.locked().writer {
             Some(writer) => pages.clone().any(|at| !writer.is_given(block, at)),

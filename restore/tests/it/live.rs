@@ -145,6 +145,10 @@ fn whatever_is_asked_for_each_page_comes_once_as_it_was() {
             }
         }
         assert!(client.is_equal(&ram), "seed {seed}");
+        // Requests that crossed the stream's end on their way.
+        for (block, (_, bytes)) in BLOCKS.iter().enumerate().rev().cycle().take(6) {
+            client.ask(block, bytes / PAGE - 1, true);
+        }
         client.socket.write_all(&[0, 1, 0, 4, 0, 0, 0, 0]).unwrap();
         assert!(client.take(1).is_none(), "nothing comes behind the end");
         exporting.end();

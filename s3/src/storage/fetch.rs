@@ -2,7 +2,8 @@
 //! and then those behind it ahead of their time.
 //!
 //! What always holds:
-//! * memory is bounded: the cache (what it has no room for goes to a temporary file, if there is one), [`AHEAD_THREADS`] objects under way, [`AHEAD_MAX`] waiting (names only);
+//! * memory is bounded: the cache (what it has no room for goes to a temporary file, if there is one),
+//!   [`AHEAD_THREADS`] objects under way, [`AHEAD_MAX`] waiting (names only);
 //! * an object that is fetched whole is fetched by one thread; others wait for it.
 
 use super::cache::{FrameId, Frames};

@@ -65,7 +65,8 @@ fn chain_error(error: ChainError) -> io::Error {
 }
 
 impl S3Storage {
-    /// The journals below a URL, with [`CACHE_BYTES_DEFAULT`] of cache in memory, and more in a temporary file.
+    /// The journals below a URL, with [`CACHE_BYTES_DEFAULT`] of cache in memory, and more in a
+    /// temporary file.
     ///
     /// # Errors
     /// There are no credentials, or no region.

@@ -1,8 +1,8 @@
-//! Frames that memory has no room for, in a nameless file: a restore walks the same objects once for every part
-//! of the disk that it writes, and they shall not come over the network as often.
+//! Frames that memory has no room for, in a nameless file: a restore walks the same objects once for
+//! every part of the disk that it writes, and they shall not come over the network as often.
 //!
-//! What always holds: the file has at most the bytes that it was given, and goes with the process however that
-//! ends; what is read of it is the frame that was asked for, or nothing.
+//! What always holds: the file has at most the bytes that it was given, and goes with the process however
+//! that ends; what is read of it is the frame that was asked for, or nothing.
 
 use super::cache::FrameId;
 use crate::object::FRAME_BYTES;
