@@ -9,7 +9,7 @@ mod export;
 mod moments;
 mod pool;
 mod s3;
-mod shop;
+pub mod shop;
 mod site;
 mod storage;
 mod thinned;

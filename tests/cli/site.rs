@@ -1,114 +1,20 @@
 //! A recovery site's daemon as a process: what is sent there is held there byte for byte, whatever is
 //! killed meanwhile, and restored with the source gone.
 
-use super::shop;
+use crate::conform::source::{LIMIT, Source, images, send};
 use crate::kit::{Cli, Outcome, Site, poll};
 use afterimage_journal::feed::Feed;
-use afterimage_journal::meta::{Copy, CopyCause, CopyEvent, Meta, SessionEvent};
+use afterimage_journal::layout;
 use afterimage_journal::replica::{Replica, ReplicaOptions};
 use afterimage_journal::storage::{RealStorage, Storage};
 use afterimage_journal::wire::{Ack, Inventory, Op, Sink, SinkError};
-use afterimage_journal::{Journal, Options, layout};
-use afterimage_link::{SiteUrl, TlsSink, TlsTarget, redeem};
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
-use uuid::Uuid;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_afterimage");
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// A journal that is being written, and where agents keep what they need for sites.
-struct Source {
-    dir: TempDir,
-    journal: Journal,
-    written: u64,
-}
-
-impl Source {
-    fn new() -> Self {
-        let dir = TempDir::with_prefix("src-").unwrap();
-        let state = dir.path().join("state");
-        layout::check_state(&state, true).unwrap();
-        let options = Options { unit_bytes: 1 << 20, ..Options::default() };
-        let group = Uuid::new_v4();
-        let journal_dir = layout::journal_dir(&state, "shop").unwrap();
-        let journal = Journal::create(&journal_dir, group, "shop", options).unwrap();
-        journal.set_config(&shop::config(group)).unwrap();
-        for volume in [1, 2] {
-            for event in [CopyEvent::Start, CopyEvent::End] {
-                let (id, cause) = (volume.into(), CopyCause::Initial);
-                let copy = Copy { id, volume, event, cause, upto: shop::DISK_BYTES };
-                journal.append_meta(&Meta::Copy(copy)).unwrap();
-            }
-        }
-        shop::session(&journal, 1, SessionEvent::Open);
-        Self { dir, journal, written: 0 }
-    }
-
-    /// Writes so many blocks, each with a byte of its own.
-    fn write(&mut self, blocks: u64) {
-        for _ in 0..blocks {
-            self.written += 1;
-            let block = self.written % (shop::DISK_BYTES / shop::WRITE_BYTES as u64);
-            shop::write(&self.journal, 1, block, self.written as u8);
-        }
-        shop::mark(&self.journal, self.written, None);
-        self.journal.sync().unwrap();
-    }
-
-    fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    /// Redeems an invitation of a site: a sink that leads there.
-    fn come_to(&self, site: &Site) -> TlsSink {
-        let url: SiteUrl = format!("tls://{}#{}", site.addr, site.invite("shop")).parse().unwrap();
-        let credentials = self.dir.path().join("credentials");
-        redeem(&url.addr, &url.invitation.unwrap(), &credentials).unwrap();
-        TlsSink::new(TlsTarget { addr: url.addr, credentials })
-    }
-}
-
-/// Sends all that a journal has, until the sink acknowledged all of it.
-fn send(feed: &mut Feed, sink: &mut dyn Sink, acked: &mut Ack) -> Result<(), SinkError> {
-    let inventory = sink.open(&feed.hello())?;
-    // What was acknowledged counts once the files before it are there, too: sent to the end before.
-    let complete = acked.watermark;
-    assert!(inventory.watermark >= complete, "{} < {complete}", inventory.watermark);
-    let mut watermark = complete;
-    feed.start(&inventory, sink.mirrors()).unwrap();
-    let (mut token, mut told, begin) = (0, 0, Instant::now());
-    let mut uncounted = BTreeSet::new();
-    loop {
-        let backlog = feed.backlog();
-        assert!(begin.elapsed() < LIMIT, "not sent in time: {backlog:?}, {uncounted:?}");
-        let op = match feed.fresh().unwrap() {
-            Some(op) => Some(op),
-            None => feed.background().unwrap(),
-        };
-        if let Some(op) = op {
-            match &op {
-                Op::Sync { token: asked, .. } => token = *asked,
-                Op::PutEnd { name, .. } => drop(uncounted.insert(*name)),
-                _ => {}
-            }
-            sink.apply(op)?;
-        } else if token == told && feed.backlog().background_files == 0 && uncounted.is_empty() {
-            acked.watermark = watermark;
-            return Ok(());
-        }
-        let wait = if token == told { Duration::ZERO } else { Duration::from_millis(5) };
-        if let Some(ack) = sink.ack(wait)? {
-            feed.acked(&ack);
-            uncounted.retain(|name| !ack.whole.contains(name));
-            told = ack.token;
-            watermark = watermark.max(ack.watermark);
-        }
-    }
-}
 
 fn replica(dir: &Path) -> Replica {
     let storage: Arc<dyn Storage> = RealStorage::shared();
@@ -152,12 +58,10 @@ fn refused(outcome: &Outcome, code: i32, words: &[&str]) {
     }
 }
 
-fn images(cli: &Cli, to: &Path) -> Vec<Vec<u8>> {
-    let to = to.display().to_string();
-    let report = cli.ok(&["restore", "web", "--at", "latest", "--to", &to, "--json"]);
-    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
-    let disks = report["disks"].as_array().unwrap();
-    disks.iter().map(|d| std::fs::read(d["path"].as_str().unwrap()).unwrap()).collect()
+/// The disks as they were last.
+#[track_caller]
+fn latest(cli: &Cli) -> Vec<Vec<u8>> {
+    images(cli, "latest").unwrap()
 }
 
 #[test]
@@ -201,10 +105,10 @@ fn with_the_source_gone_the_site_restores_lists_exports_and_verifies() {
     assert!(status["lag_ms"].as_u64().unwrap() < 60_000, "{status}");
     assert!(status["units"].as_u64().unwrap() >= 3 && status["error"].is_null(), "{status}");
     assert!(site.ok(&["status"]).contains("connected"));
-    let expected = images(&Cli::new(PROGRAM, source.state()), &dir.path().join("at-source"));
+    let expected = latest(&source.cli());
     drop((feed, sink, source));
     // With the daemon and without it.
-    assert_eq!(images(&site, &dir.path().join("beside")), expected);
+    assert_eq!(latest(&site), expected);
     let status = poll(LIMIT, || {
         let status = site.json(&["status", "shop"]);
         status["connection"].is_null().then_some(status)
@@ -213,7 +117,7 @@ fn with_the_source_gone_the_site_restores_lists_exports_and_verifies() {
     let state = site.state().to_owned();
     assert!(site.stop().success());
     let cli = Cli::new(PROGRAM, &state);
-    assert_eq!(images(&cli, &dir.path().join("alone")), expected);
+    assert_eq!(latest(&cli), expected);
     assert_eq!(cli.json(&["checkpoints", "web"]).as_array().unwrap().len(), 1);
     cli.ok(&["verify", "shop"]);
     let offline = cli.json(&["status", "shop"]);
@@ -246,7 +150,7 @@ fn a_site_that_is_killed_again_and_again_ends_with_the_same_files() {
                 Err(SinkError::Away(_)) => break false,
                 Err(other) => panic!("{other:?}"),
                 Ok(()) if kill.is_finished() => break true,
-                Ok(()) => source.write(50),
+                Ok(()) => drop(source.write(50)),
             }
         };
         kills += u32::from(!sent);
@@ -262,8 +166,7 @@ fn a_site_that_is_killed_again_and_again_ends_with_the_same_files() {
     send(&mut other, &mut near, &mut Ack::default()).unwrap();
     let mine: Inventory = near.open(&other.hello()).unwrap();
     assert_eq!(sink.open(&feed.hello()).unwrap().watermark, mine.watermark);
-    let (here, there) = (dir.path().join("a"), dir.path().join("b"));
-    assert_eq!(images(&site, &here), images(&Cli::new(PROGRAM, source.state()), &there));
+    assert_eq!(latest(&site), latest(&source.cli()));
     site.ok(&["verify", "shop"]);
 }
 
@@ -328,8 +231,7 @@ fn a_site_keeps_its_own_window_while_more_is_sent() {
     assert!(!files(&source.state()).keys().any(|n| n.starts_with("merged-")));
     source.write(10);
     send(&mut feed, &mut sink, &mut Ack::default()).unwrap();
-    let (here, there) = (dir.path().join("a"), dir.path().join("b"));
-    assert_eq!(images(&site, &here), images(&Cli::new(PROGRAM, source.state()), &there));
+    assert_eq!(latest(&site), latest(&source.cli()));
     let shown = site.ok(&["site", "set", "shop", "--window", "2h", "--limit", "200MiB"]);
     assert!(shown.contains("2h") && shown.contains("200"), "{shown}");
     let followed = poll(LIMIT, || {

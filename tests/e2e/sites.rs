@@ -1,12 +1,14 @@
 //! Sites of a real guest's journal: what a site acknowledged comes back from there alone.
 
-use super::evidence::{RAW, SOME_WRITES, history, identical, prefix_of};
+use super::evidence::{RAW, SOME_WRITES, history, identical, point_monitor_at, prefix_of};
 use super::{PROGRAM, STATE_LIMIT, Scene, restore};
 use crate::kit::s3::Server;
 use crate::kit::{Agent, Cli, Site};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Data in each image that is there before anybody writes, behind the writer's slots.
 const OLD_BYTES: u64 = 40 << 20;
@@ -272,4 +274,81 @@ fn a_server_a_bucket_and_a_directory_have_the_same_each_at_its_own_pace() {
 fn invitation(site: &Site) -> String {
     let line = site.invite("vm");
     line.split_once('#').map_or(line.clone(), |(_, invitation)| invitation.to_owned())
+}
+
+#[test]
+fn an_agent_whose_epoch_is_over_is_refused_everywhere_its_deletes_too() {
+    let server = Server::start();
+    drop(server.bucket());
+    let mut scene = Scene::new();
+    let far = Site::start(PROGRAM, site_dir(&scene, "far"), None);
+    let invited = format!("tls://{}#{}", far.addr, invitation(&far));
+    // (A directory has a lock, which the old one would hold.)
+    let names = [format!("tls://{}", far.addr), server.place()];
+    scene.vm.ask("writer start", "writer started");
+    let monitor = scene.dir.path().join("monitor");
+    point_monitor_at(&monitor, &scene.vm.agent_qmp());
+    let mut words = vec!["protect", "vm", "--checkpoint-every", "1s", "--qmp"];
+    let qmp = monitor.display().to_string();
+    words.extend([&qmp, "--site", &invited, "--site", &names[1]]);
+    scene.agent.ok(&words);
+    scene.agent.wait_state("vm", "protected", STATE_LIMIT);
+    scene.agent.ok(&["mark", "vm", "--tag", "before"]);
+    let before = scene.vm.ask_last("writer pause", "writer paused");
+    let first = head(&scene.agent);
+    for name in &names {
+        wait_level(&scene.agent, name, first);
+    }
+
+    // Its host hangs, and the guest is started elsewhere, under a second agent over a copy of the state.
+    let old = [scene.agent.guard_pid(), scene.agent.worker_pid().expect("a worker")];
+    let signal = |what| {
+        for pid in old {
+            kill_process(Pid::from_raw(pid as i32).unwrap(), what).unwrap();
+        }
+    };
+    signal(Signal::STOP);
+    let state = site_dir(&scene, "second");
+    scene.vm.kill();
+    let copied = Command::new("cp").arg("-a").args([scene.agent.state(), &state]).status();
+    assert!(copied.unwrap().success());
+    scene.vm = scene.builder.boot();
+    point_monitor_at(&monitor, &scene.vm.agent_qmp());
+    let second = Agent::start(PROGRAM, &state);
+    second.wait_state("vm", "protected", STATE_LIMIT);
+    scene.vm.ask("writer start", "writer started");
+    std::thread::sleep(SOME_WRITES);
+    let last = scene.vm.ask_last("writer pause", "writer paused");
+    assert!(last > before, "{before}, then {last}");
+    let now = head(&second);
+    for name in &names {
+        wait_level(&second, name, now);
+    }
+
+    // It comes back, and wants to have forgotten all but a second.
+    signal(Signal::CONT);
+    for name in &names {
+        let status = wait_site(&scene.agent, name, "refused");
+        let why = site(&status, name)["error"].as_str().unwrap().to_owned();
+        assert!(why.contains("epoch"), "{name}: {why}");
+    }
+    scene.agent.ok(&["set", "vm", "--window", "1s"]);
+    std::thread::sleep(SOME_WRITES);
+    for name in &names {
+        assert_eq!(site(&wait_site(&scene.agent, name, "refused"), name)["state"], "refused");
+        wait_level(&second, name, now);
+    }
+    let Scene { dir: all, vm, agent, images, .. } = scene;
+    agent.kill();
+    second.stop();
+    vm.quit();
+    let bucket = server.place();
+    for place in [far.state(), Path::new(&bucket)] {
+        let there = Cli::new(PROGRAM, place);
+        let latest = restore(&there, "latest", all.path());
+        assert_eq!(prefix_of(&latest), last, "{}", place.display());
+        identical(&images, &RAW, &latest);
+        let marked = prefix_of(&restore(&there, "tag:before", all.path()));
+        assert!(marked <= before, "{}: {marked} of {before}", place.display());
+    }
 }

@@ -1,7 +1,8 @@
-//! A source and two sites on hosts of their own (network namespaces): links are cut, swallow what is sent
-//! and flap, daemons die. In the end every site has what the source has, and the guest noticed nothing.
+//! A source, two sites and a bucket on hosts of their own (network namespaces): links are cut, swallow what
+//! is sent and flap, daemons die. In the end each has what the source has, and the guest noticed nothing.
 
 use super::{PROGRAM, STATE_LIMIT};
+use crate::kit::s3::{Host, Server};
 use crate::kit::{Agent, Cli, Disk, Net, SOURCE, Vm, VmBuilder, image, poll, prefix};
 use afterimage_journal::Seq;
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,6 +15,8 @@ use tempfile::TempDir;
 
 const DISK_BYTES: u64 = 64 << 20;
 const PORT: u16 = 7600;
+/// The host of the bucket's server.
+const BUCKET: &str = "bucket";
 /// How long the sites may take to be level once all is well again.
 const LEVEL_LIMIT: Duration = Duration::from_secs(120);
 /// The longest write that is the link's fault.
@@ -73,6 +76,7 @@ struct Scene {
     vm: Vm,
     agent: Agent,
     sites: Vec<Site>,
+    bucket: Server,
     net: Net,
     images: Vec<PathBuf>,
     dir: TempDir,
@@ -88,19 +92,22 @@ impl Scene {
             builder = builder.disk(Disk::raw(path));
         }
         let vm = builder.boot();
-        let net = Net::new(&["near", "far"]);
+        let net = Net::new(&["near", "far", BUCKET]);
+        let host = Host { address: net.address(BUCKET), namespace: Some(net.namespace(BUCKET)) };
+        let bucket = Server::start_at(&host);
         let sites = vec![Site::new(&net, "near", dir.path()), Site::new(&net, "far", dir.path())];
         let cli = net.cli(SOURCE, PROGRAM, &dir.path().join("state"));
         let agent = Agent::start_by(cli);
         let qmp = vm.agent_qmp().display().to_string();
         let invitations: Vec<String> = sites.iter().map(|s| s.invitation(&net)).collect();
         let mut words = vec!["protect", "vm", "--qmp", &qmp, "--window", "1h"];
-        for invitation in &invitations {
-            words.extend(["--site", invitation]);
+        let place = bucket.place();
+        for site in invitations.iter().chain([&place]) {
+            words.extend(["--site", site]);
         }
         agent.ok(&words);
         agent.wait_state("vm", "protected", STATE_LIMIT);
-        Self { vm, agent, sites, net, images, dir }
+        Self { vm, agent, sites, bucket, net, images, dir }
     }
 
     fn status(&self) -> Value {
@@ -117,9 +124,16 @@ impl Scene {
             let is_level = |s: &Value| {
                 s["watermark"].as_u64() >= Some(head) && s["background_bytes"].as_u64() == Some(0)
             };
-            (sites.len() == 2 && sites.iter().all(is_level)).then_some(())
+            (sites.len() == 3 && sites.iter().all(is_level)).then_some(())
         });
         assert!(level.is_some(), "not level: {}\n{}", self.status(), self.agent.last_words());
+    }
+
+    /// The command line at each site, and over the bucket.
+    fn there(&self) -> Vec<(&'static str, Cli)> {
+        let bucket = self.net.cli(SOURCE, PROGRAM, Path::new(&self.bucket.place()));
+        let sites = self.sites.iter().map(|s| (s.name, s.cli.clone()));
+        sites.chain([(BUCKET, bucket)]).collect()
     }
 }
 
@@ -137,11 +151,13 @@ impl Dice {
 
 /// One blow; most are undone by the next of their site, all in the end.
 fn strike(scene: &mut Scene, dice: &mut Dice) {
-    let at = dice.below(2) as usize;
-    let name = scene.sites[at].name;
+    let at = dice.below(3) as usize;
+    let name = scene.sites.get(at).map_or(BUCKET, |s| s.name);
     let what = dice.below(7);
     eprintln!("{name}: blow {what}");
     match what {
+        // The bucket's server is not ours to kill.
+        3 | 4 if name == BUCKET => scene.net.cut(name),
         0 => scene.net.cut(name),
         1 => scene.net.blackhole(name),
         2 => {
@@ -160,8 +176,8 @@ fn strike(scene: &mut Scene, dice: &mut Dice) {
         5 => drop(scene.agent.kill_worker()),
         _ => {
             scene.net.mend(name);
-            if scene.sites[at].daemon.is_none() {
-                scene.sites[at].serve();
+            if let Some(site) = scene.sites.get_mut(at).filter(|s| s.daemon.is_none()) {
+                site.serve();
             }
         }
     }
@@ -186,6 +202,7 @@ fn links(duration: Duration, pause: Duration, points: usize) {
         strike(&mut scene, &mut dice);
         std::thread::sleep(pause);
     }
+    scene.net.mend(BUCKET);
     for site in &mut scene.sites {
         scene.net.mend(site.name);
         if site.daemon.is_none() {
@@ -218,8 +235,8 @@ fn links(duration: Duration, pause: Duration, points: usize) {
         let paths: Vec<&Path> = here.iter().map(PathBuf::as_path).collect();
         let last = prefix::last(&paths).unwrap();
         assert!(i > 0 || last == acknowledged, "{last} of {acknowledged}");
-        for site in &scene.sites {
-            let there = restored(&site.cli, *seq, &dir.join(site.name));
+        for (name, cli) in scene.there() {
+            let there = restored(&cli, *seq, &dir.join(name));
             for (here, there) in here.iter().zip(&there) {
                 image::compare((here, "raw"), (there, "raw")).unwrap();
             }
@@ -229,14 +246,14 @@ fn links(duration: Duration, pause: Duration, points: usize) {
     drop(recovery);
 
     // The source's host is gone, with all that it had.
+    let there = scene.there();
     let state = scene.agent.state().to_owned();
     drop(scene.agent);
     scene.vm.quit();
     std::fs::remove_dir_all(state).unwrap();
-    for site in &mut scene.sites {
-        site.kill();
-        let copy =
-            restored(&site.cli, wanted[0], &scene.dir.path().join(format!("last-{}", site.name)));
+    scene.sites.iter_mut().for_each(Site::kill);
+    for (name, cli) in there {
+        let copy = restored(&cli, wanted[0], &scene.dir.path().join(format!("last-{name}")));
         for (source, copy) in scene.images.iter().zip(&copy) {
             image::compare((source, "raw"), (copy, "raw")).unwrap();
         }
@@ -244,12 +261,12 @@ fn links(duration: Duration, pause: Duration, points: usize) {
 }
 
 #[test]
-fn links_break_daemons_die_and_both_sites_end_with_what_the_source_has() {
+fn links_break_daemons_die_and_every_site_ends_with_what_the_source_has() {
     links(Duration::from_secs(20), Duration::from_millis(700), 6);
 }
 
 #[test]
 #[ignore = "long"]
-fn ten_minutes_of_broken_links_and_both_sites_end_with_what_the_source_has() {
+fn ten_minutes_of_broken_links_and_every_site_ends_with_what_the_source_has() {
     links(Duration::from_secs(600), Duration::from_secs(2), 50);
 }

@@ -324,11 +324,18 @@ impl Drop for Agent {
         }
         // The guard first, stopped: it must not start another worker between the two.
         send_signal(self.guard.id(), Signal::STOP);
-        for worker in children(self.guard.id()) {
+        let workers = children(self.guard.id());
+        for &worker in &workers {
             send_signal(worker, Signal::KILL);
         }
         let _ = self.guard.kill();
         let _ = self.guard.wait();
+        // A dying worker's sockets take connections until its end; whoever adopts it buries it.
+        let is_gone = |pid: &u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+        };
+        let _ = poll(REPLY_LIMIT, || workers.iter().all(is_gone).then_some(()));
     }
 }
 

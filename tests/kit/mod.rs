@@ -10,6 +10,7 @@
 mod agent;
 mod disk;
 mod export;
+pub mod faulty;
 mod filesystem;
 pub mod image;
 mod net;

@@ -52,13 +52,6 @@ impl Net {
         format!("10.77.{}.2", self.index(site))
     }
 
-    /// A program that runs on a host.
-    pub fn command(&self, host: &str, program: &Path) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.namespace(host)]).arg(program);
-        command
-    }
-
     /// The command line of a host over a state directory.
     pub fn cli(&self, host: &str, program: &str, state: &Path) -> Cli {
         Cli::new(program, state).through(&["ip", "netns", "exec", &self.namespace(host)])
@@ -97,7 +90,8 @@ impl Net {
         format!("to{}", self.index(site))
     }
 
-    fn namespace(&self, host: &str) -> String {
+    /// The name of a host's namespace.
+    pub fn namespace(&self, host: &str) -> String {
         format!("{}-{host}", self.prefix)
     }
 

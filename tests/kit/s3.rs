@@ -17,6 +17,7 @@ use afterimage_s3::url::S3Url;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -32,8 +33,45 @@ const SECRET: &str = "not-a-secret";
 /// A server on ports of its own, with one bucket. Ends with its drop.
 pub struct Server {
     child: Child,
+    host: Host,
     port: u16,
     _dir: tempfile::TempDir,
+}
+
+/// Where a server runs.
+#[derive(Clone)]
+pub struct Host {
+    /// Its address, as its clients reach it.
+    pub address: String,
+    /// A network namespace that it and its clients are in; `None`: this process's own.
+    pub namespace: Option<String>,
+}
+
+impl Host {
+    fn local() -> Self {
+        Self { address: "127.0.0.1".into(), namespace: None }
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let Some(namespace) = &self.namespace else { return Command::new(program) };
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(program);
+        command
+    }
+
+    /// Does something in its namespace: on a thread that goes there, as do those that it starts.
+    fn inside<T: Send>(&self, task: impl FnOnce() -> T + Send) -> T {
+        let Some(namespace) = &self.namespace else { return task() };
+        let file = File::open(Path::new("/run/netns").join(namespace)).unwrap();
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                let network = rustix::thread::LinkNameSpaceType::Network;
+                rustix::thread::move_into_link_name_space(file.as_fd(), Some(network)).unwrap();
+                task()
+            });
+            there.join().unwrap()
+        })
+    }
 }
 
 impl Drop for Server {
@@ -74,15 +112,20 @@ fn ports<const N: usize>() -> [u16; N] {
 impl Server {
     /// Starts one and makes its bucket.
     pub fn start() -> Self {
+        Self::start_at(&Host::local())
+    }
+
+    /// The same on a host of its own.
+    pub fn start_at(host: &Host) -> Self {
         for _ in 0..3 {
-            if let Some(server) = Self::try_start() {
+            if let Some(server) = Self::try_start(host) {
                 return server;
             }
         }
         panic!("seaweedfs did not start three times");
     }
 
-    fn try_start() -> Option<Self> {
+    fn try_start(host: &Host) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("s3.json");
         let identity = format!(
@@ -92,10 +135,13 @@ impl Server {
         std::fs::write(&config, identity).unwrap();
         let [master, volume, filer, port] = ports();
         let log = File::create(dir.path().join("log")).unwrap();
-        let child = Command::new(binary())
+        let address = &host.address;
+        let child = host
+            .command(&binary())
             .arg("server")
             .arg(format!("-dir={}", dir.path().display()))
-            .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"])
+            .args([format!("-ip={address}"), format!("-ip.bind={address}")])
+            .arg("-master.telemetry=false")
             .args(["-s3", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0"])
             .args(["-volume.max=100", "-master.volumeSizeLimitMB=256"])
             .arg(format!("-s3.config={}", config.display()))
@@ -114,7 +160,7 @@ impl Server {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut server = Self { child, port, _dir: dir };
+        let mut server = Self { child, host: host.clone(), port, _dir: dir };
         let begin = Instant::now();
         while begin.elapsed() < START_MAX {
             if server.answers() {
@@ -132,20 +178,20 @@ impl Server {
 
     fn answers(&self) -> bool {
         let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+            let mut stream = TcpStream::connect((self.host.address.as_str(), self.port))?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
             stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             Ok(text)
         };
-        ask().is_ok_and(|text| text.contains("AccessDenied"))
+        self.host.inside(ask).is_ok_and(|text| text.contains("AccessDenied"))
     }
 
     fn make_bucket(&self) {
         let begin = Instant::now();
         loop {
-            match self.bucket().make() {
+            match self.host.inside(|| self.bucket().make()) {
                 Ok(()) => return,
                 Err(e) if begin.elapsed() > START_MAX => panic!("make bucket: {e}"),
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
@@ -153,9 +199,14 @@ impl Server {
         }
     }
 
+    /// Where it listens.
+    pub fn addr(&self) -> String {
+        format!("{}:{}", self.host.address, self.port)
+    }
+
     /// Where its bucket is, as an option.
     pub fn place(&self) -> String {
-        format!("s3://{BUCKET}/site?endpoint=http://127.0.0.1:{}&region=test-1", self.port)
+        format!("s3://{BUCKET}/site?endpoint=http://{}&region=test-1", self.addr())
     }
 
     /// The same, read.

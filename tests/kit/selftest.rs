@@ -182,9 +182,9 @@ fn counter_is_on_the_disks_before_it_is_in_memory_and_says_when_not() {
     assert!(ram > 1 && disks.len() == 2 && disks.iter().all(|d| *d >= ram), "{stats}");
     let paused = vm.ask("counter pause", "counter paused ram=");
     let ram: u64 = field(&paused, "ram=").parse().unwrap();
-    // One of the disks put back by one: behind the memory.
+    // One of the disks put back by one: behind the memory. Each number has one of 64 slots.
     let file = File::options().write(true).open(&paths[1]).unwrap();
-    file.write_all_at(&(ram - 1).to_le_bytes(), 0).unwrap();
+    file.write_all_at(&(ram - 1).to_le_bytes(), ram % 64 * 4096).unwrap();
     vm.ask("counter start", "counter started");
     vm.wait_line("counter error op=count", LIMIT);
     vm.kill();
