@@ -2,6 +2,7 @@
 //! daemon follows; they work with and without one.
 
 mod list;
+mod seed;
 mod set;
 mod show;
 
@@ -35,6 +36,7 @@ enum SiteCommand {
     Revoke(RevokeArgs),
     Rotate(RotateArgs),
     Set(set::SetArgs),
+    Seed(seed::SeedArgs),
 }
 
 /// Run the site's daemon
@@ -109,6 +111,7 @@ pub fn run(args: &SiteArgs) -> Outcome {
             out::print(&format!("the site has a new certificate, valid until {}\n", time(until)))
         }
         SiteCommand::Set(args) => set::run(args),
+        SiteCommand::Seed(args) => seed::run(args),
     }
 }
 

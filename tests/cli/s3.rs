@@ -31,8 +31,23 @@ fn a_bucket_is_listed_restored_verified_and_exported_like_a_state_directory() {
         assert_eq!(head_of(&restored.json(), "system")[0], head, "{restored:?}");
     }
     bare.ok(&["verify", "web", "--at", "latest"]);
+    seeded(&shop, &bare);
     exported(&shop, &bare);
     refusals(&shop, &server);
+}
+
+/// A site gets the journal from the bucket.
+fn seeded(shop: &Shop, bare: &Cli) {
+    let site = Cli::new(shop.cli.program(), shop.path("site"));
+    site.ok(&["site", "enroll", "--group", "shop"]);
+    let from = bare.state().display().to_string();
+    site.ok(&["site", "seed", "shop", "--from", &from]);
+    for at in ["latest", "#1"] {
+        let [ours, theirs] =
+            [&shop.cli, &site].map(|cli| crate::conform::source::images(cli, at).unwrap());
+        assert!(ours == theirs, "{at} differs");
+    }
+    site.ok(&["verify", "shop"]);
 }
 
 fn exported(shop: &Shop, bare: &Cli) {

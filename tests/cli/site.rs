@@ -7,7 +7,7 @@ use afterimage_journal::feed::Feed;
 use afterimage_journal::layout;
 use afterimage_journal::replica::{Replica, ReplicaOptions};
 use afterimage_journal::storage::{RealStorage, Storage};
-use afterimage_journal::wire::{Ack, Inventory, Op, Sink, SinkError};
+use afterimage_journal::wire::{Ack, Hello, Inventory, Op, Sink, SinkError};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -239,6 +239,76 @@ fn a_site_keeps_its_own_window_while_more_is_sent() {
         (status["window_s"] == 7200 && status["limit_bytes"] == 200 << 20).then_some(())
     });
     assert!(followed.is_some(), "{}", site.json(&["status"]));
+}
+
+#[test]
+fn a_new_site_is_seeded_from_one_that_stands_and_gets_only_the_news_from_the_agent() {
+    let mut source = Source::new();
+    let dir = TempDir::with_prefix("site-").unwrap();
+    let old = Site::start(PROGRAM, dir.path().join("old"), None);
+    let mut positions = vec![source.write(700), source.write(500)];
+    let mut sink = source.come_to(&old);
+    let mut feed = Feed::new(&source.journal);
+    send(&mut feed, &mut sink, &mut Ack::default()).unwrap();
+    // Under the old site's daemon, while the source goes on.
+    let new = Site::start(PROGRAM, dir.path().join("new"), None);
+    let from = old.state().display().to_string();
+    let seeded = new.json(&["site", "seed", "shop", "--from", &from]);
+    assert_eq!(seeded["epoch"], feed.hello().epoch, "{seeded}");
+    let seeded_bytes = seeded["bytes"].as_u64().unwrap();
+    assert!(seeded_bytes > 1200 * 4096, "{seeded}");
+    for seq in &positions {
+        let at = format!("seq:{seq}");
+        assert!(images(&new, &at).unwrap() == images(&source.cli(), &at).unwrap(), "{at}");
+    }
+    // Again: there is nothing more to bring.
+    let again = new.json(&["site", "seed", "shop", "--from", &from]);
+    assert!(again["bytes"].as_u64().unwrap() < seeded_bytes / 4, "{again}");
+
+    positions.push(source.write(100));
+    let mut counted = Counted(source.come_to(&new), 0);
+    send(&mut Feed::new(&source.journal), &mut counted, &mut Ack::default()).unwrap();
+    assert!(counted.1 < 2 << 20, "{} bytes came over the network", counted.1);
+    send(&mut feed, &mut sink, &mut Ack::default()).unwrap();
+    for seq in &positions {
+        let at = format!("seq:{seq}");
+        let expected = images(&source.cli(), &at).unwrap();
+        assert!(images(&new, &at).unwrap() == expected, "{at} at the new site");
+        assert!(images(&old, &at).unwrap() == expected, "{at} at the old site");
+    }
+    new.ok(&["verify", "shop"]);
+
+    let new_state = new.state().display().to_string();
+    let seed = |group: &str, from: &str| new.run(&["site", "seed", group, "--from", from]);
+    refused(&seed("shop", &from), 4, &["in use by another process"]);
+    refused(&seed("nobody", &from), 2, &["nobody"]);
+    refused(&seed("web", &from), 2, &["guest of group shop"]);
+    refused(&seed("shop", &new_state), 2, &["this site itself"]);
+    refused(&seed("shop", "/nonexistent"), 2, &["/nonexistent"]);
+}
+
+/// Counts the bytes of records and files that pass.
+struct Counted<S>(S, usize);
+
+impl<S: Sink> Sink for Counted<S> {
+    fn open(&mut self, hello: &Hello) -> Result<Inventory, SinkError> {
+        self.0.open(hello)
+    }
+
+    fn apply(&mut self, op: Op) -> Result<(), SinkError> {
+        if let Op::Bytes { bytes, .. } | Op::Put { bytes, .. } = &op {
+            self.1 += bytes.len();
+        }
+        self.0.apply(op)
+    }
+
+    fn ack(&mut self, wait: Duration) -> Result<Option<Ack>, SinkError> {
+        self.0.ack(wait)
+    }
+
+    fn mirrors(&self) -> bool {
+        self.0.mirrors()
+    }
 }
 
 #[test]

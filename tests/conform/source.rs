@@ -112,7 +112,7 @@ impl Source {
     /// Redeems an invitation of a site: a sink that leads there.
     pub fn come_to(&self, site: &Site) -> TlsSink {
         let url: SiteUrl = format!("tls://{}#{}", site.addr, site.invite("shop")).parse().unwrap();
-        let credentials = self.dir.path().join("credentials");
+        let credentials = self.dir.path().join(format!("credentials-{}", site.addr));
         redeem(&url.addr, &url.invitation.unwrap(), &credentials).unwrap();
         TlsSink::new(TlsTarget { addr: url.addr, credentials })
     }

@@ -19,6 +19,7 @@ mod whole;
 
 use crate::error::{Error, Result};
 use crate::format::unit_header::BLOCK_BYTES;
+use crate::history::History;
 use crate::log::{Final, Journal};
 use crate::pool::FileName;
 use crate::wire::{Ack, Extent, Hello, Inventory, Op};
@@ -82,7 +83,20 @@ impl Feed {
     /// A feed of an open journal. It does not keep it open.
     #[must_use]
     pub fn new(journal: &Journal) -> Self {
-        let source = Source::new(journal);
+        Self::of(Source::new(journal))
+    }
+
+    /// A feed of a journal as it lies at a site, in a bucket or in a copy, for a sink that has nothing of it
+    /// or less. What is added there later is not in it. `history` is kept for as long as it is used: so
+    /// that nothing is given up.
+    ///
+    /// # Errors
+    /// The newest unit, or the epoch that was told, can't be read.
+    pub fn stored(history: &History) -> Result<Self> {
+        Source::stored(history).map(Self::of)
+    }
+
+    fn of(source: Source) -> Self {
         let seen = source.finals.now();
         Self {
             source,

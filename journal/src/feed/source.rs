@@ -7,17 +7,21 @@ use super::plan::SourceFile;
 use super::whole::Whole;
 use crate::Seq;
 use crate::catalogue::{find_elsewhere, units_of};
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
+use crate::format::align_up;
 use crate::format::cipher::Key;
-use crate::format::unit_header::UnitHeader;
+use crate::format::record::{HEADER_BYTES, Record};
+use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
+use crate::history::History;
 use crate::key;
 use crate::layout::Identity;
 use crate::log::{Final, Finals, Journal};
 use crate::merge::{Job, Unpaced, extract};
 use crate::pool::{FileName, Found, Places};
+use crate::replica::told_epoch;
 use crate::storage::{Lock, LockKind, Storage};
-use crate::unit::read_header;
+use crate::unit::{ScanEnd, read_header, read_unit};
 use crate::window::Stamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -60,6 +64,24 @@ impl Source {
             pin: None,
             pin_at: None,
         }
+    }
+
+    /// As it lies somewhere; `history` keeps it from being given up meanwhile.
+    pub fn stored(history: &History) -> Result<Self> {
+        let (storage, dir) = (Arc::clone(history.storage()), history.dir.clone());
+        let epoch = told_epoch(&*storage, &dir)?.max(history.epoch);
+        Ok(Self {
+            finals: Arc::new(Finals::fixed(last_final(history)?)),
+            identity: history.identity.clone(),
+            storage,
+            dir,
+            key: None,
+            clock: Arc::new(SystemClock),
+            epoch,
+            headers: BTreeMap::new(),
+            pin: None,
+            pin_at: None,
+        })
     }
 
     pub fn storage(&self) -> &dyn Storage {
@@ -168,6 +190,23 @@ impl Source {
         }
         opened
     }
+}
+
+/// How far a journal goes that nobody writes to: to the end of its newest unit's records.
+fn last_final(history: &History) -> Result<Final> {
+    let newest = history.units.iter().rfind(|unit| unit.count > 0);
+    let Some(newest) = newest else { return Ok(Final { ended: true, ..Final::default() }) };
+    let (name, number) = (newest.name, newest.name.numbers().1);
+    let group = history.identity.group.into_bytes();
+    let found = Found { name, path: newest.path.clone() };
+    let contents = read_unit(&**history.storage(), &found, group, None)?;
+    let end = |(at, record): &(u64, Record)| {
+        align_up(at + HEADER_BYTES + u64::from(record.payload_bytes))
+    };
+    let at = contents.records.iter().map(end).max().unwrap_or(BLOCK_BYTES);
+    let is_open = matches!(name, FileName::Unit(_)) && contents.end != ScanEnd::Sealed;
+    let sealed = number - u64::from(is_open);
+    Ok(Final { unit: number, at, watermark: history.head, sealed, ended: true })
 }
 
 /// What is told of a file that is gone from the list that a plan was made of.

@@ -19,10 +19,12 @@ mod ground;
 mod group;
 mod groups;
 mod notify;
+mod seed;
 pub mod settings;
 pub mod status;
 
 pub use daemon::{SiteArgs, serve};
+pub use seed::{Seeded, seed};
 pub use settings::GroupSettings;
 pub use status::{ConnectionStatus, SiteGroupStatus};
 

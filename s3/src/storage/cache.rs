@@ -34,10 +34,12 @@ impl Frames {
         Some(Arc::clone(frame))
     }
 
-    /// The newest stays, however large.
-    pub fn put(&mut self, id: FrameId, frame: Arc<Vec<u8>>) {
+    /// Takes a frame and gives those back that there is no room for any more. The newest stays, however
+    /// large.
+    pub fn put(&mut self, id: FrameId, frame: Arc<Vec<u8>>) -> Vec<(FrameId, Arc<Vec<u8>>)> {
+        let mut gone = Vec::new();
         if self.held.contains_key(&id) {
-            return;
+            return gone;
         }
         self.bytes += frame.len();
         self.clock += 1;
@@ -47,8 +49,10 @@ impl Frames {
             let Some((_, oldest)) = self.by_age.pop_first() else { break };
             if let Some((_, frame)) = self.held.remove(&oldest) {
                 self.bytes -= frame.len();
+                gone.push((oldest, frame));
             }
         }
+        gone
     }
 }
 

@@ -99,32 +99,49 @@ impl Fetcher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A frame's bytes, and whether objects behind this one are wanted soon.
+    /// Reads bytes of a frame from its byte `skip` on; whether objects behind this one are wanted soon.
     ///
     /// # Errors
-    /// It can't be read, or is damaged.
-    pub fn frame(&self, place: &Place, i: usize) -> Result<(Arc<Vec<u8>>, bool), FetchError> {
+    /// It can't be read, or is damaged, or ends before them.
+    pub fn read(
+        &self,
+        place: &Place,
+        i: usize,
+        skip: usize,
+        bytes: &mut [u8],
+    ) -> Result<bool, FetchError> {
         let id = (place.random, i);
         let mut held = self.held();
-        loop {
+        let (frame, in_order) = loop {
             if let Some(frame) = held.frames.get(&id) {
-                let came_ahead = held.came_ahead.remove(&place.random);
-                return Ok((frame, came_ahead));
+                break (frame, held.came_ahead.remove(&place.random));
             }
+            // The part alone: what a frame has else is for another time.
             if let Some(spill) = self.spill.as_ref().filter(|s| s.has(&id)) {
                 let came_ahead = held.came_ahead.remove(&place.random);
                 drop(held);
-                if let Some(frame) = spill.get(&id).map(Arc::new) {
-                    self.held().frames.put(id, Arc::clone(&frame));
-                    return Ok((frame, came_ahead));
+                if spill.read(&id, skip, bytes) {
+                    return Ok(came_ahead);
                 }
                 held = self.held();
             }
             if !held.running.contains(&place.random) {
-                break;
+                break self.missing(held, place, i)?;
             }
             held = self.changed.wait(held).unwrap_or_else(PoisonError::into_inner);
-        }
+        };
+        let part = frame.get(skip..skip + bytes.len());
+        bytes.copy_from_slice(part.ok_or_else(|| damaged(place, "a frame is too short"))?);
+        Ok(in_order)
+    }
+
+    /// Fetches a frame that is nowhere here, alone or with all of its object.
+    fn missing(
+        &self,
+        mut held: MutexGuard<'_, Held>,
+        place: &Place,
+        i: usize,
+    ) -> Result<(Arc<Vec<u8>>, bool), FetchError> {
         if held.missed.len() >= INDEXES_MAX {
             held.missed.clear();
         }
@@ -177,13 +194,13 @@ impl Fetcher {
         Ok(frame)
     }
 
-    /// Takes frames into the cache.
+    /// Takes frames into the cache; those that it has no room for any more go to the temporary file.
     fn keep(&self, frames: impl Iterator<Item = (FrameId, Arc<Vec<u8>>)>) {
         for (id, frame) in frames {
+            let gone = self.held().frames.put(id, frame);
             if let Some(spill) = &self.spill {
-                spill.put(id, &frame);
+                gone.iter().for_each(|(id, frame)| spill.put(*id, frame));
             }
-            self.held().frames.put(id, frame);
         }
     }
 

@@ -56,14 +56,14 @@ pub(crate) fn read_at(
         while next < to {
             let within = next - segment.at;
             let number = (within / FRAME_BYTES as u64) as usize;
-            let (frame, in_order) = fetcher.frame(&place, number)?;
+            let skip = (within % FRAME_BYTES as u64) as usize;
+            let some = (FRAME_BYTES - skip).min((to - next) as usize);
+            let start = (next - at) as usize;
+            let wanted = &mut buffer[start..start + some];
+            let in_order = fetcher.read(&place, number, skip, wanted)?;
             if let (true, Some(state)) = (in_order, behind) {
                 fetcher.ahead(following(root, state, name, i));
             }
-            let skip = (within % FRAME_BYTES as u64) as usize;
-            let some = (frame.len() - skip).min((to - next) as usize);
-            let start = (next - at) as usize;
-            buffer[start..start + some].copy_from_slice(&frame[skip..skip + some]);
             next += some as u64;
         }
     }

@@ -6,7 +6,7 @@
 
 use super::cache::FrameId;
 use crate::object::FRAME_BYTES;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -30,6 +30,8 @@ struct Slots {
     /// Slot and bytes of each frame.
     at: HashMap<FrameId, (usize, usize)>,
     held: Vec<Option<FrameId>>,
+    /// Slots that are being written.
+    busy: HashSet<usize>,
     next: usize,
     /// How many there may be; 0: the disk is full or fails, nothing is kept any more.
     most: usize,
@@ -51,7 +53,8 @@ impl Spill {
 
     fn over(file: File, bytes_max: u64) -> Self {
         let most = usize::try_from(bytes_max / FRAME_BYTES as u64).unwrap_or(usize::MAX);
-        let slots = Slots { at: HashMap::new(), held: Vec::new(), next: 0, most };
+        let slots =
+            Slots { at: HashMap::new(), held: Vec::new(), busy: HashSet::new(), next: 0, most };
         Self { file, slots: Mutex::new(slots) }
     }
 
@@ -63,13 +66,15 @@ impl Spill {
         self.slots().at.contains_key(id)
     }
 
-    /// A frame, if it is there.
-    pub fn get(&self, id: &FrameId) -> Option<Vec<u8>> {
-        let (slot, bytes) = *self.slots().at.get(id)?;
-        let mut frame = vec![0; bytes];
-        self.file.read_exact_at(&mut frame, slot as u64 * FRAME_BYTES as u64).ok()?;
+    /// Reads bytes of a frame from its byte `skip` on; `false`: they are not there.
+    pub fn read(&self, id: &FrameId, skip: usize, bytes: &mut [u8]) -> bool {
+        let Some((slot, frame_bytes)) = self.slots().at.get(id).copied() else { return false };
+        let at = slot as u64 * FRAME_BYTES as u64 + skip as u64;
+        if skip + bytes.len() > frame_bytes || self.file.read_exact_at(bytes, at).is_err() {
+            return false;
+        }
         // Nobody took its place meanwhile.
-        (self.slots().at.get(id) == Some(&(slot, bytes))).then_some(frame)
+        self.slots().at.get(id) == Some(&(slot, frame_bytes))
     }
 
     /// Keeps a frame, in the place of the oldest if there is no other.
@@ -79,6 +84,10 @@ impl Spill {
             return;
         }
         let slot = slots.next;
+        // Once round while one frame was written: that one is newer.
+        if !slots.busy.insert(slot) {
+            return;
+        }
         slots.next = (slot + 1) % slots.most;
         if slot == slots.held.len() {
             slots.held.push(None);
@@ -86,7 +95,11 @@ impl Spill {
         if let Some(old) = slots.held[slot].take() {
             slots.at.remove(&old);
         }
-        match self.file.write_all_at(frame, slot as u64 * FRAME_BYTES as u64) {
+        drop(slots);
+        let written = self.file.write_all_at(frame, slot as u64 * FRAME_BYTES as u64);
+        let mut slots = self.slots();
+        slots.busy.remove(&slot);
+        match written {
             Ok(()) => {
                 slots.held[slot] = Some(id);
                 slots.at.insert(id, (slot, frame.len()));
@@ -110,8 +123,10 @@ mod tests {
             spill.put(([n; 16], 0), &vec![n; FRAME_BYTES - n as usize]);
         }
         for n in 0..5_u8 {
-            let expected = (n >= 2).then(|| vec![n; FRAME_BYTES - n as usize]);
-            assert_eq!(spill.get(&([n; 16], 0)), expected, "{n}");
+            let mut read = vec![0xff; FRAME_BYTES - n as usize - 7];
+            assert_eq!(spill.read(&([n; 16], 0), 7, &mut read), n >= 2, "{n}");
+            assert!(n < 2 || read.iter().all(|byte| *byte == n), "{n}");
+            assert!(!spill.read(&([n; 16], 0), 8 + n as usize, &mut read), "behind its end");
         }
         assert!(spill.file.metadata().unwrap().len() <= 3 * FRAME_BYTES as u64);
     }

@@ -225,9 +225,22 @@ impl Store for Bucket {
                 "{place}: the server sends {length:?} bytes where at most {limit} were asked for"
             )));
         }
-        let whole = async move { tokio::time::timeout(REQUEST_MAX, answer.body.collect()).await };
-        match wait(&self.handle, whole)? {
-            Ok(Ok(bytes)) => Ok(bytes.to_vec()),
+        let length = length.unwrap_or_default() as usize;
+        let mut body = answer.body;
+        let whole = async move {
+            let mut bytes = Vec::with_capacity(length);
+            let all = async {
+                while let Some(piece) = body.try_next().await? {
+                    bytes.extend_from_slice(&piece);
+                }
+                Ok(bytes)
+            };
+            tokio::time::timeout(REQUEST_MAX, all).await
+        };
+        let read: Result<Result<_, aws_sdk_s3::primitives::ByteStreamError>, _> =
+            wait(&self.handle, whole)?;
+        match read {
+            Ok(Ok(bytes)) => Ok(bytes),
             Ok(Err(e)) => Err(StoreError::Unclear(format!("{place}: {}", DisplayErrorContext(&e)))),
             Err(_) => Err(StoreError::Unclear(format!("{place}: not there after {REQUEST_MAX:?}"))),
         }
