@@ -33,8 +33,23 @@ pub struct UndoSnapshot {
     pub resume: Option<SnapshotMode>,
 }
 
+/// Pause before a monitor that broke off is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
 impl UndoSnapshot {
+    /// Until it is done, however often the monitor breaks off: QEMU 10.0 resets a connection that comes while
+    /// it takes leave of the one before (some in a hundred on a busy host), and lives on. One that is
+    /// gone refuses the next.
     async fn run(&self, limit: Duration) -> Result<()> {
+        loop {
+            match self.try_run(limit).await {
+                Err(Error::Closed { .. }) => tokio::time::sleep(RETRY_PAUSE).await,
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn try_run(&self, limit: Duration) -> Result<()> {
         let qemu = match &self.monitor {
             MonitorChannel::Socket(path) => Qemu::connect(path).await?,
             MonitorChannel::Libvirt(target) => {

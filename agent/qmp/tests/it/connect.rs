@@ -8,9 +8,10 @@ use std::{
 };
 
 use afterimage_qmp::{Client, Error, Kind, Limits};
+use serde_json::json;
 
 use crate::{
-    fakes::Fake,
+    fakes::{Fake, returns},
     rig::{DRIVE_RAW, Process, Vm, wait_for_socket},
 };
 
@@ -41,6 +42,17 @@ async fn a_socket_without_a_listener_is_a_process_that_has_ended() {
     let path = folder.path().join("socket");
     drop(UnixListener::bind(&path).unwrap());
     assert!(matches!(refused(&path).await, Error::Refused { .. }));
+}
+
+/// QEMU 10.0 says to a new client what was meant for the one that it is taking leave of.
+#[tokio::test]
+async fn events_before_the_greeting_are_another_clients() {
+    let event = b"{\"timestamp\": {\"seconds\": 1}, \"event\": \"STOP\"}\r\n";
+    let fake = Fake::qmp_behind(event, |request| returns(request, json!({})));
+    Client::connect(&fake.path).await.unwrap();
+    // Without a greeting behind them it is no monitor all the same.
+    let fake = Fake::saying(event);
+    assert!(matches!(refused(&fake.path).await, Error::Silent { .. }));
 }
 
 #[tokio::test]

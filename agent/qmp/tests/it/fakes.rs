@@ -42,7 +42,16 @@ impl Fake {
 
     /// Greets as QMP, then answers each request with what `answer` says.
     pub fn qmp(answer: impl Fn(&Value) -> Vec<u8> + Send + Sync + Clone + 'static) -> Fake {
+        Fake::qmp_behind(b"", answer)
+    }
+
+    /// The same behind something that it says first.
+    pub fn qmp_behind(
+        what: &'static [u8],
+        answer: impl Fn(&Value) -> Vec<u8> + Send + Sync + Clone + 'static,
+    ) -> Fake {
         Fake::new(move |mut stream| {
+            stream.write_all(what).unwrap();
             let greeting = json!({ "QMP": { "version": {}, "capabilities": [] } });
             writeln!(stream, "{greeting}").unwrap();
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
