@@ -35,8 +35,6 @@ pub struct Faulty {
 struct Shared {
     server: SocketAddr,
     ends: AtomicBool,
-    /// No faults at the moment.
-    is_good: AtomicBool,
     dice: AtomicU64,
     faults: AtomicU64,
 }
@@ -49,7 +47,6 @@ impl Faulty {
         let shared = Arc::new(Shared {
             server,
             ends: AtomicBool::new(false),
-            is_good: AtomicBool::new(false),
             dice: AtomicU64::new(seed),
             faults: AtomicU64::new(0),
         });
@@ -65,11 +62,6 @@ impl Faulty {
             }
         });
         Self { addr, shared, thread: Some(thread) }
-    }
-
-    /// From now on nothing, or again something, befalls requests.
-    pub fn behave(&self, well: bool) {
-        self.shared.is_good.store(well, Ordering::SeqCst);
     }
 
     /// Requests that fared badly.
@@ -103,7 +95,7 @@ impl Shared {
     fn pass(&self, mut client: &TcpStream) -> std::io::Result<()> {
         client.set_read_timeout(Some(STANDSTILL_MAX))?;
         let Some(request) = read_request(client)? else { return Ok(()) };
-        let is_good = self.is_good.load(Ordering::SeqCst) || self.roll(ONE_IN) > 0;
+        let is_good = self.roll(ONE_IN) > 0;
         self.faults.fetch_add(u64::from(!is_good), Ordering::SeqCst);
         let answer = match if is_good { 9 } else { self.roll(6) } {
             0 => {

@@ -32,7 +32,7 @@ pub struct Seeded {
 /// # Errors
 /// The site's daemon has the group open for an agent, the site holds another journal of that name or more
 /// than is brought; the journal can't be read; there is no room.
-pub fn seed(state: &Path, from: &History, said: &mut dyn FnMut(Seeded)) -> Result<Seeded> {
+pub fn seed(state: &Path, from: &History) -> Result<Seeded> {
     let name = &from.identity.name;
     let storage: Arc<dyn Storage> = RealStorage::shared();
     let dir = layout::journal_dir(state, name)?;
@@ -60,12 +60,10 @@ pub fn seed(state: &Path, from: &History, said: &mut dyn FnMut(Seeded)) -> Resul
         replica.apply(op).map_err(taken)?;
         if let Some(ack) = replica.ack(Duration::ZERO).map_err(taken)? {
             feed.acked(&ack);
-            said(seeded);
         }
     }
     // Files count once a sync is behind them.
     let last = Op::Sync { token: u64::MAX, watermark: from.head, wall_ns: 0 };
     replica.apply(last).map_err(taken)?;
-    said(seeded);
     Ok(seeded)
 }

@@ -45,7 +45,7 @@ pub fn run(args: &SeedArgs) -> Outcome {
     if let Some(damage) = from.damage.first() {
         show::complain(format!("what is damaged there is left out: {}", damage.what));
     }
-    let seeded = site::seed(state, &from, &mut |_| {})?;
+    let seeded = site::seed(state, &from)?;
     if args.json {
         return show::print_json(&seeded);
     }
