@@ -15,6 +15,7 @@ mod model;
 mod mortal;
 mod pool;
 mod power;
+mod reopening;
 mod ring;
 mod rot;
 mod rounds;
