@@ -47,6 +47,19 @@ impl StateArgs {
     /// There is none, it can't be read, or no journal knows the name; of a bucket: the text is no URL,
     /// there are no credentials.
     pub fn open(&self, name: &str) -> Outcome<Recovery> {
+        self.open_with(name, |bucket| bucket)
+    }
+
+    /// As [`Self::open`], to read here and there, and the same again: what memory has no room for is
+    /// kept in a temporary file, so that a bucket gives it once.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_to_reread(&self, name: &str) -> Outcome<Recovery> {
+        self.open_with(name, S3Storage::with_temporary_file)
+    }
+
+    fn open_with(&self, name: &str, made: fn(S3Storage) -> S3Storage) -> Outcome<Recovery> {
         let Some(text) = self.state.to_str().filter(|text| S3Url::is_meant(text)) else {
             return Ok(afterimage_restore::open(&self.state, name)?);
         };
@@ -54,7 +67,7 @@ impl StateArgs {
         let bucket = S3Storage::connect(&url).map_err(|e| Failure::usage(e.to_string()))?;
         bucket.check().map_err(|e| Failure { code: 4, message: e.to_string() })?;
         let state = bucket.state_dir().to_owned();
-        let storage: Arc<dyn Storage> = Arc::new(bucket);
+        let storage: Arc<dyn Storage> = Arc::new(made(bucket));
         Ok(afterimage_restore::open_in(&storage, &state, name)?)
     }
 }

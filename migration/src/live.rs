@@ -1,13 +1,18 @@
 //! A stream whose guest runs before its memory is there (QEMU's postcopy), and what it asks for.
 //!
 //! ```text
-//!  head, OPEN_RETURN_PATH, ADVISE, blocks, DISCARD .., PACKAGED { LISTEN, devices, RUN }      the guest runs
+//!  head, OPEN_RETURN_PATH, ADVISE, blocks, DISCARD .., PACKAGED { LISTEN, devices, PING, RUN }
+//!                                                                                 ◄─ PONG: the guest runs
 //!  then sections of pages in any order, each page at most once                    ◄─ requests
 //!  END, end mark                                                                  ◄─ SHUT
 //! ```
 //!
 //! What always holds: no page is given twice, which QEMU would refuse; a page that is never given is
 //! one of zeroes. A block's host pages have [`PAGE_BYTES`]: memory of larger ones can't be given so.
+//!
+//! The stream may end only behind the PONG. A device's state may look at memory when it is loaded (an
+//! APIC's does), and wait for a page; QEMU takes what was never given for zeroes only when all that is
+//! loaded, and would wait for ever for the other one.
 //!
 //! Facts are from QEMU 8.2 to 10.0: `migration/savevm.c`, `migration/ram.c`, `migration/postcopy-ram.c`,
 //! `docs/devel/migration/postcopy.rst`, and from what two QEMU 10.0.2 said to each other.
@@ -74,12 +79,14 @@ impl<W: Write> LiveWriter<W> {
             let body = [&[DISCARD_VERSION, length], name, &[0], &range].concat();
             writer.command(wire::POSTCOPY_RAM_DISCARD, &body)?;
         }
-        // Bytes of the package: two commands without a body, and the devices.
-        let bytes = u32::try_from(devices.len() + 2 * 5).ok().filter(|b| *b < PACKAGE_BYTES_MAX);
+        // Bytes of the package: two commands without a body, one with four bytes, and the devices.
+        let bytes =
+            u32::try_from(devices.len() + 2 * 5 + 9).ok().filter(|b| *b < PACKAGE_BYTES_MAX);
         let bytes = bytes.ok_or_else(|| refused("device state that is too large".into()))?;
         writer.command(wire::PACKAGED, &bytes.to_be_bytes())?;
         writer.command(wire::POSTCOPY_LISTEN, &[])?;
         writer.out.write_all(devices)?;
+        writer.command(wire::PING, &LOADED.to_be_bytes())?;
         writer.command(wire::POSTCOPY_RUN, &[])?;
         writer.out.flush()?;
         Ok(writer)
@@ -121,7 +128,8 @@ impl<W: Write> LiveWriter<W> {
         self.out.flush()
     }
 
-    /// Ends the stream: pages that were not given are zero. Gives `out` back, flushed.
+    /// Ends the stream: pages that were not given are zero. Gives `out` back, flushed. Only behind
+    /// [`Answer::Loaded`], or QEMU may wait for ever.
     ///
     /// # Errors
     /// Those of `out`.
@@ -168,6 +176,8 @@ impl<W: Write> LiveWriter<W> {
     }
 }
 
+/// What the PING behind the devices says, and QEMU repeats.
+const LOADED: u32 = 3;
 /// `postcopy_ram_discard_version`.
 const DISCARD_VERSION: u8 = 0;
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -189,6 +199,8 @@ pub enum Answer {
     },
     /// It is done; 0: it has everything.
     Shut(u32),
+    /// It has loaded its devices.
+    Loaded,
     /// Something that needs no reply.
     Other(u16),
 }
@@ -230,6 +242,7 @@ impl Answers {
 fn answer(kind: u16, body: &[u8]) -> Option<Answer> {
     match kind {
         1 => Some(Answer::Shut(u32::from_be_bytes(body.try_into().ok()?))),
+        2 if body == LOADED.to_be_bytes() => Some(Answer::Loaded),
         3 | 4 => {
             let (offset, rest) = body.split_first_chunk()?;
             let (bytes, rest) = rest.split_first_chunk()?;

@@ -40,6 +40,7 @@ pub const RAM_VERSION: u32 = 4;
 
 /// Commands: `migration/savevm.h`, `enum qemu_vm_cmd`.
 pub const OPEN_RETURN_PATH: u16 = 1;
+pub const PING: u16 = 2;
 pub const POSTCOPY_ADVISE: u16 = 3;
 pub const POSTCOPY_LISTEN: u16 = 4;
 pub const POSTCOPY_RUN: u16 = 5;

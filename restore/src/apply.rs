@@ -4,7 +4,7 @@
 //! What always holds: no byte reaches a target whose record failed its checksum (I-12): a batch in
 //! which one did is not written; memory is two batches' data and what [`runs`] takes.
 
-use crate::batch::{Batch, Batches, Read};
+use crate::batch::{Batch, Batches, Order, Read};
 use crate::direct::Aligned;
 use crate::error::Error;
 use crate::plan::{Plan, shown};
@@ -86,18 +86,18 @@ struct Filled {
 }
 
 /// Reads every record of the plan and writes what is needed of it to the targets (one a volume, in
-/// the plan's order; they must be empty, so that what isn't written is zero).
+/// the plan's order; they must be empty, so that what isn't written is zero), in that order: a target
+/// that is a stream needs [`Order::Address`].
 pub(crate) fn apply(
     history: &History,
-    plan: &Plan,
+    (plan, order): (&Plan, Order),
     targets: &mut [Box<dyn Target>],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), Fault> {
     let total_bytes = plan.bytes();
-    let mut done_bytes = 0;
-    progress(Progress { done_bytes, total_bytes });
+    progress(Progress { done_bytes: 0, total_bytes });
     let source = Reader::new(history);
-    let mut batches = Batches::new(history, plan);
+    let mut batches = Batches::new(history, plan, order);
     let mut next = || batches.next().transpose().map_err(Fault::Journal);
     let mut planned = next()?;
     let mut filled: Option<Filled> = None;
@@ -105,7 +105,7 @@ pub(crate) fn apply(
     while planned.is_some() || filled.is_some() {
         let (now, before) = (planned.take(), filled.take());
         let mut data = std::mem::take(&mut spare);
-        let written = before.as_ref().map_or(0, |f| f.batch.range.end - f.batch.range.start);
+        let done_bytes = before.as_ref().map(|f| f.batch.done_bytes);
         std::thread::scope(|scope| {
             let writer = before.map(|f| scope.spawn(|| write(f, targets)));
             let reader = now.map(|batch| {
@@ -122,9 +122,11 @@ pub(crate) fn apply(
             planned = looked_up?;
             Ok(())
         })?;
-        done_bytes += written;
-        progress(Progress { done_bytes, total_bytes });
+        if let Some(done_bytes) = done_bytes {
+            progress(Progress { done_bytes, total_bytes });
+        }
     }
+    progress(Progress { done_bytes: total_bytes, total_bytes });
     Ok(())
 }
 
@@ -168,7 +170,7 @@ fn fill(reader: &Reader<'_>, batch: &Batch, data: &mut Aligned) -> Result<(), Fa
         Some((read, why)) => {
             let read = &batch.reads[read];
             let addr = batch.writes[read.writes.start].addr;
-            let rotten = Rotten { entry: read.entry, volume: batch.volume, addr, why };
+            let rotten = Rotten { entry: read.entry, volume: read.volume, addr, why };
             Err(Fault::Record(Box::new(rotten)))
         }
     }
@@ -194,14 +196,17 @@ fn slots<'d>(batch: &Batch, data: &'d mut [u8]) -> Vec<&'d mut [u8]> {
 /// Writes a batch; gives its memory back.
 fn write(filled: Filled, targets: &mut [Box<dyn Target>]) -> Result<Aligned, Fault> {
     let Filled { batch, data } = filled;
-    let failed = |e| Fault::Target(batch.volume, e);
-    let target = targets
-        .get_mut(batch.volume)
-        .ok_or_else(|| failed(io::Error::other("the plan has no such volume")))?;
-    for extent in &batch.extents {
-        let behind = extent.from + (extent.end - extent.start) as usize;
-        target.write(extent.start, &data[extent.from..behind]).map_err(failed)?;
+    for extents in batch.extents.chunk_by(|a, b| a.volume == b.volume) {
+        let volume = extents[0].volume;
+        let failed = |e| Fault::Target(volume, e);
+        let target = targets
+            .get_mut(volume)
+            .ok_or_else(|| failed(io::Error::other("the plan has no such volume")))?;
+        for extent in extents {
+            let behind = extent.from + (extent.end - extent.start) as usize;
+            target.write(extent.start, &data[extent.from..behind]).map_err(failed)?;
+        }
+        target.begin_sync();
     }
-    target.begin_sync();
     Ok(data)
 }

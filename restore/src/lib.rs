@@ -34,7 +34,10 @@ mod verify;
 mod warm;
 
 pub use afterimage_journal::history::{Point, When};
-pub use batch::{BATCH_BYTES_MAX, BATCH_PIECES_MAX, Batch, Batches, Extent, Read, Write};
+pub use batch::{
+    BATCH_BYTES_MAX, BATCH_PIECES_MAX, Batch, Batches, Extent, LOG_BATCH_BYTES_MAX, Order, Read,
+    Write,
+};
 pub use error::{DamagedRecord, Error, Kind, Nearest, Result};
 pub use export::{
     ExportOptions, ExportReport, ExportedDisk, ExportedMemory, Exporting, SOCKET_PATH_BYTES_MAX,

@@ -1,6 +1,7 @@
 //! A restore from end to end: decide, write, make whole, name.
 
 use crate::apply::apply;
+use crate::batch::Order;
 use crate::error::{Error, Result};
 use crate::open::Recovery;
 use crate::plan::{Format, Plan, Selection, VolumePlan, plan};
@@ -192,7 +193,7 @@ impl Work<'_> {
         let guest = self.recovery.guest.as_deref();
         let mut targets = open_targets(self.plan, self.format, drafts)?;
         let path = |volume: usize| drafts[volume].partial.clone();
-        apply(history, self.plan, &mut targets, progress)
+        apply(history, (self.plan, Order::of(history)), &mut targets, progress)
             .map_err(|fault| fault.into_error(history, guest, self.plan, path))?;
         for (target, draft) in targets.iter_mut().zip(drafts) {
             target.finish().map_err(|e| Error::target("complete", &draft.partial, e))?;

@@ -59,7 +59,7 @@ pub struct ExportArgs {
 /// Runs it.
 pub fn run(args: &ExportArgs) -> Outcome {
     let wanted = when::parse_here(&args.at)?;
-    let mut recovery = args.state.open(&args.name)?;
+    let mut recovery = args.state.open_to_reread(&args.name)?;
     args.key.unlock(&mut recovery)?;
     let name = recovery.name().to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread()

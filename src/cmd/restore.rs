@@ -56,7 +56,10 @@ enum ImageFormat {
 /// Runs it.
 pub fn run(args: &RestoreArgs) -> Outcome {
     let wanted = when::parse_here(&args.at)?;
-    let mut recovery = args.state.open(&args.name)?;
+    let mut recovery = match args.warm {
+        true => args.state.open_to_reread(&args.name)?,
+        false => args.state.open(&args.name)?,
+    };
     args.key.unlock(&mut recovery)?;
     let options = RestoreOptions {
         to: args.to.clone(),

@@ -32,7 +32,10 @@ pub struct VerifyArgs {
 /// Runs it.
 pub fn run(args: &VerifyArgs) -> Outcome {
     let wanted = args.at.as_deref().map(when::parse_here).transpose()?;
-    let mut recovery = args.state.open(&args.name)?;
+    let mut recovery = match wanted {
+        Some(_) => args.state.open_to_reread(&args.name)?,
+        None => args.state.open(&args.name)?,
+    };
     args.key.unlock(&mut recovery)?;
     let bar = Bar::new("verify");
     let mut progress = |p: Progress| bar.set(p.done_bytes, p.total_bytes);

@@ -83,6 +83,11 @@ pub trait Storage: Send + Sync + Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Whether files lie behind a network: better read once, from start to end, than here and there.
+    fn is_far(&self) -> bool {
+        false
+    }
+
     /// Names in a directory, in no order.
     ///
     /// # Errors

@@ -8,12 +8,14 @@
 //! ```
 //!
 //! What always holds: no page is given whose record failed its checksum (I-12): the guest then stands
-//! still at it; what is asked for goes before what has its turn; memory is two batches, the pages of
-//! one request, and a bit a page (I-11).
+//! still at it; what is asked for goes before what has its turn; the stream ends only when QEMU has
+//! loaded its devices, for those may ask too; memory is two batches, the pages of one request, and a
+//! bit a page (I-11).
 
 use super::cache::PayloadCache;
 use super::volume::{Piece, VolumeAt};
 use crate::apply::{Fault, apply};
+use crate::batch::Order;
 use crate::error::{Error, Result};
 use crate::open::Recovery;
 use crate::target::Target;
@@ -23,6 +25,7 @@ use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,15 +43,18 @@ const SHUT_MAX: Duration = Duration::from_secs(60);
 /// The stream, and who waits for it.
 struct Stream {
     writer: Option<LiveWriter<UnixStream>>,
-    /// Requests that are not answered yet.
-    asked: usize,
+    /// QEMU has loaded its devices, or is gone: the stream may end.
+    may_end: bool,
 }
 
 /// One guest's memory on its way.
 struct Giver {
     stream: Mutex<Stream>,
-    /// A request was answered.
-    answered: Condvar,
+    /// Requests that are not answered yet: one more before its lock is there, which somebody who has
+    /// taken turn after turn might not leave to it; one less under it.
+    asked: AtomicUsize,
+    /// A request was answered, or the stream may end.
+    changed: Condvar,
     /// Its RAM volumes, in the order of the stream's blocks.
     volumes: Vec<VolumeAt>,
     /// Each block of RAM as the stream names it, and its bytes; its volume may have more.
@@ -81,14 +87,20 @@ pub(super) fn send(
         _ => failed(e),
     })?;
     let giver = Arc::new(Giver {
-        stream: Mutex::new(Stream { writer: Some(writer), asked: 0 }),
-        answered: Condvar::new(),
+        stream: Mutex::new(Stream { writer: Some(writer), may_end: false }),
+        asked: AtomicUsize::new(0),
+        changed: Condvar::new(),
         volumes,
         blocks: guest.blocks.iter().map(|b| (b.id.clone(), b.bytes)).collect(),
         cache: PayloadCache::new(CACHE_BYTES_MAX),
     });
     std::thread::scope(|scope| {
-        let asked = scope.spawn(|| giver.answer_all(socket));
+        let asked = scope.spawn(|| {
+            let answered = giver.answer_all(socket);
+            // Who waits for its word waits in vain.
+            giver.let_end();
+            answered
+        });
         let given = give_all(recovery, guest, &giver).and_then(|()| {
             giver.finish().map_err(|e| Fault::Target(0, e))?;
             // From here on nothing is asked for: what wasn't given is zero.
@@ -116,7 +128,7 @@ fn give_all(
     let target =
         |block| -> Box<dyn Target> { Box::new(LiveTarget { giver: Arc::clone(giver), block }) };
     let mut targets: Vec<_> = (0..guest.blocks.len()).map(target).collect();
-    apply(&recovery.history, &guest.ram, &mut targets, &mut |_| {})
+    apply(&recovery.history, (&guest.ram, Order::Address), &mut targets, &mut |_| {})
 }
 
 /// A block of RAM that is given in turn.
@@ -173,11 +185,15 @@ impl Giver {
         self.blocks[block].1
     }
 
+    fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire) > 0
+    }
+
     /// The stream, once nobody waits for pages that were asked for.
     fn turn(&self) -> MutexGuard<'_, Stream> {
         let mut stream = self.locked();
-        while stream.asked > 0 {
-            stream = self.answered.wait(stream).unwrap_or_else(PoisonError::into_inner);
+        while self.is_asked() {
+            stream = self.changed.wait(stream).unwrap_or_else(PoisonError::into_inner);
         }
         stream
     }
@@ -198,6 +214,7 @@ impl Giver {
                         last = self.block(block.as_deref(), last)?;
                         self.answer(last, offset, bytes.into())?;
                     }
+                    Answer::Loaded => self.let_end(),
                     Answer::Other(_) => {}
                 }
             }
@@ -222,14 +239,16 @@ impl Giver {
             let what = format!("QEMU asks for byte {offset:#x} of a block that ends before it");
             return Err(io::Error::other(what));
         }
-        self.locked().asked += 1;
+        self.asked.fetch_add(1, Ordering::AcqRel);
         let from = offset - offset % ASKED_BYTES;
         let end = offset.saturating_add(bytes).next_multiple_of(ASKED_BYTES);
         let answered = (from..end.min(self.bytes(block)))
             .step_by(ASKED_BYTES as usize)
             .try_for_each(|at| self.give(block, at, ASKED_BYTES));
-        self.locked().asked -= 1;
-        self.answered.notify_all();
+        let stream = self.locked();
+        self.asked.fetch_sub(1, Ordering::AcqRel);
+        drop(stream);
+        self.changed.notify_all();
         answered
     }
 
@@ -268,9 +287,19 @@ impl Giver {
         Ok(())
     }
 
-    /// Ends the stream.
+    fn let_end(&self) {
+        self.locked().may_end = true;
+        self.changed.notify_all();
+    }
+
+    /// Ends the stream, once QEMU can do without.
     fn finish(&self) -> io::Result<()> {
-        let writer = self.turn().writer.take();
+        let mut stream = self.locked();
+        while self.is_asked() || !stream.may_end {
+            stream = self.changed.wait(stream).unwrap_or_else(PoisonError::into_inner);
+        }
+        let writer = stream.writer.take();
+        drop(stream);
         writer.map_or(Ok(()), |writer| writer.finish().map(drop))
     }
 }

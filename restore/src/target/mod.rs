@@ -1,7 +1,7 @@
 //! Where restored bytes go: [`raw`] and [`qcow2`] images, and the names that they get when whole.
 //!
-//! What always holds: a target starts empty, every byte is written at most once, in the order of
-//! addresses, and zeroes are never written, so that they stay holes.
+//! What always holds: a target starts empty, every byte is written at most once, in any order, and
+//! zeroes are never written, so that they stay holes.
 
 mod draft;
 mod qcow2;

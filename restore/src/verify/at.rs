@@ -3,6 +3,7 @@
 
 use super::{VerifyAtReport, VolumeDigest, replay::Replay};
 use crate::apply::apply;
+use crate::batch::Order;
 use crate::error::{Error, Result};
 use crate::open::Recovery;
 use crate::plan::{Format, Plan, Selection, VolumePlan, plan};
@@ -97,9 +98,10 @@ fn rebuild(
         .and_then(|file| Raw::new(file, volume.volume.bytes))
         .map_err(scratch_error)?;
     let mut targets: Vec<Box<dyn Target>> = vec![Box::new(raw)];
-    apply(history, &plan, &mut targets, &mut |p| report(p.done_bytes)).map_err(|fault| {
-        fault.into_error(history, recovery.guest.as_deref(), &plan, |_| std::env::temp_dir())
-    })?;
+    apply(history, (&plan, Order::of(history)), &mut targets, &mut |p| report(p.done_bytes))
+        .map_err(|fault| {
+            fault.into_error(history, recovery.guest.as_deref(), &plan, |_| std::env::temp_dir())
+        })?;
     Ok(file)
 }
 

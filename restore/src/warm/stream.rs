@@ -6,6 +6,7 @@
 
 use super::{DeviceState, GuestPlan, WarmPoint};
 use crate::apply::{Fault, apply};
+use crate::batch::Order;
 use crate::error::{Error, Result};
 use crate::open::Recovery;
 use crate::restore::Progress;
@@ -210,11 +211,13 @@ impl StreamJob<'_> {
             Box::new(RamTarget { stream, block, file: file.clone() })
         };
         let mut targets: Vec<_> = (0..self.guest.blocks.len()).map(target).collect();
-        apply(history, &self.guest.ram, &mut targets, progress).map_err(|fault| match fault {
-            Fault::Record(rotten) => damaged(rotten.describe(history, &self.guest.ram)),
-            Fault::Target(_, e) => failed(e),
-            Fault::Journal(e) => damaged(e.to_string()),
-        })?;
+        apply(history, (&self.guest.ram, Order::Address), &mut targets, progress).map_err(
+            |fault| match fault {
+                Fault::Record(rotten) => damaged(rotten.describe(history, &self.guest.ram)),
+                Fault::Target(_, e) => failed(e),
+                Fault::Journal(e) => damaged(e.to_string()),
+            },
+        )?;
         drop(targets);
         let stream = Arc::into_inner(stream)
             .and_then(|stream| stream.into_inner().ok())

@@ -86,6 +86,11 @@ impl Client {
         self.socket.write_all(&[&head[..], &body].concat()).unwrap();
     }
 
+    /// Says that the devices are loaded.
+    fn loaded(&mut self) {
+        self.socket.write_all(&[0, 2, 0, 4, 0, 0, 0, 3]).unwrap();
+    }
+
     /// Takes a section; `false`: it was the last. `None`: the stream broke off.
     fn section(&mut self) -> Option<bool> {
         let kind = self.take(5)?[0];
@@ -132,6 +137,7 @@ fn whatever_is_asked_for_each_page_comes_once_as_it_was() {
         let mut client = Client::connect(&exporting, &ram);
         let mut dice = Dice::new(seed);
         let mut asked = 0;
+        client.loaded();
         loop {
             if seed > 1 && asked < 200 {
                 let block = dice.below(3) as usize;
@@ -153,6 +159,31 @@ fn whatever_is_asked_for_each_page_comes_once_as_it_was() {
         assert!(client.take(1).is_none(), "nothing comes behind the end");
         exporting.end();
     }
+}
+
+/// A device may look at memory while it is loaded, at a page of zeroes too, which never has its turn.
+#[test]
+fn the_stream_does_not_end_before_qemu_has_loaded_its_devices() {
+    let (bed, ram) = checkpoint(9);
+    let dir = tempfile::tempdir().unwrap();
+    let exporting = exported(&bed, dir.path());
+    let mut client = Client::connect(&exporting, &ram);
+    while !client.is_equal(&ram) {
+        assert_eq!(client.section(), Some(true), "it ends before anything was said");
+    }
+    client.socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let early = client.socket.read(&mut [0; 16]);
+    assert!(early.is_err_and(|e| e.kind() == ErrorKind::WouldBlock), "or while nothing is said");
+    client.socket.set_read_timeout(Some(SOON)).unwrap();
+    let zero = client.ram[0].1.iter().position(|came| !came).expect("a page of zeroes");
+    client.ask(0, zero, true);
+    while !client.ram[0].1[zero] {
+        assert_eq!(client.section(), Some(true), "it is not given");
+    }
+    client.loaded();
+    assert_eq!(client.section(), Some(false));
+    client.socket.write_all(&[0, 1, 0, 4, 0, 0, 0, 0]).unwrap();
+    exporting.end();
 }
 
 #[test]

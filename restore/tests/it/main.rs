@@ -4,6 +4,7 @@ mod batches;
 mod bed;
 mod damage;
 mod export;
+mod far;
 mod live;
 mod machine;
 mod member;

@@ -65,22 +65,29 @@ fn chain_error(error: ChainError) -> io::Error {
 }
 
 impl S3Storage {
-    /// The journals below a URL, with [`CACHE_BYTES_DEFAULT`] of cache in memory, and more in a
-    /// temporary file.
+    /// The journals below a URL, with [`CACHE_BYTES_DEFAULT`] of cache in memory.
     ///
     /// # Errors
     /// There are no credentials, or no region.
     pub fn connect(url: &S3Url) -> Result<Self, StoreError> {
         let store = Patient::new(Arc::new(Bucket::connect(url)?), Patience::default());
-        let mut storage = Self::over(url, store.clone(), CACHE_BYTES_DEFAULT);
+        Ok(Self::over(url, store, CACHE_BYTES_DEFAULT))
+    }
+
+    /// Keeps what memory has no room for in a temporary file: for one who reads here and there and
+    /// comes back, not for one who reads all once and in order.
+    #[must_use]
+    pub fn with_temporary_file(mut self) -> Self {
         match spill::Spill::make() {
-            Ok(spill) => storage.fetcher = Fetcher::new(store, CACHE_BYTES_DEFAULT, Some(spill)),
+            Ok(spill) => {
+                self.fetcher = Fetcher::new(self.store.clone(), CACHE_BYTES_DEFAULT, Some(spill));
+            }
             // Slower where the same objects are needed again.
             Err(error) => {
-                tracing::warn!(%error, "nothing of the bucket is kept in a temporary file")
+                tracing::warn!(%error, "nothing of the bucket is kept in a temporary file");
             }
         }
-        Ok(storage)
+        self
     }
 
     /// The journals below a URL, in this store.
@@ -285,6 +292,10 @@ impl Storage for S3Storage {
             Access::Read => self.file(path),
             Access::Write | Access::Replace => Err(read_only()),
         }
+    }
+
+    fn is_far(&self) -> bool {
+        true
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
