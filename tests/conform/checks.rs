@@ -173,12 +173,14 @@ pub fn refuses_an_epoch_that_is_over_and_its_deletes(place: &mut dyn Place) {
         // The old one is there still when the new one comes.
         let mut new = place.sink(&source);
         assert_eq!(new.open(&later).unwrap().watermark, held.watermark);
+        answers(&mut *new, begin(held.watermark)).unwrap();
         for op in [Op::Release(names()), Op::Begin(Box::new(header(&source)))] {
             assert!(answers(&mut *old, op).is_err(), "it was let do it");
         }
         drop(new);
     } else {
         assert_eq!(old.open(&later).unwrap().watermark, held.watermark);
+        answers(&mut *old, begin(held.watermark)).unwrap();
     }
     let refused = old.open(&before);
     assert!(
@@ -193,6 +195,11 @@ pub fn refuses_an_epoch_that_is_over_and_its_deletes(place: &mut dyn Place) {
     assert!(matches!(&refused, Err(SinkError::Refused(_))), "{refused:?}");
     assert_eq!(again.open(&later).unwrap().watermark, held.watermark);
     same(place, &source, &[position]);
+}
+
+/// An op that brings nothing: with the first one an epoch begins.
+fn begin(watermark: Seq) -> Op {
+    Op::Sync { token: 1, watermark, wall_ns: 1 }
 }
 
 /// A header for a unit far behind the log's end.
@@ -220,7 +227,8 @@ pub fn refuses_another_journal(place: &mut dyn Place) {
     same(place, &source, &[position]);
 }
 
-/// Two agents over copies of one state, each of which believes that its epoch is the next.
+/// Two agents over copies of one state, each of which believes that its epoch is the next. The one that is
+/// refused was opened more often, and must not shut the other one out.
 pub fn refuses_a_fork_of_the_journal(place: &mut dyn Place) {
     let mut source = Source::new();
     source.write(300);
@@ -230,19 +238,23 @@ pub fn refuses_a_fork_of_the_journal(place: &mut dyn Place) {
         &mut Ack::default(),
     );
     let mut second = source.cloned();
-    let mut third = source.cloned();
-    let position = second.write(200);
+    let mut third = source.cloned().cloned().cloned();
+    let mut positions = vec![second.write(200)];
     third.write(250);
+    assert!(third.journal.epoch() > second.journal.epoch());
     let mut sink = place.sink(&second);
-    let mut feed = Feed::new(&second.journal);
-    send_until_there(&mut feed, &mut *sink, &mut Ack::default());
-    same(place, &second, &[position]);
+    let (mut feed, mut acked) = (Feed::new(&second.journal), Ack::default());
+    send_until_there(&mut feed, &mut *sink, &mut acked);
+    same(place, &second, &positions);
     drop(sink);
     let mut sink = place.sink(&third);
     let refused = send(&mut Feed::new(&third.journal), &mut *sink, &mut Ack::default());
     assert!(matches!(&refused, Err(SinkError::Refused(_))), "{refused:?}");
     drop(sink);
-    same(place, &second, &[position]);
+    same(place, &second, &positions);
+    positions.push(second.write(100));
+    send_until_there(&mut feed, &mut *place.sink(&second), &mut acked);
+    same(place, &second, &positions);
 }
 
 /// What arrives is not what was sent: none of it is taken, and nothing is lost.

@@ -11,7 +11,8 @@
 //!   nothing that was there is harmed;
 //! * an ack, and what [`Sink::open`] says is there, would survive a power loss;
 //! * each op may come again, also after the keeper here merged what it was about: then it does nothing;
-//! * an epoch below the highest that was told, or that a unit here has, is refused (I-9);
+//! * an epoch below the highest that an op came with, or that a unit here has, is refused (I-9). One that
+//!   was only told counts for nothing: who told it may find that it has another branch of the journal;
 //! * it holds the journal's `lock`: nobody opens the journal for writing meanwhile.
 
 mod draft;
@@ -87,8 +88,8 @@ pub struct Replica {
     _lock: Lock,
     /// Whose journal it is; `None`: it has none yet.
     identity: Option<Identity>,
-    /// Epoch of who was let in; `None`: nobody, or something went wrong since.
-    sender: Option<u64>,
+    /// Who was let in; `None`: nobody, or something went wrong since.
+    sender: Option<Sender>,
     /// A sync failed, and what it was for was not written again since.
     is_doubted: bool,
     /// Units that are not sealed.
@@ -100,6 +101,13 @@ pub struct Replica {
     ack: Option<Ack>,
     whole: Vec<FileName>,
     on_sealed: Option<OnSealed>,
+}
+
+/// Who was let in.
+struct Sender {
+    epoch: u64,
+    /// Its epoch is the highest that counts, durably: it brought something.
+    has_begun: bool,
 }
 
 /// What a sender is told of an error here.
@@ -160,7 +168,7 @@ impl Replica {
         self.on_sealed = Some(Box::new(hear));
     }
 
-    /// The highest epoch that it was told, or that a unit here has: lower ones are refused.
+    /// The highest epoch that an op came with, or that a unit here has: lower ones are refused.
     ///
     /// # Errors
     /// It can't be read.
@@ -173,7 +181,12 @@ impl Replica {
         self.identity.as_ref().filter(|_| self.sender.is_some()).ok_or_else(nobody)
     }
 
-    /// Lets a sender in: its journal is this one, and no later epoch was told.
+    /// 0: nobody was let in.
+    fn sender_epoch(&self) -> u64 {
+        self.sender.as_ref().map_or(0, |sender| sender.epoch)
+    }
+
+    /// Lets a sender in: its journal is this one, and none of a later epoch has begun.
     fn admit(&mut self, hello: &Hello) -> Taken<()> {
         let identity = &hello.identity;
         layout::check_name(&identity.name).map_err(sink_error)?;
@@ -194,8 +207,8 @@ impl Replica {
         let highest = self.epoch().map_err(sink_error)?;
         if hello.epoch < highest && !planted::is("accept-a-lower-epoch") {
             return Err(SinkError::Refused(format!(
-                "epoch {} is over: the site {} was told of epoch {highest}; whoever has that one \
-                 may write here",
+                "epoch {} is over: the site {} has something of epoch {highest}; whoever has that \
+                 one may write here",
                 hello.epoch,
                 self.dir.display()
             )));
@@ -207,9 +220,20 @@ impl Replica {
                 .map_err(sink_error)?;
             self.identity = Some(identity.clone());
         }
-        if hello.epoch > highest {
-            told::write(&*self.storage, &self.dir, hello.epoch).map_err(sink_error)?;
+        Ok(())
+    }
+
+    /// From the first op on, which comes from who compared its journal with what is here, lower epochs
+    /// are refused.
+    fn begin_epoch(&mut self) -> Taken<()> {
+        let epoch = match &self.sender {
+            Some(Sender { epoch, has_begun: false }) => *epoch,
+            _ => return Ok(()),
+        };
+        if epoch > self.epoch().map_err(sink_error)? {
+            told::write(&*self.storage, &self.dir, epoch).map_err(sink_error)?;
         }
+        self.sender = Some(Sender { epoch, has_begun: true });
         Ok(())
     }
 
@@ -305,14 +329,14 @@ impl Sink for Replica {
         }
         self.admit(hello)?;
         let inventory = self.inventory().map_err(sink_error)?;
-        self.sender = Some(hello.epoch);
+        self.sender = Some(Sender { epoch: hello.epoch, has_begun: false });
         self.ack = None;
         self.whole.clear();
         Ok(inventory)
     }
 
     fn apply(&mut self, op: Op) -> Taken<()> {
-        let applied = self.apply_op(op);
+        let applied = self.begin_epoch().and_then(|()| self.apply_op(op));
         if applied.is_err() {
             self.sender = None;
         }

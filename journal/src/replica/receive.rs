@@ -16,7 +16,7 @@ impl Replica {
             && header.flags & FLAG_MERGED == 0
             && (1..=NUMBER_MAX).contains(&number)
             && header.after_seq.max(header.prev_last_seq) <= NUMBER_MAX;
-        if !fits || Some(header.epoch) > self.sender {
+        if !fits || header.epoch > self.sender_epoch() {
             return Err(SinkError::Broken(format!("unit {number} is none of this journal")));
         }
         if self.held.covers(number) {

@@ -1,7 +1,7 @@
-//! The highest epoch that a replica was told (I-9): a file `epoch` in the journal's directory.
+//! The highest epoch that a replica took an op of (I-9): a file `epoch` in the journal's directory.
 //!
-//! What always holds: it never goes back, and is durable before anybody is answered; units that are there
-//! say the same for theirs.
+//! What always holds: it never goes back, and is durable before that op is done; units that are there say
+//! the same for theirs.
 
 use crate::error::{Error, Result};
 use crate::layout;

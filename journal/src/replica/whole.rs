@@ -15,7 +15,7 @@ impl Replica {
         let wanted = Wanted {
             group: identity.group.into_bytes(),
             index_crc,
-            epoch_max: self.sender.unwrap_or_default(),
+            epoch_max: self.sender_epoch(),
             is_encrypted: identity.encryption.is_some(),
         };
         let range = name.numbers();

@@ -16,7 +16,8 @@
 //!   journal (I-3);
 //! * each op names its place, so that one that comes twice does nothing the second time;
 //! * an ack covers only what would survive a power loss at the sink;
-//! * a sink refuses an epoch below the highest that it was told (I-9), for releases too.
+//! * a sink refuses an epoch below the highest that it took an op of (I-9), for releases too: who opens
+//!   it and finds that it has another branch of the journal goes, and shuts nobody out.
 
 use crate::Seq;
 use crate::format::unit_header::UnitHeader;

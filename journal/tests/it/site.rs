@@ -147,15 +147,20 @@ fn an_older_epoch_is_refused_by_whoever_opens_the_site_and_another_journal_too()
     let journal = new_journal(&at.path().join("g"), quiet());
     let dir = at.path().join("site");
     let mut hello = Feed::new(&journal).hello();
-    hello.epoch = 7;
+    let op = || Op::Sync { token: 1, watermark: 0, wall_ns: 0 };
+    hello.epoch = 9;
     replica(&dir).open(&hello).unwrap();
+    hello.epoch = 7;
+    let mut site = replica(&dir);
+    site.open(&hello).expect("one that was only told shuts nobody out");
+    site.apply(op()).unwrap();
+    drop(site);
     hello.epoch = 6;
     let refused = replica(&dir).open(&hello).unwrap_err();
     assert!(matches!(&refused, SinkError::Refused(why) if why.contains("epoch 7")), "{refused}");
     let mut site = replica(&dir);
     site.open(&hello).unwrap_err();
-    let op = Op::Sync { token: 1, watermark: 0, wall_ns: 0 };
-    assert!(site.apply(op).is_err(), "nothing is taken from who was not let in");
+    assert!(site.apply(op()).is_err(), "nothing is taken from who was not let in");
     hello.epoch = 8;
     hello.identity.name = "other".into();
     assert!(matches!(site.open(&hello), Err(SinkError::Refused(_))));
@@ -220,6 +225,12 @@ fn a_site_that_is_ahead_is_refused_by_name_and_keeps_what_it_has() {
     let inventory = replica(&dir).open(&feed.hello()).unwrap();
     let refused = feed.start(&inventory, false).unwrap_err();
     assert!(refused.to_string().contains("another branch"), "{refused}");
+    assert_eq!(check(&bench, &dir, |_| true), bench.points.len());
+    // The right one's is the lower epoch: it goes on.
+    bench.round(1);
+    let journal = opened(&bench);
+    assert!(journal.epoch() < feed.hello().epoch);
+    ship(&journal, &mut replica(&dir));
     assert_eq!(check(&bench, &dir, |_| true), bench.points.len());
 }
 

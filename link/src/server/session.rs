@@ -53,9 +53,11 @@ pub(super) async fn run(
     tracing::info!(group = peer.group, %addr, epoch = hello.epoch, "a link stands");
     server.host.connected(&peer.group, &connection);
     let worker = {
-        let (host, lanes) = (Arc::clone(&server.host), Arc::clone(&lanes));
+        let (host, lanes, stop) = (Arc::clone(&server.host), Arc::clone(&lanes), Arc::clone(&stop));
         // A thread of its own: it waits for the disk.
-        tokio::task::spawn_blocking(move || work::run(&host, held, (&hello, version), &lanes))
+        tokio::task::spawn_blocking(move || {
+            work::run(&host, held, (&hello, version), (&lanes, &stop));
+        })
     };
     let why = talk(server, stream, &peer, &stop, &lanes).await;
     lanes.end();

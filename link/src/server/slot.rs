@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use afterimage_journal::wire::Sink;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedMutexGuard};
@@ -19,6 +20,8 @@ pub(super) type Held = OwnedMutexGuard<Option<Box<dyn Sink>>>;
 pub(super) struct Stop {
     why: Mutex<Option<String>>,
     told: Notify,
+    /// The link brought something: its epoch counts.
+    has_begun: AtomicBool,
 }
 
 impl Stop {
@@ -26,6 +29,11 @@ impl Stop {
         let mut told = self.why.lock().unwrap_or_else(PoisonError::into_inner);
         told.get_or_insert_with(|| why.to_owned());
         self.told.notify_one();
+    }
+
+    /// Takes note that the link brings something.
+    pub(super) fn begin(&self) {
+        self.has_begun.store(true, Ordering::Relaxed);
     }
 
     /// Comes when the link is to end, with the reason.
@@ -62,17 +70,20 @@ impl Slots {
     /// Makes a link the group's writer: an older one is told to end, and waited for.
     ///
     /// # Errors
-    /// [`Error::Refused`]: the writer that is there has a higher epoch. [`Error::Away`]: the older one
-    /// does not end.
+    /// [`Error::Refused`]: the writer that is there has a higher epoch. [`Error::Away`]: one of a higher
+    /// epoch looks at what is here and may go again; the older one does not end.
     pub(super) async fn take(&self, group: &str, epoch: u64, stop: &Arc<Stop>) -> Result<Held> {
         let sink = {
             let mut slots = self.lock();
             let slot = slots.entry(group.to_owned()).or_default();
-            if let Some((current, _)) = slot.current.as_ref().filter(|(c, _)| epoch < *c) {
-                return Err(Error::Refused(format!(
-                    "a writer of group {group} with epoch {current} is here, this one has {epoch}: \
-                     another agent took the group over"
-                )));
+            if let Some((current, other)) = slot.current.as_ref().filter(|(c, _)| epoch < *c) {
+                let here = format!(
+                    "a writer of group {group} with epoch {current} is here, this one has {epoch}"
+                );
+                return Err(match other.has_begun.load(Ordering::Relaxed) {
+                    true => Error::Refused(format!("{here}: another agent took the group over")),
+                    false => Error::Away(format!("{here}: another agent may take the group over")),
+                });
             }
             if let Some((_, older)) = slot.current.replace((epoch, Arc::clone(stop))) {
                 older.tell("a newer link of the same group took over");

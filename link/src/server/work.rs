@@ -1,7 +1,7 @@
 //! What is done with a client's ops: a thread that owns the group's sink while the link stands.
 
 use super::lanes::{Ended, Lanes, Message};
-use super::slot::Held;
+use super::slot::{Held, Stop};
 use super::{BACKGROUND_BYTES_MAX, FRESH_BYTES_MAX, Host};
 use crate::error::Error;
 use crate::frame::convert::{self, read_op};
@@ -16,8 +16,13 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 const ACK_EVERY: Duration = Duration::from_millis(1);
 
 /// Opens the sink and does what comes, until the link ends or the sink fails. The client is told which.
-pub(super) fn run(host: &Arc<dyn Host>, held: Held, hello: (&Hello, u32), lanes: &Lanes) {
-    if let Err(error) = work(host, held, hello, lanes) {
+pub(super) fn run(
+    host: &Arc<dyn Host>,
+    held: Held,
+    hello: (&Hello, u32),
+    (lanes, stop): (&Lanes, &Stop),
+) {
+    if let Err(error) = work(host, held, hello, (lanes, stop)) {
         let (hello, _) = hello;
         tracing::warn!(group = hello.identity.name, %error, "the site takes no more");
         if let Ok(frame) = encode(Kind::Failed, &convert::failed_of(&error)) {
@@ -31,7 +36,7 @@ fn work(
     host: &Arc<dyn Host>,
     mut held: Held,
     (hello, version): (&Hello, u32),
-    lanes: &Lanes,
+    (lanes, stop): (&Lanes, &Stop),
 ) -> Result<(), SinkError> {
     let sink = match held.as_mut() {
         Some(sink) => sink,
@@ -51,7 +56,7 @@ fn work(
         lanes.answer(encode(Kind::Held, &part)?);
     }
     drop(inventory);
-    let mut worker = Worker { sink: sink.as_mut(), lanes, asked: None, told: 0 };
+    let mut worker = Worker { sink: sink.as_mut(), lanes, stop, asked: None, told: 0 };
     loop {
         match worker.step() {
             Ok(()) => {}
@@ -87,6 +92,7 @@ impl From<Error> for Stopped {
 struct Worker<'a> {
     sink: &'a mut dyn Sink,
     lanes: &'a Lanes,
+    stop: &'a Stop,
     /// The newest sync that was asked for, and the token that was acknowledged.
     asked: Option<(u64, u64, u64)>,
     told: u64,
@@ -124,6 +130,7 @@ impl Worker<'_> {
             }
             _ => {}
         }
+        self.stop.begin();
         self.sink.apply(op)?;
         self.lanes.done(kind, bytes);
         // A sync that was sent behind it may have passed it: then no other one comes while the source is

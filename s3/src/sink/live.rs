@@ -37,6 +37,8 @@ pub(super) struct Tail {
 
 /// One opening.
 pub(super) struct Live {
+    /// Who opened it, until the first op comes: only then it takes the journal over.
+    opened_by: Option<Hello>,
     pub root: String,
     pub options: SinkOptions,
     pub group: [u8; 16],
@@ -70,7 +72,8 @@ pub(super) fn wall_ns() -> u64 {
 }
 
 impl Live {
-    /// Takes the journal over: after this no lower epoch commits, nor does an earlier opening.
+    /// Looks at what is there. Nobody is shut out yet: who opens it may find that it has another branch of
+    /// the journal.
     pub fn open(
         store: &Patient,
         root: String,
@@ -78,8 +81,10 @@ impl Live {
         hello: &Hello,
     ) -> Result<Self, SinkError> {
         let chain = Chain::new(store.clone(), root.clone());
-        let state = take_over(&chain, &root, options, hello)?;
+        let state = chain.load().map_err(chain_error)?.unwrap_or_default();
+        check_state(&root, &state, hello)?;
         Ok(Self {
+            opened_by: Some(hello.clone()),
             fetcher: Fetcher::new(store.clone(), CACHE_BYTES, None),
             uploads: Uploads::start(store.clone()).map_err(store_error)?,
             store: store.clone(),
@@ -101,6 +106,35 @@ impl Live {
             state,
             chain,
         })
+    }
+
+    /// Takes the journal over, before the first op is done: after this no lower epoch commits, nor does an
+    /// earlier opening.
+    ///
+    /// # Errors
+    /// [`SinkError::Refused`]: one of a higher epoch did so before. [`SinkError::Broken`]: somebody wrote
+    /// since this was opened; what is there has to be compared again.
+    pub fn take_over(&mut self) -> Result<(), SinkError> {
+        let Some(hello) = self.opened_by.take() else { return Ok(()) };
+        let seen = self.state.number;
+        let mut state = std::mem::take(&mut self.state);
+        for _ in 0..FENCES_MAX {
+            check_state(&self.root, &state, &hello)?;
+            let fenced = fence(&self.chain, state, self.options, &hello)?;
+            // One that slept while what it knew was deleted wrote where nobody reads: it begins anew.
+            let newest = self.chain.newest(0).map_err(store_error)?;
+            if let Some(fenced) = fenced.filter(|f| newest == Some(f.number)) {
+                if fenced.number != seen + 1 {
+                    let what = format!("{} was written to meanwhile: compare again", self.root);
+                    return Err(SinkError::Broken(what));
+                }
+                self.state = fenced;
+                return Ok(());
+            }
+            state = self.chain.load().map_err(chain_error)?.unwrap_or_default();
+        }
+        let root = &self.root;
+        Err(SinkError::Away(format!("{root}: others write manifests faster than this one")))
     }
 
     /// The key of a manifest.
@@ -268,6 +302,9 @@ impl Live {
 
     /// When the next manifest is due; `None`: there is nothing to tell.
     pub fn due_in(&self) -> Option<Duration> {
+        if self.opened_by.is_some() {
+            return None;
+        }
         let left = |since: Option<Instant>, age: Duration| {
             since.map(|since| age.saturating_sub(since.elapsed()))
         };
@@ -347,25 +384,6 @@ impl Live {
             Committed::Taken(epoch) => Err(lost(&self.root, self.epoch, epoch)),
         }
     }
-}
-
-/// Writes the first manifest of an opening: the state with it.
-fn take_over(
-    chain: &Chain,
-    root: &str,
-    options: SinkOptions,
-    hello: &Hello,
-) -> Result<State, SinkError> {
-    for _ in 0..FENCES_MAX {
-        let state = chain.load().map_err(chain_error)?.unwrap_or_default();
-        check_state(root, &state, hello)?;
-        let Some(state) = fence(chain, state, options, hello)? else { continue };
-        // One that slept while what it knew was deleted wrote where nobody reads: it begins anew.
-        if chain.newest(0).map_err(store_error)? == Some(state.number) {
-            return Ok(state);
-        }
-    }
-    Err(SinkError::Away(format!("{root}: others write manifests faster than this one")))
 }
 
 /// The first manifest of an opening; `None`: its number was taken.

@@ -139,6 +139,7 @@ impl Sink for S3Sink {
 
     fn apply(&mut self, op: Op) -> Result<(), SinkError> {
         self.with(|live| {
+            live.take_over()?;
             live.apply(op)?;
             live.commit_if_due()
         })

@@ -31,6 +31,11 @@ fn a_lower_epoch_is_refused_at_its_next_manifest_and_at_its_opening() {
     let half = steps.len() / 2;
     send(&mut old, &steps[..half]).unwrap();
     new.open(&hello(&home, 2)).unwrap();
+    // It only looked: the old one goes on.
+    old.apply(sync(1)).unwrap();
+    assert!(matches!(new.apply(sync(2)), Err(SinkError::Broken(_))), "what is there is another");
+    new.open(&hello(&home, 2)).unwrap();
+    new.apply(sync(2)).unwrap();
     let before = bag.lock().unwrap().deleted.len();
     // What the old one writes, and what it gives up, gets nowhere.
     let told = old.apply(Op::Release(vec![FileName::Unit(1)])).and_then(|()| old.apply(sync(9999)));
@@ -50,6 +55,7 @@ fn another_opening_of_the_same_epoch_ends_the_one_before() {
     let (mut first, mut second) = (sink(Memory::on(&bag)), sink(Memory::on(&bag)));
     first.open(&hello(&home, 1)).unwrap();
     second.open(&hello(&home, 1)).unwrap();
+    second.apply(sync(1)).unwrap();
     assert!(matches!(send(&mut first, &steps), Err(SinkError::Broken(_))));
     send(&mut second, &steps).unwrap();
 }
@@ -59,7 +65,9 @@ fn another_journal_under_the_same_name_is_refused() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (one, two) = (closed_journal(one.path(), 5), closed_journal(two.path(), 5));
     let bag = Arc::new(Mutex::new(Bag::default()));
-    sink(Memory::on(&bag)).open(&hello(&one, 1)).unwrap();
+    let mut first = sink(Memory::on(&bag));
+    first.open(&hello(&one, 1)).unwrap();
+    first.apply(sync(1)).unwrap();
     let told = sink(Memory::on(&bag)).open(&hello(&two, 7));
     assert!(matches!(&told, Err(SinkError::Refused(why)) if why.contains("another journal")));
 }
@@ -129,5 +137,7 @@ fn late_opening(bag: &Arc<Mutex<Bag>>, home: &std::path::Path) -> Result<(), Sin
             None
         }
     });
-    sink(memory).open(&hello(home, 1)).map(drop)
+    let mut late = sink(memory);
+    late.open(&hello(home, 1))?;
+    late.apply(sync(10))
 }
