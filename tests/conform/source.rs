@@ -12,7 +12,7 @@ use afterimage_journal::wire::{Ack, Op, Sink, SinkError};
 use afterimage_journal::{Journal, Options, Seq, layout};
 use afterimage_link::{SiteUrl, TlsSink, TlsTarget, redeem};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -59,12 +59,11 @@ impl Source {
     /// A copy of its files as they are now, opened: what comes of a cloned or restored machine.
     pub fn cloned(&self) -> Self {
         let dir = TempDir::with_prefix("src-").unwrap();
-        let copied = std::process::Command::new("cp")
-            .arg("-a")
-            .arg(self.state())
-            .arg(dir.path().join("state"))
-            .status();
-        assert!(copied.unwrap().success());
+        // Not one whose temporary files come and go meanwhile.
+        let begin = Instant::now();
+        while !copied(&self.state(), &dir.path().join("state")) {
+            assert!(begin.elapsed() < LIMIT, "it can't be copied");
+        }
         let journal_dir = layout::journal_dir(&dir.path().join("state"), "shop").unwrap();
         let journal = Journal::open(&journal_dir, options()).unwrap().0;
         shop::session(&journal, 2, SessionEvent::Open);
@@ -116,6 +115,13 @@ impl Source {
         redeem(&url.addr, &url.invitation.unwrap(), &credentials).unwrap();
         TlsSink::new(TlsTarget { addr: url.addr, credentials })
     }
+}
+
+/// Copies a directory; `false`: something was gone meanwhile.
+fn copied(from: &Path, to: &Path) -> bool {
+    let _ = std::fs::remove_dir_all(to);
+    let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status();
+    status.unwrap().success()
 }
 
 /// Sends all that a journal has, until the sink acknowledged all of it.

@@ -132,6 +132,10 @@ impl Live {
                 return Ok(());
             }
             state = self.chain.load().map_err(chain_error)?.unwrap_or_default();
+            if state.epoch == hello.epoch {
+                // A later opening of our own: that one stays.
+                return Err(lost(&self.root, hello.epoch, state.epoch));
+            }
         }
         let root = &self.root;
         Err(SinkError::Away(format!("{root}: others write manifests faster than this one")))

@@ -32,10 +32,10 @@ fn a_lower_epoch_is_refused_at_its_next_manifest_and_at_its_opening() {
     send(&mut old, &steps[..half]).unwrap();
     new.open(&hello(&home, 2)).unwrap();
     // It only looked: the old one goes on.
-    old.apply(sync(1)).unwrap();
-    assert!(matches!(new.apply(sync(2)), Err(SinkError::Broken(_))), "what is there is another");
+    old.apply(sync(9000)).unwrap();
+    assert!(matches!(new.apply(sync(9001)), Err(SinkError::Broken(_))), "what is there is another");
     new.open(&hello(&home, 2)).unwrap();
-    new.apply(sync(2)).unwrap();
+    new.apply(sync(9001)).unwrap();
     let before = bag.lock().unwrap().deleted.len();
     // What the old one writes, and what it gives up, gets nowhere.
     let told = old.apply(Op::Release(vec![FileName::Unit(1)])).and_then(|()| old.apply(sync(9999)));
