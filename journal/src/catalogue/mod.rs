@@ -19,7 +19,7 @@ use crate::format::record::Record;
 use crate::history::Unit;
 use crate::layout::{self, Identity};
 use crate::pool::{FileName, Found, Places};
-use crate::storage::Storage;
+use crate::storage::{Storage, several};
 use crate::unit::{read_header, read_merged};
 use crate::{Seq, unit};
 use facts::Facts;
@@ -177,15 +177,18 @@ impl Catalogue {
             return Ok(false);
         }
         self.raise(outline.edge, outline.floor);
-        for found in behind {
-            let unit = match unit::read_unit(storage, found, group, None) {
-                Ok(unit) => unit,
-                Err(e @ crate::Error::NewerFormat { .. }) => return Err(e),
-                Err(_) => break,
-            };
-            if let Extended::NotYet(why) = self.fold(storage, found.name, &unit, &outline.epochs) {
-                tracing::debug!(unit = %found.path.display(), why, "not in the catalogue");
-                break;
+        for portion in behind.chunks(several::portion(storage)) {
+            let read = |found: &&Found| (found.name, unit::read_unit(storage, found, group, None));
+            for (name, unit) in several::for_each(storage, portion, read) {
+                let unit = match unit {
+                    Ok(unit) => unit,
+                    Err(e @ crate::Error::NewerFormat { .. }) => return Err(e),
+                    Err(_) => return Ok(true),
+                };
+                if let Extended::NotYet(why) = self.fold(storage, name, &unit, &outline.epochs) {
+                    tracing::debug!(unit = %name, why, "not in the catalogue");
+                    return Ok(true);
+                }
             }
         }
         Ok(true)
@@ -381,12 +384,15 @@ pub(crate) fn find_elsewhere(
 /// Reads the headers of units. What can't be read is judged where its records are read.
 fn outline(storage: &dyn Storage, group: [u8; 16], found: &[&Found]) -> Outline {
     let mut outline = Outline::default();
-    for found in found {
-        let Ok((file, header)) = read_header(storage, found, group) else { continue };
+    let read = |found: &&Found| {
+        let (file, header) = read_header(storage, found, group).ok()?;
+        let is_merged = matches!(found.name, FileName::Merged(..));
+        let merged = is_merged.then(|| read_merged(&*file, &found.path, &header).ok());
+        Some((header, merged.flatten()))
+    };
+    for (header, merged) in several::for_each(storage, found, read).into_iter().flatten() {
         outline.epochs.extend(epoch_start(&header));
-        if matches!(found.name, FileName::Merged(..))
-            && let Ok(merged) = read_merged(&*file, &found.path, &header)
-        {
+        if let Some(merged) = merged {
             outline.edge = outline.edge.max(merged.edge);
             outline.floor = outline.floor.max(merged.floor());
             outline.epochs.extend(merged.epochs);

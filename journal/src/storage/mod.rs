@@ -7,6 +7,7 @@
 //!   [`StoredFile::sync_data`]; a sync that failed is never repeated and then believed.
 
 mod real;
+pub(crate) mod several;
 
 pub use real::RealStorage;
 

@@ -6,8 +6,11 @@
 //! * nothing is unpacked before its checksum was right, and never to more than was declared;
 //! * an object says which it is: another one under its key is noticed.
 
+use bytes::Bytes;
+use std::cell::RefCell;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zstd::bulk::Decompressor;
 
 /// Bytes of the file in a frame; the last one may have less.
 pub const FRAME_BYTES: usize = 256 << 10;
@@ -15,6 +18,9 @@ pub const FRAME_BYTES: usize = 256 << 10;
 pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// Level of zstd: fast enough for one processor to feed a network of some Gbit/s.
 const ZSTD_LEVEL: i32 = 1;
+/// A frame is stored packed when that saves at least one in so many of its bytes: unpacking costs its
+/// reader more than to fetch the few others.
+const SAVED_MIN: usize = 16;
 const MAGIC: [u8; 8] = *b"AIMGSEGM";
 const VERSION: u32 = 1;
 const PLAIN: u8 = 0;
@@ -74,7 +80,7 @@ pub fn encode(random: [u8; 16], plain: &[u8]) -> Vec<u8> {
         let packed = packer.as_mut().and_then(|p| p.compress(frame).ok());
         let (stored, compression): (&[u8], u8) = match &packed {
             _ if frame.iter().all(|b| *b == 0) => (&[], PLAIN),
-            Some(packed) if packed.len() < frame.len() => (packed, ZSTD),
+            Some(packed) if packed.len() + frame.len() / SAVED_MIN <= frame.len() => (packed, ZSTD),
             _ => (frame, PLAIN),
         };
         object.extend_from_slice(stored);
@@ -116,23 +122,32 @@ pub struct Frame {
     compression: u8,
 }
 
+thread_local! {
+    /// Making one costs as much as a small frame.
+    static UNPACKER: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
 impl Frame {
-    /// The frame's bytes of the file.
+    /// The frame's bytes of the file; of one that is stored plainly, these very ones.
     ///
     /// # Errors
     /// They are not what was written: a clause.
-    pub fn unpack(&self, stored: &[u8]) -> Result<Vec<u8>, String> {
+    pub fn unpack(&self, stored: &Bytes) -> Result<Bytes, String> {
         if self.stored_bytes == 0 {
-            return Ok(vec![0; self.bytes]);
+            return Ok(Bytes::from(vec![0; self.bytes]));
         }
         if stored.len() as u64 != self.stored_bytes || crc32c(stored) != self.crc {
             return Err(format!("the frame at byte {} doesn't match its checksum", self.at));
         }
         if self.compression == PLAIN {
-            return Ok(stored.to_vec());
+            return Ok(stored.clone());
         }
-        match zstd::bulk::decompress(stored, self.bytes) {
-            Ok(plain) if plain.len() == self.bytes => Ok(plain),
+        let unpacked = UNPACKER.with_borrow_mut(|unpacker| match unpacker {
+            Some(unpacker) => unpacker.decompress(stored, self.bytes),
+            none => none.insert(Decompressor::new()?).decompress(stored, self.bytes),
+        });
+        match unpacked {
+            Ok(plain) if plain.len() == self.bytes => Ok(plain.into()),
             Ok(plain) => Err(format!("the frame at byte {} has {} bytes", self.at, plain.len())),
             Err(e) => Err(format!("the frame at byte {} can't be unpacked: {e}", self.at)),
         }
@@ -146,6 +161,12 @@ pub struct Index {
 }
 
 impl Index {
+    /// Bytes of the frames that are stored plainly.
+    #[must_use]
+    pub fn plain_bytes(&self) -> u64 {
+        self.frames.iter().filter(|f| f.compression == PLAIN).map(|f| f.stored_bytes).sum()
+    }
+
     /// The index in the last [`tail_bytes`] of an object of `object_bytes`, which stands for `bytes`
     /// (at most [`SEGMENT_BYTES_MAX`]).
     ///
@@ -239,7 +260,7 @@ mod tests {
         let mut plain = Vec::new();
         for frame in index.frames() {
             let stored = frame.at as usize..(frame.at + frame.stored_bytes) as usize;
-            plain.extend(frame.unpack(&object[stored])?);
+            plain.extend(frame.unpack(&Bytes::copy_from_slice(&object[stored]))?);
         }
         Ok(plain)
     }

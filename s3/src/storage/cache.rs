@@ -1,7 +1,7 @@
 //! Frames that were unpacked, in memory, the least recently used given up first. Bounded in bytes.
 
+use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
 /// An object's random part, and the number of a frame in it.
 pub(super) type FrameId = ([u8; 16], usize);
@@ -12,7 +12,7 @@ pub(super) struct Frames {
     bytes_max: usize,
     bytes: usize,
     clock: u64,
-    held: HashMap<FrameId, (u64, Arc<Vec<u8>>)>,
+    held: HashMap<FrameId, (u64, Bytes)>,
     by_age: BTreeMap<u64, FrameId>,
 }
 
@@ -25,18 +25,18 @@ impl Frames {
         self.held.contains_key(id)
     }
 
-    pub fn get(&mut self, id: &FrameId) -> Option<Arc<Vec<u8>>> {
+    pub fn get(&mut self, id: &FrameId) -> Option<Bytes> {
         let (age, frame) = self.held.get_mut(id)?;
         self.by_age.remove(age);
         self.clock += 1;
         *age = self.clock;
         self.by_age.insert(self.clock, *id);
-        Some(Arc::clone(frame))
+        Some(frame.clone())
     }
 
     /// Takes a frame and gives those back that there is no room for any more. The newest stays, however
     /// large.
-    pub fn put(&mut self, id: FrameId, frame: Arc<Vec<u8>>) -> Vec<(FrameId, Arc<Vec<u8>>)> {
+    pub fn put(&mut self, id: FrameId, frame: Bytes) -> Vec<(FrameId, Bytes)> {
         let mut gone = Vec::new();
         if self.held.contains_key(&id) {
             return gone;
@@ -64,10 +64,10 @@ mod tests {
     fn what_was_not_used_for_longest_goes_first() {
         let mut frames = Frames::new(300);
         for n in 0..3 {
-            frames.put(([n; 16], 0), Arc::new(vec![n; 100]));
+            frames.put(([n; 16], 0), Bytes::from(vec![n; 100]));
         }
         assert!(frames.get(&([0; 16], 0)).is_some());
-        frames.put(([3; 16], 0), Arc::new(vec![3; 100]));
+        frames.put(([3; 16], 0), Bytes::from(vec![3; 100]));
         let held: Vec<bool> = (0..4).map(|n| frames.has(&([n; 16], 0))).collect();
         assert_eq!((held, frames.bytes), (vec![true, false, true, true], 300));
     }

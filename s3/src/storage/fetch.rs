@@ -10,6 +10,7 @@ use super::cache::{FrameId, Frames};
 use super::spill::Spill;
 use crate::object::{FRAME_BYTES, Index, tail_bytes};
 use crate::store::{Patient, StoreError};
+use bytes::Bytes;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -141,7 +142,7 @@ impl Fetcher {
         mut held: MutexGuard<'_, Held>,
         place: &Place,
         i: usize,
-    ) -> Result<(Arc<Vec<u8>>, bool), FetchError> {
+    ) -> Result<(Bytes, bool), FetchError> {
         if held.missed.len() >= INDEXES_MAX {
             held.missed.clear();
         }
@@ -157,27 +158,35 @@ impl Fetcher {
             drop(held);
             let frames = fetched?;
             let frame = frames.get(i).ok_or_else(|| damaged(place, "it has fewer frames"))?;
-            return Ok((Arc::clone(frame), in_order));
+            return Ok((frame.clone(), in_order));
         }
         drop(held);
         self.single(place, i).map(|frame| (frame, false))
     }
 
     /// Fetches an object and keeps all its frames.
-    fn whole(&self, place: &Place) -> Result<Vec<Arc<Vec<u8>>>, FetchError> {
-        let object = self.store.get(&place.key, Some(0..place.object_bytes))?;
+    fn whole(&self, place: &Place) -> Result<Vec<Bytes>, FetchError> {
+        let object = Bytes::from(self.store.get(&place.key, Some(0..place.object_bytes))?);
         let tail = place.object_bytes.saturating_sub(tail_bytes(place.bytes)) as usize;
         let index = decode(place, &object[tail..])?;
         let mut frames = Vec::with_capacity(index.frames().len());
         for frame in index.frames() {
-            let stored = &object[frame.at as usize..(frame.at + frame.stored_bytes) as usize];
-            frames.push(Arc::new(frame.unpack(stored).map_err(|why| damaged(place, &why))?));
+            let stored = object.slice(frame.at as usize..(frame.at + frame.stored_bytes) as usize);
+            frames.push(frame.unpack(&stored).map_err(|why| damaged(place, &why))?);
         }
-        self.keep(frames.iter().enumerate().map(|(i, f)| ((place.random, i), Arc::clone(f))));
+        // A frame that is stored plainly is a part of the object, which stays as long as it does: few such
+        // frames would hold much that nobody counts.
+        if index.plain_bytes() * 2 < place.object_bytes {
+            let is_part = |frame: &Bytes| object.as_ptr_range().contains(&frame.as_ptr());
+            for frame in frames.iter_mut().filter(|frame| is_part(frame)) {
+                *frame = Bytes::copy_from_slice(frame);
+            }
+        }
+        self.keep(frames.iter().enumerate().map(|(i, f)| ((place.random, i), f.clone())));
         Ok(frames)
     }
 
-    fn single(&self, place: &Place, i: usize) -> Result<Arc<Vec<u8>>, FetchError> {
+    fn single(&self, place: &Place, i: usize) -> Result<Bytes, FetchError> {
         let known = self.held().indexes.get(&place.random).cloned();
         let index = match known {
             Some(index) => index,
@@ -187,15 +196,15 @@ impl Fetcher {
             return Ok(frame);
         }
         let wanted = index.frames().get(i).ok_or_else(|| damaged(place, "it has fewer frames"))?;
-        let stored =
-            self.store.get(&place.key, Some(wanted.at..wanted.at + wanted.stored_bytes))?;
-        let frame = Arc::new(wanted.unpack(&stored).map_err(|why| damaged(place, &why))?);
-        self.keep(std::iter::once(((place.random, i), Arc::clone(&frame))));
+        let range = wanted.at..wanted.at + wanted.stored_bytes;
+        let stored = Bytes::from(self.store.get(&place.key, Some(range))?);
+        let frame = wanted.unpack(&stored).map_err(|why| damaged(place, &why))?;
+        self.keep(std::iter::once(((place.random, i), frame.clone())));
         Ok(frame)
     }
 
     /// Takes frames into the cache; those that it has no room for any more go to the temporary file.
-    fn keep(&self, frames: impl Iterator<Item = (FrameId, Arc<Vec<u8>>)>) {
+    fn keep(&self, frames: impl Iterator<Item = (FrameId, Bytes)>) {
         for (id, frame) in frames {
             let gone = self.held().frames.put(id, frame);
             if let Some(spill) = &self.spill {
@@ -210,14 +219,14 @@ impl Fetcher {
         let tail = tail_bytes(place.bytes).min(place.object_bytes);
         let near_end = last.saturating_sub(wanted as u64) < 2;
         let from = place.object_bytes - if near_end { tail.max(END_BYTES) } else { tail };
-        let bytes = self.store.get(&place.key, Some(from..place.object_bytes))?;
+        let bytes = Bytes::from(self.store.get(&place.key, Some(from..place.object_bytes))?);
         let index = decode(place, &bytes[bytes.len() - tail as usize..])?;
         let mut came = Vec::new();
         for (i, frame) in index.frames().iter().enumerate().filter(|(_, f)| f.at >= from) {
             let at = (frame.at - from) as usize;
-            let stored = &bytes[at..at + frame.stored_bytes as usize];
-            let frame = frame.unpack(stored).map_err(|why| damaged(place, &why))?;
-            came.push(((place.random, i), Arc::new(frame)));
+            let stored = bytes.slice(at..at + frame.stored_bytes as usize);
+            let frame = frame.unpack(&stored).map_err(|why| damaged(place, &why))?;
+            came.push(((place.random, i), frame));
         }
         let index = Arc::new(index);
         let mut held = self.held();
