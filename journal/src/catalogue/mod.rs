@@ -179,7 +179,7 @@ impl Catalogue {
         self.raise(outline.edge, outline.floor);
         for portion in behind.chunks(several::portion(storage)) {
             let read = |found: &&Found| (found.name, unit::read_unit(storage, found, group, None));
-            for (name, unit) in several::for_each(storage, portion, read) {
+            for (name, unit) in several::map(storage, portion, read) {
                 let unit = match unit {
                     Ok(unit) => unit,
                     Err(e @ crate::Error::NewerFormat { .. }) => return Err(e),
@@ -390,7 +390,7 @@ fn outline(storage: &dyn Storage, group: [u8; 16], found: &[&Found]) -> Outline 
         let merged = is_merged.then(|| read_merged(&*file, &found.path, &header).ok());
         Some((header, merged.flatten()))
     };
-    for (header, merged) in several::for_each(storage, found, read).into_iter().flatten() {
+    for (header, merged) in several::map(storage, found, read).into_iter().flatten() {
         outline.epochs.extend(epoch_start(&header));
         if let Some(merged) = merged {
             outline.edge = outline.edge.max(merged.edge);

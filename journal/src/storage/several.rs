@@ -14,7 +14,7 @@ pub(crate) fn portion(storage: &dyn Storage) -> usize {
 }
 
 /// Does something for each item; what comes of them is in the order of the items.
-pub(crate) fn for_each<T: Sync, R: Send>(
+pub(crate) fn map<T: Sync, R: Send>(
     storage: &dyn Storage,
     items: &[T],
     work: impl Fn(&T) -> R + Sync,
