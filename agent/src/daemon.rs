@@ -9,8 +9,8 @@ use crate::api::{server, socket_path};
 use crate::engine::Engine;
 use crate::intent;
 use afterimage_guard::{GuardConfig, Program, Worker};
+use afterimage_journal::storage::Lock;
 use afterimage_journal::{ErrorKind, Options, layout};
-use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -112,7 +112,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Takes the state directory's lock; held until the process ends. A worker whose guard was killed may be
 /// ending still.
-async fn take_lock(args: &DaemonArgs) -> Result<File, afterimage_journal::Error> {
+async fn take_lock(args: &DaemonArgs) -> Result<Lock, afterimage_journal::Error> {
     layout::check_state(&args.state, true)?;
     let begin = Instant::now();
     loop {

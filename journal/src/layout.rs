@@ -293,26 +293,12 @@ pub fn replace_file_in(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> Resu
 }
 
 /// Takes the `lock` of a directory (a journal's, or the state directory's), as its only writer;
-/// held until the file is dropped.
+/// held until it is dropped.
 ///
 /// # Errors
 /// [`Error::Locked`] when another process holds it; or it can't be made.
-pub fn take_lock(dir: &Path) -> Result<fs::File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let path = dir.join("lock");
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| Error::io("open for writing", &path, e))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path }),
-        Err(e) => Err(Error::io("lock", &path, e)),
-    }
+pub fn take_lock(dir: &Path) -> Result<Lock> {
+    take_lock_in(&RealStorage, dir)
 }
 
 /// As [`take_lock`], on any storage.

@@ -2,6 +2,7 @@
 //! time.
 
 use crate::error::{Error, Result};
+use afterimage_journal::storage::Lock;
 use afterimage_journal::{Error as JournalError, layout};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -65,27 +66,19 @@ pub fn write(path: &Path, value: &impl Serialize) -> Result<()> {
     layout::replace_file(path, &json).map_err(|e| Error::Local(e.to_string()))
 }
 
-/// The lock of a directory's files, across processes; held until it is dropped.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
-}
-
-impl Lock {
-    /// Takes it, waiting for a bounded time.
-    ///
-    /// # Errors
-    /// Somebody else holds it all the time.
-    pub fn take(dir: &Path) -> Result<Self> {
-        let begin = Instant::now();
-        loop {
-            match layout::take_lock(dir) {
-                Ok(file) => return Ok(Self { _file: file }),
-                Err(JournalError::Locked { .. }) if begin.elapsed() < LOCK_LIMIT => {
-                    std::thread::sleep(LOCK_PAUSE);
-                }
-                Err(e) => return Err(Error::Local(e.to_string())),
+/// Takes the lock of a directory's files, across processes, waiting for a bounded time; held until it is
+/// dropped.
+///
+/// # Errors
+/// Somebody else holds it all the time.
+pub fn lock(dir: &Path) -> Result<Lock> {
+    let begin = Instant::now();
+    loop {
+        match layout::take_lock(dir) {
+            Err(JournalError::Locked { .. }) if begin.elapsed() < LOCK_LIMIT => {
+                std::thread::sleep(LOCK_PAUSE);
             }
+            taken => return taken.map_err(|e| Error::Local(e.to_string())),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Deleting a journal.
 
+use afterimage_journal::storage::{LockKind, RealStorage, Storage};
 use afterimage_journal::{Error, Result, layout};
+use std::io::ErrorKind;
 use std::path::Path;
 use uuid::Uuid;
 
@@ -10,23 +12,13 @@ use uuid::Uuid;
 /// A restore or export reads it (I-7); or it can't be deleted.
 pub fn purge(dir: &Path) -> Result<()> {
     let path = dir.join("pin");
-    let pin = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|e| Error::io("open", &path, e))?;
-    match rustix::fs::flock(&pin, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            return Err(Error::Invalid(format!(
-                "a restore reads {}: nothing was deleted; purge it when that has ended",
-                dir.display()
-            )));
-        }
-        Err(e) => return Err(Error::io("lock", &path, e)),
-    }
+    let _pin = RealStorage.lock(&path, LockKind::Exclusive).map_err(|e| match e.kind() {
+        ErrorKind::WouldBlock => Error::Invalid(format!(
+            "a restore reads {}: nothing was deleted; purge it when that has ended",
+            dir.display()
+        )),
+        _ => Error::io("lock", &path, e),
+    })?;
     // Out of sight at once and whole, then piece by piece.
     let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let doomed = dir.with_file_name(format!(".purged-{name}-{}", Uuid::new_v4()));

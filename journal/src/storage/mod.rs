@@ -55,8 +55,6 @@ pub struct Lock {
 /// What a lock holds on to.
 pub trait Held: Send + Sync + Debug {}
 
-impl Held for File {}
-
 impl Lock {
     /// A lock that lasts as long as `held`.
     #[must_use]

@@ -1,6 +1,6 @@
 //! The operating system's files.
 
-use super::{Access, Lock, LockKind, Room, Storage, StoredFile};
+use super::{Access, Held, Lock, LockKind, Room, Storage, StoredFile};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -95,7 +95,7 @@ impl Storage for RealStorage {
             LockKind::Exclusive => FlockOperation::NonBlockingLockExclusive,
         };
         rustix::fs::flock(&file, operation)?;
-        Ok(Lock::new(Box::new(file)))
+        Ok(Lock::new(Box::new(Flocked(file))))
     }
 
     fn room(&self, path: &Path) -> io::Result<Room> {
@@ -108,6 +108,19 @@ impl Storage for RealStorage {
 
     fn mount_id(&self, path: &Path) -> u64 {
         crate::layout::mount_id(path)
+    }
+}
+
+/// A file whose lock ends with it, not with its last descriptor: a process that is started meanwhile
+/// holds a copy of every descriptor from its fork to its exec (flock(2): the lock is the open file's).
+#[derive(Debug)]
+struct Flocked(File);
+
+impl Held for Flocked {}
+
+impl Drop for Flocked {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }
 
@@ -161,5 +174,25 @@ impl StoredFile for File {
 
     fn as_file(&self) -> Option<&File> {
         Some(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_ends_though_a_process_that_is_being_started_has_its_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        drop(RealStorage.lock(&path, LockKind::Exclusive).unwrap());
+        let file = File::open(&path).unwrap();
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let of_the_child = file.try_clone().unwrap();
+        let lock = Lock::new(Box::new(Flocked(file)));
+        assert!(RealStorage.lock(&path, LockKind::Shared).is_err());
+        drop(lock);
+        RealStorage.lock(&path, LockKind::Exclusive).unwrap();
+        drop(of_the_child);
     }
 }

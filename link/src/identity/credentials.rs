@@ -8,7 +8,8 @@ use super::keys::Key;
 use super::site::Issued;
 use super::{Fingerprint, text};
 use crate::error::{Error, Result};
-use crate::files::{self, Lock};
+use crate::files;
+use afterimage_journal::storage::Lock;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
@@ -108,7 +109,7 @@ impl<'a> Making<'a> {
     /// Begins: a key that waits for this very purpose, or a new one.
     pub(crate) fn begin(dir: &'a Path, purpose: &str) -> Result<Self> {
         files::make_dir(dir)?;
-        let lock = Lock::take(dir)?;
+        let lock = files::lock(dir)?;
         let path = dir.join(PENDING);
         let waiting: Option<Pending> = files::read(&path)?;
         let key = match waiting.filter(|p| p.purpose == purpose) {

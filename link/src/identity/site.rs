@@ -11,7 +11,7 @@ use super::keys::{PublicKey, random};
 use super::ledger::{Certificate, Ledger};
 use super::{Fingerprint, now_s, text};
 use crate::error::{Error, Result};
-use crate::files::{self, Lock, Stamp};
+use crate::files::{self, Stamp};
 use afterimage_journal::layout;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
@@ -69,7 +69,7 @@ impl Site {
     pub fn open_or_make(state: &Path) -> Result<Self> {
         let dir = Self::dir(state);
         files::make_dir(&dir)?;
-        let _lock = Lock::take(&dir)?;
+        let _lock = files::lock(&dir)?;
         let authority = Authority::open_or_make(&dir)?;
         if files::read::<Keyed>(&dir.join(SERVER))?.is_none() {
             let made = authority.make_server(Validity::days(SERVER_DAYS))?;
@@ -181,7 +181,7 @@ impl Site {
     /// # Errors
     /// It can't be written.
     pub fn rotate(&self) -> Result<Validity> {
-        let _lock = Lock::take(&self.dir)?;
+        let _lock = files::lock(&self.dir)?;
         let made = self.authority.make_server(Validity::days(SERVER_DAYS))?;
         files::write(&self.dir.join(SERVER), &made)?;
         Ok(made.validity)
@@ -252,7 +252,7 @@ impl Site {
 
     fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> Result<T>) -> Result<T> {
         let path = self.dir.join(LEDGER);
-        let _lock = Lock::take(&self.dir)?;
+        let _lock = files::lock(&self.dir)?;
         let mut ledger: Ledger = files::read(&path)?.unwrap_or_default();
         let changed = change(&mut ledger)?;
         files::write(&path, &ledger)?;

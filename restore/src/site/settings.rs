@@ -2,7 +2,7 @@
 
 use afterimage_journal::layout;
 use afterimage_journal::window::{Keep, Limits};
-use afterimage_link::files::{self, Lock};
+use afterimage_link::files;
 use afterimage_link::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -84,7 +84,7 @@ impl Settings {
         let path = path(state);
         let dir = path.parent().unwrap_or(state);
         files::make_dir(dir)?;
-        let _lock = Lock::take(dir)?;
+        let _lock = files::lock(dir)?;
         let mut settings = Self::load(state)?;
         let of_group = settings.groups.entry(group.to_owned()).or_default();
         change(of_group);

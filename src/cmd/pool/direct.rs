@@ -4,9 +4,8 @@ use crate::failure::{Failure, Outcome};
 use crate::show;
 use afterimage_journal::pool::change;
 use afterimage_journal::pool::{Added, DrainStep, Limit, Pool};
-use afterimage_journal::storage::RealStorage;
+use afterimage_journal::storage::{Lock, RealStorage};
 use afterimage_journal::{ErrorKind, Journal, Options, layout};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,7 +26,7 @@ pub fn home(state: &Path) -> Outcome<PathBuf> {
 }
 
 /// The state directory's lock: no agent runs, nor starts, while it is held.
-pub fn lock(state: &Path) -> Outcome<File> {
+pub fn lock(state: &Path) -> Outcome<Lock> {
     Ok(layout::take_lock(state)?)
 }
 
