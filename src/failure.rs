@@ -50,6 +50,12 @@ impl From<afterimage_journal::Error> for Failure {
     }
 }
 
+impl From<afterimage_restore::site::control::Refusal> for Failure {
+    fn from(e: afterimage_restore::site::control::Refusal) -> Self {
+        Self { code: e.code, message: e.message }
+    }
+}
+
 impl From<afterimage_link::Error> for Failure {
     fn from(e: afterimage_link::Error) -> Self {
         Self { code: e.exit_code(), message: e.to_string() }

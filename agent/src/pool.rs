@@ -1,55 +1,47 @@
-//! The pool beside the guests: looked after by a thread of its own, changed by the API.
-//!
-//! What always holds: nothing that touches a member runs on the threads that guests wait for;
-//! draining takes half of the time at the most, so that capture finds the disk idle.
+//! The pool beside the guests: looked after by a thread of its own ([`PoolThread`]), changed by the API.
 
 use crate::api::{ApiError, PoolAddRequest, PoolRemoveRequest};
 use crate::engine::api;
 use crate::group::Group;
-use afterimage_journal::pool::{Added, DrainStep, Pool, PoolStatus};
+use afterimage_journal::pool::{Added, Pool, PoolStatus, PoolThread, Writers};
 use afterimage_journal::storage::Storage;
-use afterimage_journal::{Error, Options, layout};
+use afterimage_journal::{Options, layout};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-/// How often the members are looked at.
-const TEND_EVERY: Duration = Duration::from_secs(1);
-/// Longest pause between two moved units.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The groups whose journals may be written.
-type Groups = Arc<Mutex<Vec<Weak<Group>>>>;
+#[derive(Default)]
+struct Groups(Mutex<Vec<Weak<Group>>>);
+
+impl Groups {
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Group>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn named(&self, name: &str) -> Option<Arc<Group>> {
+        self.lock().iter().filter_map(Weak::upgrade).find(|g| g.name() == name)
+    }
+}
+
+impl Writers for Groups {
+    fn in_use(&self, name: &str, number: u64) -> bool {
+        let Some(group) = self.named(name) else { return false };
+        // A journal that stopped may be opened again at any moment.
+        group.journal().map_or(true, |journal| number >= journal.open_from())
+    }
+
+    fn give_way(&self, _pool: &Pool, name: &str) {
+        if let Some(group) = self.named(name) {
+            let _ = group.journal().map(|journal| journal.turn());
+        }
+    }
+}
 
 /// The pool, looked after until it is dropped.
 pub struct PoolKeeper {
     pool: Arc<Pool>,
-    told: Arc<Told>,
-    groups: Groups,
-    thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Default)]
-struct Told {
-    end: Mutex<bool>,
-    wake: Condvar,
-}
-
-impl Told {
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits; whether it is to end.
-    fn wait(&self, limit: Duration) -> bool {
-        let end = self.lock();
-        if *end {
-            return true;
-        }
-        let waited = self.wake.wait_timeout(end, limit);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
-    }
+    groups: Arc<Groups>,
+    thread: PoolThread,
 }
 
 impl PoolKeeper {
@@ -61,13 +53,9 @@ impl PoolKeeper {
         let home = layout::pool_dir(state);
         layout::make_dir(&home)?;
         let pool = Pool::open(storage, &home)?;
-        let (told, groups) = (Arc::new(Told::default()), Groups::default());
-        let (of_thread, heard, watched) = (Arc::clone(&pool), Arc::clone(&told), groups.clone());
-        let thread = std::thread::Builder::new()
-            .name("pool".into())
-            .spawn(move || keep(&of_thread, &heard, &watched))
-            .map_err(|e| Error::io("start a thread for", &home, e))?;
-        Ok(Self { pool, told, groups, thread: Some(thread) })
+        let groups = Arc::new(Groups::default());
+        let thread = PoolThread::start(&pool, Arc::<Groups>::clone(&groups))?;
+        Ok(Self { pool, groups, thread })
     }
 
     /// The options of journals whose units lie in this pool.
@@ -78,7 +66,7 @@ impl PoolKeeper {
 
     /// Notes a group whose journal may be open from now on.
     pub fn watch(&self, group: &Arc<Group>) {
-        let mut groups = lock(&self.groups);
+        let mut groups = self.groups.lock();
         groups.retain(|g| g.strong_count() > 0);
         groups.push(Arc::downgrade(group));
     }
@@ -102,7 +90,7 @@ impl PoolKeeper {
     pub async fn add(&self, request: PoolAddRequest) -> Result<Added, ApiError> {
         let pool = Arc::clone(&self.pool);
         let done = blocking(move || pool.add(&request.dir, request.limit)).await;
-        self.told.wake.notify_all();
+        self.thread.wake();
         done
     }
 
@@ -118,7 +106,7 @@ impl PoolKeeper {
             pool.remove(&request.dir, request.lost)
         });
         let done = done.await;
-        self.told.wake.notify_all();
+        self.thread.wake();
         done
     }
 }
@@ -128,70 +116,4 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| ApiError::other(e.to_string()))?.map_err(|e| api(&e))
-}
-
-impl Drop for PoolKeeper {
-    fn drop(&mut self) {
-        *self.told.lock() = true;
-        self.told.wake.notify_all();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn lock(groups: &Groups) -> MutexGuard<'_, Vec<Weak<Group>>> {
-    groups.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn named(groups: &Groups, name: &str) -> Option<Arc<Group>> {
-    lock(groups).iter().filter_map(Weak::upgrade).find(|g| g.name() == name)
-}
-
-/// Whether a unit may still be written. A journal that stopped may be opened again at any moment.
-fn in_use(groups: &Groups, name: &str, number: u64) -> bool {
-    let Some(group) = named(groups, name) else { return false };
-    group.journal().map_or(true, |journal| number >= journal.open_from())
-}
-
-fn keep(pool: &Pool, told: &Told, groups: &Groups) {
-    let mut said = String::new();
-    let mut pause = TEND_EVERY;
-    while !told.wait(pause) {
-        pool.tend();
-        let begin = Instant::now();
-        pause = match pool.drain_step(&|group, number| in_use(groups, group, number)) {
-            Ok(DrainStep::Moved(path)) => {
-                tracing::debug!(path = %path.display(), "moved to another member");
-                begin.elapsed().min(PAUSE_MAX)
-            }
-            Ok(DrainStep::Done(member)) => {
-                tracing::info!(member = %member.display(), "drained: no member any more");
-                TEND_EVERY
-            }
-            Ok(DrainStep::Open(open)) => {
-                for group in open.iter().filter_map(|name| named(groups, name)) {
-                    // What can't turn now is asked again.
-                    let _ = group.journal().map(|journal| journal.turn());
-                }
-                TEND_EVERY
-            }
-            Ok(DrainStep::Waiting(why)) => {
-                if said != why {
-                    tracing::warn!(why, "draining waits");
-                }
-                said = why;
-                TEND_EVERY
-            }
-            Ok(DrainStep::Idle) => TEND_EVERY,
-            Err(error) => {
-                let text = error.to_string();
-                if said != text {
-                    tracing::error!(error = text, "draining failed");
-                }
-                said = text;
-                PAUSE_MAX
-            }
-        };
-    }
 }

@@ -1,16 +1,15 @@
-//! `afterimage pool`: where journals lie. The agent does it where one runs; without one it is done
-//! here, under the state directory's lock.
+//! `afterimage pool`: where journals lie. The agent or the site's daemon does it where one runs; without
+//! one it is done here, under the state directory's lock.
 
 mod direct;
+mod holder;
 mod list;
-
-pub use list::troubles;
 
 use crate::failure::{Failure, Outcome};
 use crate::state::StateArgs;
 use crate::{quantity, show};
-use afterimage_agent::api::{PoolAddRequest, PoolRemoveRequest};
 use afterimage_journal::pool::{Added, Limit};
+use holder::Holder;
 use std::path::{Path, PathBuf};
 
 /// The directories that journals lie on: add, drain and list them
@@ -51,9 +50,9 @@ struct AddArgs {
 
 /// Drain a member: move what lies on it to the others, and take it out of the pool
 ///
-/// Capture goes on meanwhile. With an agent it happens in the background (`pool list` shows how far
-/// it is); without one, here. It can be broken off at any time and goes on by itself when an agent
-/// runs; `pool add` of the directory cancels it.
+/// Capture goes on meanwhile, at a site what agents send. With an agent or a site's daemon it happens in
+/// the background (`pool list` shows how far it is); without one, here. It can be broken off at any time
+/// and goes on by itself when one runs; `pool add` of the directory cancels it.
 #[derive(Debug, clap::Args)]
 struct RemoveArgs {
     /// The member's directory
@@ -63,6 +62,16 @@ struct RemoveArgs {
     lost: bool,
     #[command(flatten)]
     state: StateArgs,
+}
+
+/// Prints what is wrong with members, as far as somebody answers: where one is in trouble, recovery points
+/// may be, too.
+pub fn show_troubles(state: &StateArgs) -> Outcome {
+    let members = Holder::of(state).status().map_or_else(|_| Vec::new(), |pool| pool.members);
+    for line in list::troubles(&members) {
+        show::print(&format!("pool: {line}"))?;
+    }
+    Ok(())
 }
 
 fn limit(text: &str) -> Result<Limit, String> {
@@ -88,22 +97,17 @@ fn absolute(dir: &Path) -> Outcome<PathBuf> {
 fn add(args: &AddArgs) -> Outcome {
     let dirs = args.dirs.iter().map(|d| absolute(d)).collect::<Outcome<Vec<_>>>()?;
     let limit = args.limit.unwrap_or_default();
-    let client = args.state.client();
-    if !client.is_running() {
-        let home = direct::home(&args.state.state)?;
+    let holder = Holder::of(&args.state);
+    if let Holder::Nobody(state) = &holder {
+        let home = direct::home(&state.state)?;
         if direct::is_lost(&home)? {
-            let _lock = direct::lock(&args.state.state)?;
+            let _lock = direct::lock(&state.state)?;
             direct::rebuild(&home, &dirs)?;
             return show::print("the pool's description is made anew\n");
         }
     }
     for dir in &dirs {
-        let added = if client.is_running() {
-            client.pool_add(&PoolAddRequest { dir: dir.clone(), limit })?
-        } else {
-            direct::add(&args.state.state, dir, limit)?
-        };
-        let what = match added {
+        let what = match holder.add(dir, limit)? {
             Added::New => "is a member of the pool now",
             Added::Moved => "is a member again, under this path",
             Added::Kept => "stays a member of the pool",
@@ -116,11 +120,9 @@ fn add(args: &AddArgs) -> Outcome {
 
 fn remove(args: &RemoveArgs) -> Outcome {
     let dir = absolute(&args.dir)?;
-    let client = args.state.client();
-    if !client.is_running() {
-        return direct::remove(&args.state.state, &dir, args.lost);
+    if !Holder::of(&args.state).remove(&dir, args.lost)? {
+        return Ok(());
     }
-    client.pool_remove(&PoolRemoveRequest { dir: dir.clone(), lost: args.lost })?;
     let dir = dir.display();
     show::print(&if args.lost {
         format!("{dir} is no member any more; what lay on it is lost\n")

@@ -58,12 +58,7 @@ pub fn run(args: &StatusArgs) -> Outcome {
     }
     let details = args.name.is_some();
     show::print(&text(&guests, details))?;
-    // Where a member of the pool is in trouble, recovery points may be, too.
-    let pool = args.state.client().pool().unwrap_or_default();
-    for line in super::pool::troubles(&pool.members) {
-        show::print(&format!("pool: {line}"))?;
-    }
-    Ok(())
+    super::pool::show_troubles(&args.state)
 }
 
 /// From the agent; from disk when there is none.

@@ -56,8 +56,9 @@ impl Bed {
     }
 }
 
-fn units(dir: &Path) -> Vec<String> {
-    let names = std::fs::read_dir(dir).unwrap().flatten();
+/// Units in a directory of a member, or none if it isn't there.
+pub fn units(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<_> = names.map(|e| e.file_name().into_string().unwrap()).collect();
     names.retain(|n| n.starts_with("unit-") && !n.ends_with(".tmp"));
     names.sort();
@@ -70,7 +71,8 @@ fn refused(outcome: &Outcome, words: &str) {
     assert!(outcome.stderr.contains(words), "{outcome:?}");
 }
 
-fn member(list: &Value, dir: &Path) -> Value {
+/// A member as `pool list` has it; null: it is none.
+pub fn member(list: &Value, dir: &Path) -> Value {
     let members = list["members"].as_array().unwrap();
     let found = members.iter().find(|m| m["path"] == dir.to_str().unwrap());
     found.cloned().unwrap_or_default()

@@ -149,6 +149,9 @@ pub fn send(feed: &mut Feed, sink: &mut dyn Sink, acked: &mut Ack) -> Result<(),
                 _ => {}
             }
             sink.apply(op)?;
+        } else if feed.backlog().fresh_bytes > 0 {
+            // The source seals a unit before it goes on.
+            let _ = feed.wait(Duration::from_millis(5));
         } else if token == told && feed.backlog().background_files == 0 && uncounted.is_empty() {
             acked.watermark = watermark;
             return Ok(());

@@ -173,6 +173,7 @@ impl Pool {
             self.storage.open(&from, Access::Read).map_err(|e| Error::io("open", &from, e))?;
         let taken = file.allocated_bytes().map_err(|e| Error::io("look at", &from, e))?;
         let there = self.elsewhere(source, group, name);
+        let mut copy = None;
         if there.is_none() {
             let bytes = file.bytes().map_err(|e| Error::io("look at", &from, e))?;
             // Holes stay holes: what it takes now is what it will take.
@@ -182,13 +183,48 @@ impl Pool {
                 let _ = self.storage.remove(&to.join(format!("{name}{DRAFT}")));
                 self.uncount(&to, group, taken);
             })?;
+            copy = Some(to);
         } else if let Some(there) = &there {
             self.check_same(&file, &from, there)?;
         }
         let _one = lock(&self.renaming);
-        self.let_go(source, group, name)?;
+        let gone = self.let_go(source, group, name);
+        if let (Err(_), Some(to)) = (&gone, &copy)
+            && self.storage.exists(&from)
+        {
+            // Who writes to it goes on where it was: no second one stays behind.
+            let _ = self.storage.remove(&to.join(name));
+            self.uncount(to, group, taken);
+        }
+        gone?;
         self.change_member(source.uuid, |m| m.contents.lessen(group, taken, false));
         Ok(())
+    }
+
+    /// Ends moves that were cut off between the copy's name and the source's end. Only before anybody
+    /// writes: one of the two would grow then.
+    pub(super) fn finish_moves(&self) {
+        let draining: Vec<Source> = lock(&self.live)
+            .members
+            .iter()
+            .filter(|m| m.serves() && m.state == MemberState::Draining)
+            .map(|m| Source { uuid: m.uuid, dir: m.dir.clone() })
+            .collect();
+        for source in &draining {
+            for group in survey::groups(&self.storage, &source.dir).unwrap_or_default() {
+                let dir = source.dir.join(&group);
+                let names = survey::names(&self.storage, &dir).unwrap_or_default();
+                let twice = names.iter().filter(|name| {
+                    FileName::parse(name).is_some()
+                        && self.elsewhere(source, &group, name).is_some()
+                });
+                for name in twice {
+                    if let Err(error) = self.move_file(source, &group, name) {
+                        tracing::error!(unit = %dir.join(name).display(), %error, "on two members");
+                    }
+                }
+            }
+        }
     }
 
     /// The same file on another member: left by a move that was cut off.

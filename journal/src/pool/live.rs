@@ -152,7 +152,7 @@ impl Pool {
     }
 
     /// Opens the pool of a home for writing: starts an epoch of it, so that whatever was copied
-    /// before is older, and clears away what a broken move left.
+    /// before is older, and ends moves that were broken off.
     ///
     /// # Errors
     /// As [`Pool::look`]; a member is ahead of the home, which is an old copy then; the home can't
@@ -171,6 +171,7 @@ impl Pool {
             return Err(Error::Unusable { path: home.to_owned(), why });
         }
         pool.clear_drafts();
+        pool.finish_moves();
         pool.advance(|_| Ok(()))?;
         Ok(Arc::new(pool))
     }

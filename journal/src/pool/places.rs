@@ -7,6 +7,7 @@ use super::description::Description;
 use super::trust::{Home, Missing, judge};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -130,6 +131,22 @@ impl Places {
     /// The journal's own directory can't be read. Another member that can't be is as good as
     /// missing.
     pub fn units(&self) -> Result<Vec<Found>> {
+        let first = self.look()?;
+        if self.dirs.len() == 1 {
+            return Ok(first);
+        }
+        // A unit that moves from a directory that wasn't looked at yet to one that was is in neither: a
+        // second look finds it.
+        let mut found = self.look()?;
+        let names: BTreeSet<FileName> = found.iter().map(|f| f.name).collect();
+        let missed = first.into_iter().filter(|f| !names.contains(&f.name));
+        found.extend(missed.filter_map(|f| Some(Found { path: self.find(f.name)?, ..f })));
+        found.sort_by_key(|f| (f.name.numbers(), f.name));
+        Ok(found)
+    }
+
+    /// One look at each directory, one after the other.
+    fn look(&self) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         for (i, dir) in self.dirs.iter().enumerate() {
             let names = match self.storage.list(dir) {
@@ -153,7 +170,9 @@ impl Places {
     #[must_use]
     pub fn find(&self, name: FileName) -> Option<PathBuf> {
         let text = name.to_string();
-        self.dirs.iter().map(|d| d.join(&text)).find(|p| self.storage.exists(p))
+        // Twice, as for all units.
+        let mut looks = self.dirs.iter().chain(self.dirs.iter().filter(|_| self.dirs.len() > 1));
+        looks.find_map(|d| Some(d.join(&text)).filter(|p| self.storage.exists(p)))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::format::record::{self, Decoded, HEADER_BYTES, Kind, Record};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use crate::format::{align_up, checksum, index};
 use crate::planted;
-use crate::pool::Found;
+use crate::pool::{Found, Places};
 use crate::storage::{Access, Storage, StoredFile};
 use crate::unit::{self, fits, record_bytes_max};
 use crate::wire::SinkError;
@@ -180,6 +180,23 @@ impl Incoming {
             .map_err(super::sink_error)?;
         self.end = end;
         self.records.extend(new);
+        Ok(())
+    }
+
+    /// Goes on with the file where it lies now, if it is not where it was: the same, and durable.
+    ///
+    /// # Errors
+    /// It is nowhere, or can't be opened.
+    pub fn follow(&mut self, storage: &dyn Storage, places: &Places) -> Result<()> {
+        if storage.exists(&self.found.path) {
+            return Ok(());
+        }
+        let path = places.find(self.found.name).ok_or_else(|| {
+            Error::io("find unit", &self.found.path, std::io::ErrorKind::NotFound)
+        })?;
+        let opened = storage.open(&path, Access::Write);
+        self.file = opened.map_err(|e| Error::io("open unit", &path, e))?;
+        self.found.path = path;
         Ok(())
     }
 

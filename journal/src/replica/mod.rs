@@ -33,7 +33,7 @@ use crate::format::unit_header::BLOCK_BYTES;
 use crate::keeper::{Ground, Home};
 use crate::layout::{self, Identity};
 use crate::planted;
-use crate::pool::{Allocate, FileName, HomeAllocator};
+use crate::pool::{Allocate, FileName, HomeAllocator, Places};
 use crate::storage::{Lock, Storage};
 use crate::unit;
 use crate::wire::{Ack, Hello, Inventory, OP_BYTES_MAX, Op, Sink, SinkError};
@@ -245,6 +245,25 @@ impl Replica {
         if let Some(hear) = &self.on_sealed {
             hear(last);
         }
+    }
+
+    /// Units that are not sealed may lie elsewhere now, the same: goes on with them there. For who moves
+    /// them between two ops.
+    ///
+    /// # Errors
+    /// One is nowhere, or can't be opened: the sender has to come again.
+    pub fn follow_moved(&mut self) -> Result<()> {
+        let mut followed = Ok(());
+        if self.incoming.values().any(|unit| !self.storage.exists(&unit.found.path)) {
+            let places = Places::of(&self.storage, &self.dir)?;
+            for unit in self.incoming.values_mut() {
+                followed = followed.and(unit.follow(&*self.storage, &places));
+            }
+        }
+        if followed.is_err() {
+            self.sender = None;
+        }
+        followed
     }
 
     /// Makes everything that came durable, then acknowledges it.

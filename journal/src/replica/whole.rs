@@ -2,7 +2,7 @@
 
 use super::draft::Wanted;
 use super::{Replica, Taken, sink_error};
-use crate::pool::{FileName, Found};
+use crate::pool::{FileName, Found, Places};
 use crate::unit::UnitContents;
 use crate::wire::SinkError;
 use std::collections::BTreeSet;
@@ -94,7 +94,7 @@ impl Replica {
             let why = "this site keeps a window of its own: nothing is given up for the source";
             return Err(SinkError::Broken(why.into()));
         }
-        let places = crate::pool::Places::of(&self.storage, &self.dir).map_err(sink_error)?;
+        let places = Places::of(&self.storage, &self.dir).map_err(sink_error)?;
         let units = places.units().map_err(sink_error)?;
         let left = crate::merge::release::leftovers(&units);
         let named = units.into_iter().filter(|f| names.contains(&f.name)).map(|f| f.path);

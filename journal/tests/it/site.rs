@@ -32,7 +32,12 @@ fn ship(journal: &Journal, site: &mut Replica) -> (u64, u64) {
             Some(Op::Put { bytes, .. }) => files += bytes.len() as u64,
             Some(Op::Bytes { bytes, .. }) => log += bytes.len() as u64,
             Some(_) => {}
-            None => break,
+            None if feed.backlog().fresh_bytes == 0 => break,
+            None => {
+                // The source seals a unit before it goes on.
+                let _ = feed.wait(Duration::from_millis(10));
+                continue;
+            }
         }
         site.apply(op.unwrap()).unwrap();
         if let Some(ack) = site.ack(Duration::ZERO).unwrap() {

@@ -1,8 +1,9 @@
 //! The daemon: its start, its ticks, and its end.
 
+use super::control::{self, Host};
 use super::groups::Groups;
 use super::{notify, socket_path};
-use afterimage_journal::pool::Pool;
+use afterimage_journal::pool::{Pool, PoolThread};
 use afterimage_journal::storage::RealStorage;
 use afterimage_journal::{ErrorKind, layout};
 use afterimage_link::identity::Site;
@@ -13,16 +14,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Time between two looks at settings, members of the pool and the site's certificate.
+/// Time between two looks at the settings.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks between two looks at the certificate.
 const CERTIFICATE_TICKS: u64 = 600;
-/// How long who asks for the status may take to read it.
-const STATUS_LIMIT: Duration = Duration::from_secs(5);
 /// How long what hangs is waited for at the end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
@@ -50,15 +48,18 @@ pub fn serve(args: &SiteArgs) -> Result<()> {
     layout::make_dir(&home).map_err(|e| local(&e))?;
     let pool = Pool::open(&storage, &home).map_err(|e| local(&e))?;
     let groups = Groups::open(&args.state, &storage, &pool)?;
+    let thread = PoolThread::start(&pool, Arc::<Groups>::clone(&groups)).map_err(|e| local(&e))?;
+    let host = Arc::new(Host { groups: Arc::clone(&groups), pool, thread });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("site")
         .enable_all()
         .build()
         .map_err(|e| Error::Local(format!("start the runtime: {e}")))?;
-    let served = runtime.block_on(run(args, &site, &groups, &pool));
+    let served = runtime.block_on(run(args, &site, &host));
     // What hangs in a system call must not hold the end up.
     runtime.shutdown_timeout(END_LIMIT);
+    drop(host);
     groups.stop();
     let _ = std::fs::remove_file(socket_path(&args.state));
     served
@@ -73,22 +74,17 @@ fn local(error: &afterimage_journal::Error) -> Error {
     }
 }
 
-async fn run(
-    args: &SiteArgs,
-    site: &Arc<Site>,
-    groups: &Arc<Groups>,
-    pool: &Arc<Pool>,
-) -> Result<()> {
+async fn run(args: &SiteArgs, site: &Arc<Site>, host: &Arc<Host>) -> Result<()> {
     let ends = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut terminate), Ok(mut interrupt)) = ends else {
         return Err(Error::Local("can't catch signals".into()));
     };
     let listener = listen(&args.listen).await?;
     let addr = listener.local_addr().map_err(|e| Error::Local(e.to_string()))?;
-    let asked = bind_status(&socket_path(&args.state))?;
-    tokio::spawn(answer(asked, Arc::clone(groups)));
-    tokio::spawn(tick(Arc::clone(site), Arc::clone(groups), Arc::clone(pool)));
-    let server = Server::new(Arc::clone(site), Arc::<Groups>::clone(groups));
+    let asked = bind_control(&socket_path(&args.state))?;
+    tokio::spawn(control::serve(asked, Arc::clone(host)));
+    tokio::spawn(tick(Arc::clone(site), Arc::clone(&host.groups)));
+    let server = Server::new(Arc::clone(site), Arc::<Groups>::clone(&host.groups));
     tracing::info!(%addr, state = %args.state.display(), "the site is ready");
     notify::ready();
     let end = async {
@@ -119,9 +115,9 @@ async fn listen(addr: &str) -> Result<TcpListener> {
     })
 }
 
-/// The socket (0600) at which the status is asked for. The state's lock is held: one that is there is
+/// The socket (0600) at which the daemon is asked. The state's lock is held: one that is there is
 /// left over.
-fn bind_status(path: &Path) -> Result<UnixListener> {
+fn bind_control(path: &Path) -> Result<UnixListener> {
     let failed = |e: std::io::Error| Error::Local(format!("listen at {}: {e}", path.display()));
     // Bound under another name and renamed: nobody finds it before its mode is set.
     let draft = path.with_extension("new");
@@ -132,29 +128,13 @@ fn bind_status(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Says how the site is to whoever connects, one at a time.
-async fn answer(listener: UnixListener, groups: Arc<Groups>) {
-    loop {
-        let Ok((mut stream, _)) = listener.accept().await else {
-            tokio::time::sleep(TICK).await;
-            continue;
-        };
-        let groups = Arc::clone(&groups);
-        let status = tokio::task::spawn_blocking(move || serde_json::to_vec(&groups.status()));
-        if let Ok(Ok(status)) = status.await {
-            let _ = tokio::time::timeout(STATUS_LIMIT, stream.write_all(&status)).await;
-        }
-    }
-}
-
-/// Follows what commands change, and looks after the pool.
-async fn tick(site: Arc<Site>, groups: Arc<Groups>, pool: Arc<Pool>) {
+/// Follows what commands change.
+async fn tick(site: Arc<Site>, groups: Arc<Groups>) {
     for count in 0u64.. {
         tokio::time::sleep(TICK).await;
-        let (site, groups, pool) = (Arc::clone(&site), Arc::clone(&groups), Arc::clone(&pool));
+        let (site, groups) = (Arc::clone(&site), Arc::clone(&groups));
         let ticked = tokio::task::spawn_blocking(move || {
             groups.follow_settings();
-            pool.tend();
             if count.is_multiple_of(CERTIFICATE_TICKS)
                 && let Err(error) = site.rotate_when_due()
             {

@@ -6,7 +6,7 @@ use super::status::{ConnectionStatus, SiteGroupStatus};
 use afterimage_journal::keeper::{Ground, KeeperThread, PoolGround, Setup};
 use afterimage_journal::layout::{self, Identity};
 use afterimage_journal::merge::Unpaced;
-use afterimage_journal::pool::Pool;
+use afterimage_journal::pool::{DrainStep, Pool};
 use afterimage_journal::replica::{Replica, ReplicaOptions};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::wire::{Ack, Hello, Inventory, OP_BYTES_MAX, Op, Sink, SinkError};
@@ -18,6 +18,9 @@ use std::time::Duration;
 
 /// Most syncs that are remembered until they are acknowledged.
 const SYNCS_MAX: usize = 1024;
+
+/// Most units that are moved while a link waits.
+const MOVES_MAX: usize = 4;
 
 /// What everybody may look at.
 #[derive(Default)]
@@ -154,6 +157,34 @@ impl Group {
     fn let_go(&self, open: &mut Open) {
         self.stop_keeper(open);
         open.replica = None;
+    }
+
+    /// Moves what may still be written off a member that is being drained, while nothing is: the link, if
+    /// there is one, waits, and goes on where the units lie then.
+    pub(super) fn move_open_units(&self) {
+        let mut open = lock(&self.open);
+        // Its lock keeps others from writing, too.
+        if open.replica.is_none()
+            && let Err(error) = self.find(&mut open).and_then(|()| self.keep(&mut open))
+        {
+            tracing::error!(group = self.name, %error, "its open units can't be moved");
+            return;
+        }
+        for _ in 0..MOVES_MAX {
+            match self.pool.drain_step(&|group, _| group != self.name) {
+                Ok(DrainStep::Moved(path)) => {
+                    tracing::debug!(path = %path.display(), "moved to another member");
+                }
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::error!(group = self.name, %error, "draining failed");
+                    break;
+                }
+            }
+        }
+        if let Some(Err(error)) = open.replica.as_mut().map(Replica::follow_moved) {
+            tracing::error!(group = self.name, %error, "a unit that was moved is not found: its agent comes again");
+        }
     }
 
     /// Stops keeping, and lets go of the journal.

@@ -4,7 +4,7 @@ use super::group::{Group, GroupSink};
 use super::settings::{self, Settings};
 use super::status::{ConnectionStatus, SiteGroupStatus};
 use afterimage_journal::layout;
-use afterimage_journal::pool::Pool;
+use afterimage_journal::pool::{Pool, Writers};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::wire::{Sink, SinkError};
 use afterimage_link::files::Stamp;
@@ -134,6 +134,20 @@ impl Host for Groups {
     fn disconnected(&self, group: &str, why: &str) {
         if let Ok(group) = self.group(group) {
             group.disconnected(why);
+        }
+    }
+}
+
+impl Writers for Groups {
+    fn in_use(&self, _group: &str, _number: u64) -> bool {
+        // An agent may come at any moment: what is not sealed is moved by who keeps it from writing.
+        true
+    }
+
+    fn give_way(&self, _pool: &Pool, name: &str) {
+        match self.group(name) {
+            Ok(group) => group.move_open_units(),
+            Err(error) => tracing::error!(group = name, %error, "its open units can't be moved"),
         }
     }
 }

@@ -1,22 +1,14 @@
 //! How a site is: asked of the daemon at its socket, or told from the files.
 
+use super::control::Daemon;
 use super::settings::Settings;
-use super::socket_path;
 use afterimage_journal::history::History;
 use afterimage_journal::keeper::Occupancy;
 use afterimage_journal::layout;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
-
-/// How long the daemon may take to answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// Largest answer, in bytes.
-const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
 /// A link that stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,10 +66,12 @@ pub struct SiteGroupStatus {
 /// # Errors
 /// The state directory can't be read.
 pub fn read(state: &Path) -> afterimage_journal::Result<Vec<SiteGroupStatus>> {
-    let (mut groups, offline) = match ask(state) {
-        Ok(groups) => (groups, false),
+    let asked = Daemon::find(state).map(|daemon| daemon.status()).transpose();
+    let (mut groups, offline) = match asked {
+        Ok(Some(groups)) => (groups, false),
+        Ok(None) => (from_files(state)?, true),
         Err(error) => {
-            tracing::debug!(%error, "no daemon says how the site is");
+            tracing::warn!(%error, "this is what the files tell");
             (from_files(state)?, true)
         }
     };
@@ -86,14 +80,6 @@ pub fn read(state: &Path) -> afterimage_journal::Result<Vec<SiteGroupStatus>> {
         look(state, group);
     }
     Ok(groups)
-}
-
-fn ask(state: &Path) -> io::Result<Vec<SiteGroupStatus>> {
-    let stream = UnixStream::connect(socket_path(state))?;
-    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
-    Ok(serde_json::from_slice(&answer)?)
 }
 
 fn from_files(state: &Path) -> afterimage_journal::Result<Vec<SiteGroupStatus>> {

@@ -1,4 +1,4 @@
-//! The pool without an agent: changed on disk, under the lock that an agent would hold.
+//! The pool without an agent or a site's daemon: changed on disk, under the lock that one would hold.
 
 use crate::failure::{Failure, Outcome};
 use crate::show;
@@ -80,7 +80,7 @@ pub fn remove(state: &Path, dir: &Path, lost: bool) -> Outcome {
             DrainStep::Waiting(why) => {
                 return Err(Failure::other(format!(
                     "moved {moved} units; the rest waits: {why}. It goes on when this is run \
-                     again, or an agent runs"
+                     again, or an agent or a site's daemon runs"
                 )));
             }
         }

@@ -1,12 +1,10 @@
 //! `afterimage pool list`: the members, and what the journals take.
 
+use super::holder::Holder;
 use crate::failure::Outcome;
 use crate::show;
 use crate::state::StateArgs;
-use afterimage_agent::api::ErrorKind;
-use afterimage_journal::layout;
-use afterimage_journal::pool::{MemberStatus, Pool, PoolStatus};
-use afterimage_journal::storage::RealStorage;
+use afterimage_journal::pool::{MemberStatus, PoolStatus};
 
 /// List the pool's members and what the journals on them take
 #[derive(Debug, clap::Args)]
@@ -20,21 +18,8 @@ pub struct ListArgs {
 
 /// Runs it.
 pub fn run(args: &ListArgs) -> Outcome {
-    let status = fetch(&args.state)?;
+    let status = Holder::of(&args.state).status()?;
     if args.json { show::print_json(&status) } else { show::print(&text(&status)) }
-}
-
-/// From the agent; from disk when there is none.
-fn fetch(state: &StateArgs) -> Outcome<PoolStatus> {
-    match state.client().pool() {
-        Err(e) if e.kind == ErrorKind::NotReachable => {
-            crate::state::check(&state.state)?;
-            let home = layout::pool_dir(&state.state);
-            let pool = Pool::look(&RealStorage::shared(), &home).map_err(super::direct::failed)?;
-            Ok(pool.status())
-        }
-        answered => Ok(answered?),
-    }
 }
 
 fn text(status: &PoolStatus) -> String {

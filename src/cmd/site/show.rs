@@ -1,5 +1,6 @@
 //! What `afterimage status` says on a site's state directory.
 
+use crate::cmd::pool;
 use crate::failure::{Failure, Outcome};
 use crate::show;
 use crate::state::StateArgs;
@@ -39,7 +40,8 @@ fn shown(state: &StateArgs, name: Option<&str>, json: bool, watch: bool) -> Outc
              `afterimage site serve --state {state} --listen ADDR:PORT`"
         ));
     }
-    show::print(&text(&groups))
+    show::print(&text(&groups))?;
+    pool::show_troubles(state)
 }
 
 fn text(groups: &[SiteGroupStatus]) -> String {

@@ -3,6 +3,7 @@
 mod crash;
 mod drain;
 mod members;
+mod moved;
 mod room;
 mod spread;
 
