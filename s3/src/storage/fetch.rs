@@ -4,6 +4,7 @@
 //! What always holds:
 //! * memory is bounded: the cache (what it has no room for goes to a temporary file, if there is one),
 //!   [`AHEAD_THREADS`] objects under way, [`AHEAD_MAX`] waiting (names only);
+//! * no more is fetched ahead than the cache keeps until its time comes;
 //! * an object that is fetched whole is fetched by one thread; others wait for it.
 
 use super::cache::{FrameId, Frames};
@@ -18,6 +19,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 pub const AHEAD_THREADS: usize = 8;
 /// Objects that wait to be fetched ahead.
 pub const AHEAD_MAX: usize = 12;
+/// Objects that were fetched whole and are not fetched ahead again.
+const RECENT_MAX: usize = 32;
 /// An object of at most so many bytes is fetched whole: a request costs more than they do.
 const SMALL_BYTES: u64 = 1 << 20;
 /// What is fetched together with an index when the object's end is asked for: a unit's own index lies there.
@@ -70,6 +73,8 @@ struct Held {
     /// Objects that are being fetched whole.
     running: HashSet<[u8; 16]>,
     ahead: VecDeque<Place>,
+    /// Objects that were fetched whole, the newest last.
+    recent: VecDeque<[u8; 16]>,
     /// Objects that were fetched ahead and not asked for yet.
     came_ahead: HashSet<[u8; 16]>,
     threads: usize,
@@ -87,6 +92,7 @@ impl Fetcher {
                 missed: HashMap::new(),
                 running: HashSet::new(),
                 ahead: VecDeque::new(),
+                recent: VecDeque::with_capacity(RECENT_MAX),
                 came_ahead: HashSet::new(),
                 threads: 0,
             }),
@@ -147,13 +153,16 @@ impl Fetcher {
             held.missed.clear();
         }
         let before = held.missed.insert(place.random, i);
-        let in_order = before.is_some_and(|b| (b..=b + NEAR_FRAMES).contains(&i));
+        // The end alone is read for a unit's index, long before or after the rest.
+        let is_end = frames_of(place).saturating_sub(i) <= NEAR_FRAMES;
+        let in_order = !is_end && before.is_some_and(|b| (b..=b + NEAR_FRAMES).contains(&i));
         if in_order || place.object_bytes <= SMALL_BYTES {
             held.running.insert(place.random);
             drop(held);
             let fetched = self.whole(place);
             let mut held = self.held();
             held.running.remove(&place.random);
+            held.frames.get(&(place.random, i));
             self.changed.notify_all();
             drop(held);
             let frames = fetched?;
@@ -183,6 +192,12 @@ impl Fetcher {
             }
         }
         self.keep(frames.iter().enumerate().map(|(i, f)| ((place.random, i), f.clone())));
+        let mut held = self.held();
+        if held.recent.len() == RECENT_MAX {
+            held.recent.pop_front();
+        }
+        held.recent.push_back(place.random);
+        drop(held);
         Ok(frames)
     }
 
@@ -200,6 +215,7 @@ impl Fetcher {
         let stored = Bytes::from(self.store.get(&place.key, Some(range))?);
         let frame = wanted.unpack(&stored).map_err(|why| damaged(place, &why))?;
         self.keep(std::iter::once(((place.random, i), frame.clone())));
+        self.held().frames.get(&(place.random, i));
         Ok(frame)
     }
 
@@ -215,9 +231,9 @@ impl Fetcher {
 
     /// Fetches an object's index; where its end is asked for, with what lies there.
     fn index(&self, place: &Place, wanted: usize) -> Result<Arc<Index>, FetchError> {
-        let last = place.bytes.div_ceil(FRAME_BYTES as u64).saturating_sub(1);
+        let last = frames_of(place).saturating_sub(1);
         let tail = tail_bytes(place.bytes).min(place.object_bytes);
-        let near_end = last.saturating_sub(wanted as u64) < 2;
+        let near_end = last.saturating_sub(wanted) < 2;
         let from = place.object_bytes - if near_end { tail.max(END_BYTES) } else { tail };
         let bytes = Bytes::from(self.store.get(&place.key, Some(from..place.object_bytes))?);
         let index = decode(place, &bytes[bytes.len() - tail as usize..])?;
@@ -242,12 +258,17 @@ impl Fetcher {
     /// Fetches objects ahead of their time, as far as there is room for that.
     pub fn ahead(self: &Arc<Self>, places: impl Iterator<Item = Place>) {
         let mut held = self.held();
-        for place in places.take(AHEAD_MAX) {
+        let (mut bytes, bytes_max) = (0, held.frames.ahead_bytes_max());
+        for (i, place) in places.take(AHEAD_MAX).enumerate() {
+            bytes += place.bytes;
+            if i > 0 && bytes > bytes_max {
+                break;
+            }
             let waits = held.ahead.iter().any(|p| p.random == place.random);
-            let first = (place.random, 0);
-            let spilled = self.spill.as_ref().is_some_and(|s| s.has(&first));
-            let there = spilled || held.frames.has(&first);
-            if waits || there || held.running.contains(&place.random) {
+            // Who is behind others in the same stretch of the log must not fetch what they are done with.
+            let came = held.recent.contains(&place.random);
+            if waits || came || held.running.contains(&place.random) || self.has_all(&held, &place)
+            {
                 continue;
             }
             if held.ahead.len() >= AHEAD_MAX {
@@ -265,6 +286,14 @@ impl Fetcher {
             held.threads += 1;
         }
         self.work.notify_all();
+    }
+
+    /// Whether all frames of an object are in memory or in the temporary file. Its first alone says nothing:
+    /// that may have been read for what it holds.
+    fn has_all(&self, held: &Held, place: &Place) -> bool {
+        (0..frames_of(place)).map(|i| (place.random, i)).all(|id| {
+            held.frames.has(&id) || self.spill.as_ref().is_some_and(|spill| spill.has(&id))
+        })
     }
 
     /// The next object to be fetched ahead; `None` after a while without.
@@ -309,6 +338,10 @@ fn fetch_ahead(fetcher: &Weak<Fetcher>) {
         drop(held);
         fetcher.changed.notify_all();
     }
+}
+
+fn frames_of(place: &Place) -> usize {
+    place.bytes.div_ceil(FRAME_BYTES as u64) as usize
 }
 
 fn decode(place: &Place, tail: &[u8]) -> Result<Index, FetchError> {

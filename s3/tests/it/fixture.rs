@@ -65,6 +65,11 @@ pub fn quiet() -> Options {
 
 /// A journal of one volume in a session.
 pub fn new_journal_with(dir: &Path, options: Options) -> Journal {
+    new_journal_of(dir, options, VOLUME_BYTES)
+}
+
+/// The same with a volume of so many bytes.
+pub fn new_journal_of(dir: &Path, options: Options, bytes: u64) -> Journal {
     let group = Uuid::new_v4();
     let journal = Journal::create(dir, group, "g", options).unwrap();
     let volume = Volume {
@@ -74,7 +79,7 @@ pub fn new_journal_with(dir: &Path, options: Options) -> Journal {
         guest: "vm".into(),
         disk: "vda".into(),
         node: "d1".into(),
-        bytes: VOLUME_BYTES,
+        bytes,
         format: "raw".into(),
         source: String::new(),
         active: true,

@@ -1,23 +1,26 @@
 //! What is restored from a bucket is what is restored from the journal it came from.
 
 use crate::fixture::{
-    Rng, UNIT_BYTES, assert_same, closed_journal, hello, history_of, new_journal_with, patient,
-    quiet, send, sink, steps, url, write_some,
+    Rng, UNIT_BYTES, assert_same, closed_journal, hello, history_of, new_journal_of,
+    new_journal_with, patient, quiet, send, sink, steps, url, write_some,
 };
 use crate::store::{Bag, Memory};
 use afterimage_journal::clock::Clock;
+use afterimage_journal::format::record::Kind;
 use afterimage_journal::history::When;
 use afterimage_journal::keeper::{Home, Keeper, Setup};
+use afterimage_journal::log::Draft;
 use afterimage_journal::merge::Unpaced;
 use afterimage_journal::storage::{Access, RealStorage, Storage};
 use afterimage_journal::window::Limits;
-use afterimage_journal::wire::Sink;
+use afterimage_journal::wire::{Op, Sink};
 use afterimage_journal::{History, Key, Options, layout};
 use afterimage_restore::{Format, Recovery, RestoreOptions};
 use afterimage_s3::storage::S3Storage;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const MINUTE: u64 = 60_000_000_000;
 
@@ -157,6 +160,55 @@ fn reading_in_order_takes_a_request_an_object_and_a_small_read_takes_little() {
     assert!(all == source, "the file is the source's, index and footer too");
     assert_eq!(file.bytes().unwrap(), UNIT_BYTES);
     assert!(file.allocated_bytes().unwrap() < UNIT_BYTES, "compressed");
+}
+
+/// A closed journal whose volume of 96 MiB was written once, and then a part of it here and there; with the
+/// bytes that were written.
+fn large_journal(dir: &Path) -> (PathBuf, u64) {
+    const BYTES: u64 = 96 << 20;
+    let home = layout::journal_dir(dir, "g").unwrap();
+    std::fs::create_dir_all(&home).unwrap();
+    let options = Options { unit_bytes: 16 << 20, ring_bytes: 16 << 20, ..quiet() };
+    let journal = new_journal_of(&home, options, BYTES);
+    let mut rng = Rng(5);
+    let mut written = 0;
+    let mut write = |addr: u64, len: u64| {
+        written += len;
+        let data: Vec<u8> = (0..len / 8).flat_map(|_| rng.next().to_le_bytes()).collect();
+        let draft = Draft { volume: 1, addr, len: len as u32, ..Draft::of(Kind::Write) };
+        journal.append(&draft, &data).unwrap();
+    };
+    (0..BYTES).step_by(128 << 10).for_each(|addr| write(addr, 128 << 10));
+    let mut places = Rng(6);
+    for _ in 0..768 {
+        let len = 4096 << (places.next() % 6);
+        write(places.next() % ((BYTES - len) / 512) * 512, len);
+    }
+    journal.close().unwrap();
+    (home, written)
+}
+
+#[test]
+fn a_restore_fetches_each_object_once_through_a_cache_that_holds_few_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (home, written) = large_journal(dir.path());
+    let bag = Arc::new(Mutex::new(Bag::default()));
+    let mut filled = sink(Memory::on(&bag));
+    filled.open(&hello(&home, 9)).unwrap();
+    let steps = steps(&home, 1 << 20);
+    let last = steps.last().unwrap().1;
+    steps.into_iter().for_each(|(op, _)| filled.apply(op).unwrap());
+    filled.apply(Op::Sync { token: 1, watermark: last, wall_ns: last }).unwrap();
+    while filled.ack(Duration::from_millis(10)).unwrap().is_none() {}
+    let store = patient(Memory::on(&bag));
+    let storage = S3Storage::over(&url(), store.clone(), 80 << 20);
+    let state = storage.state_dir().to_owned();
+    let storage: Arc<dyn Storage> = Arc::new(storage);
+    let theirs = afterimage_restore::open_in(&storage, &state, "vm").unwrap();
+    let ours = afterimage_restore::open(dir.path(), "vm").unwrap();
+    assert!(restored(&ours, &When::Latest) == restored(&theirs, &When::Latest));
+    let received = store.stats().now().received_bytes;
+    assert!(received < written + written / 5, "{received} bytes came of {written}");
 }
 
 #[test]
