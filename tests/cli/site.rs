@@ -231,6 +231,34 @@ fn a_sites_pool_grows_and_is_drained_under_its_daemon_while_an_agent_sends() {
 }
 
 #[test]
+fn a_sites_pool_is_drained_without_its_daemon_and_its_agent_goes_on_where_it_was() {
+    let mut source = Source::new();
+    let dir = TempDir::with_prefix("site-").unwrap();
+    let (site, b) = site_with_member(dir.path());
+    let (state, addr) = (site.state().to_owned(), site.addr.clone());
+    let mut sink = source.come_to(&site);
+    let mut feed = Feed::new(&source.journal);
+    let mut acked = Ack::default();
+    source.write(600);
+    send(&mut feed, &mut sink, &mut acked).unwrap();
+    limit_home(&site, "none");
+    site.kill();
+    let expected = filled(&source.state());
+    let cli = Cli::new(PROGRAM, &state);
+    let said = cli.ok(&["pool", "remove", b.to_str().unwrap()]);
+    assert!(said.contains("is no member any more"), "{said}");
+    assert_eq!(std::fs::read_dir(&b).unwrap().count(), 0);
+    // Nothing was added to the journal, nor closed in it.
+    for (name, bytes) in filled(&state) {
+        assert!(expected[&name].starts_with(&bytes), "{name}");
+    }
+    let site = Site::start(PROGRAM, &state, Some(&addr));
+    source.write(100);
+    send(&mut feed, &mut sink, &mut acked).unwrap();
+    assert_eq!(latest(&site), latest(&source.cli()));
+}
+
+#[test]
 fn a_site_that_is_killed_while_it_drains_goes_on_with_that_and_loses_nothing() {
     let mut source = Source::new();
     let dir = TempDir::with_prefix("site-").unwrap();

@@ -4,6 +4,7 @@ use crate::failure::{Failure, Outcome};
 use crate::show;
 use afterimage_journal::pool::change;
 use afterimage_journal::pool::{Added, DrainStep, Limit, Pool};
+use afterimage_journal::replica::EPOCH_FILE;
 use afterimage_journal::storage::{Lock, RealStorage};
 use afterimage_journal::{ErrorKind, Journal, Options, layout};
 use std::path::{Path, PathBuf};
@@ -59,16 +60,16 @@ pub fn remove(state: &Path, dir: &Path, lost: bool) -> Outcome {
         return show::print(&format!("{dir} is no member any more; what lay on it is lost\n"));
     }
     let mut moved = 0;
-    let mut sealed = Vec::new();
+    // Journals that nobody writes to: sealed, or another's copy that is locked.
+    let (mut quiet, mut locks) = (Vec::new(), Vec::new());
     loop {
-        // Nobody writes any more where the seal was tried.
-        let step = pool.drain_step(&|group, _| !sealed.iter().any(|g| g == group))?;
+        let step = pool.drain_step(&|group, _| !quiet.iter().any(|g| g == group))?;
         match step {
             DrainStep::Moved(_) => moved += 1,
             DrainStep::Open(groups) => {
                 for group in groups {
-                    seal(&pool, &group)?;
-                    sealed.push(group);
+                    locks.extend(silence(&pool, &group)?);
+                    quiet.push(group);
                 }
             }
             DrainStep::Done(_) | DrainStep::Idle => {
@@ -87,13 +88,18 @@ pub fn remove(state: &Path, dir: &Path, lost: bool) -> Outcome {
     }
 }
 
-/// Opens a journal and closes it, which seals what its last writer left open.
-fn seal(pool: &Arc<Pool>, group: &str) -> Outcome {
+/// Has nobody write to a journal. One of an agent here is opened and closed, which seals what its last writer
+/// left open. What a site holds is its source's: opened here, it would be another branch; its lock keeps
+/// senders away.
+fn silence(pool: &Arc<Pool>, group: &str) -> Outcome<Option<Lock>> {
     let dir = pool.home().join(group);
-    if !dir.join("journal.json").exists() {
-        return Ok(());
+    if dir.join(EPOCH_FILE).exists() {
+        return Ok(Some(layout::take_lock(&dir)?));
     }
-    let options = Options { allocator: pool.clone(), ..Options::default() };
-    let (journal, _) = Journal::open(&dir, options)?;
-    Ok(journal.close()?)
+    if dir.join("journal.json").exists() {
+        let options = Options { allocator: pool.clone(), ..Options::default() };
+        let (journal, _) = Journal::open(&dir, options)?;
+        journal.close()?;
+    }
+    Ok(None)
 }
