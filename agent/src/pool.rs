@@ -30,7 +30,7 @@ impl Writers for Groups {
         group.journal().map_or(true, |journal| number >= journal.open_from())
     }
 
-    fn give_way(&self, _pool: &Pool, name: &str) {
+    fn give_way(&self, name: &str) {
         if let Some(group) = self.named(name) {
             let _ = group.journal().map(|journal| journal.turn());
         }

@@ -22,7 +22,7 @@ pub trait Writers: Send + Sync {
 
     /// Units of this journal that are in use lie on a member that is being drained: seals them, or moves
     /// them itself ([`Pool::drain_step`]) while nothing is written. What can't be done now is asked again.
-    fn give_way(&self, pool: &Pool, group: &str);
+    fn give_way(&self, group: &str);
 }
 
 /// Looks after a pool until it is dropped.
@@ -100,7 +100,7 @@ fn keep(pool: &Pool, told: &Told, writers: &dyn Writers) {
                 TEND_EVERY
             }
             Ok(DrainStep::Open(open)) => {
-                open.iter().for_each(|group| writers.give_way(pool, group));
+                open.iter().for_each(|group| writers.give_way(group));
                 TEND_EVERY
             }
             Ok(DrainStep::Waiting(why)) => {

@@ -144,7 +144,7 @@ impl Writers for Groups {
         true
     }
 
-    fn give_way(&self, _pool: &Pool, name: &str) {
+    fn give_way(&self, name: &str) {
         match self.group(name) {
             Ok(group) => group.move_open_units(),
             Err(error) => tracing::error!(group = name, %error, "its open units can't be moved"),
