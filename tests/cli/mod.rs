@@ -11,5 +11,6 @@ mod pool;
 mod s3;
 pub mod shop;
 mod site;
+mod site_pool;
 mod storage;
 mod thinned;
