@@ -1,44 +1,87 @@
 #!/bin/bash
-# Plants each bug in the journal and runs its tests: every one must be caught. One build for all:
-# the feature `planted` lets AFTERIMAGE_PLANTED say which bug is in. Prints a table.
+# Plants each bug in the program and runs the tests that must catch it. `planted::is("NAME")` marks where a
+# bug can be put in; the feature `on` of the crate afterimage-planted compiles all of them in, and
+# AFTERIMAGE_PLANTED says which one is active. Prints a table.
 #
 #   tests/planted.sh [NAME]...
+#
+# tests/planted.txt names package and test for a bug. One that is not named there is looked for by all tests
+# of the crate that it stands in.
 set -u
 cd "$(dirname "$0")/.."
-target=target/planted
+target=${AFTERIMAGE_PLANTED_TARGET:-target/planted}
 bugs=("$@")
 if [ ${#bugs[@]} = 0 ]; then
-    mapfile -t bugs < <(grep -rhoE 'planted::is\("[a-z-]+"\)' journal/src | cut -d'"' -f2 | sort -u)
+    mapfile -t bugs < <(git grep -hoE 'planted::is\("[a-z0-9-]+"\)' -- '*.rs' | cut -d'"' -f2 | sort -u)
 fi
-build() {
-    cargo test --quiet -p afterimage-journal --features planted --target-dir "$target" --no-run \
-        --message-format=json 2>/dev/null |
-        grep -oE '"executable":"[^"]+"' | cut -d'"' -f4
+
+# The package of the crate that a bug stands in.
+package_of() {
+    local file
+    file=$(git grep -lF "planted::is(\"$1\")" -- '*.rs' | head -n 1)
+    while [ -n "$file" ] && [ "$file" != . ]; do
+        file=$(dirname "$file")
+        [ -f "$file/Cargo.toml" ] && sed -n 's/^name = "\(.*\)"/\1/p' "$file/Cargo.toml" | head -n 1 && return
+    done
 }
-mapfile -t binaries < <(build)
-if [ ${#binaries[@]} = 0 ]; then
-    echo "the tests can't be built with bugs in" >&2
-    exit 1
-fi
+
+# The test binaries of a package; the simulation's first, since it catches most.
+binaries_of() {
+    cargo test --quiet -p "$1" --features afterimage-planted/on --target-dir "$target" --no-run \
+        --message-format=json 2>/dev/null |
+        grep -oE '"executable":"[^"]+"' | cut -d'"' -f4 | sort -r
+}
+
+declare -A built
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-survived=0
-printf '%-26s %s\n' "planted" "caught by"
-for bug in "" "${bugs[@]}"; do
-    caught=""
-    # The simulation first: it catches most, and stops at its first failing seeds.
-    for binary in $(printf '%s\n' "${binaries[@]}" | sort -r); do
-        AFTERIMAGE_PLANTED=$bug RUST_BACKTRACE=0 timeout 300 "$binary" >"$log" 2>&1 && continue
+
+# Builds a package's tests, once.
+build() {
+    [ -n "${built[$1]:-}" ] && return
+    built[$1]=$(binaries_of "$1")
+    [ -n "${built[$1]}" ] && return
+    echo "the tests of $1 do not build with bugs in" >&2
+    exit 1
+}
+
+# Runs a package's tests with a bug active (or none); says which test failed.
+run() {
+    local bug=$1 package=$2 caught
+    shift 2
+    for binary in ${built[$package]}; do
+        (cd "$(package_dir "$package")" && AFTERIMAGE_PLANTED=$bug RUST_BACKTRACE=0 timeout 600 "$binary" "$@") \
+            >"$log" 2>&1 && continue
         caught=$(sed -nE 's/^test (.*) \.\.\. FAILED$/\1/p' "$log" | paste -sd ' ')
-        caught=${caught:-a hang in $(basename "$binary")}
-        break
+        echo "${caught:-a hang in $(basename "$binary")}"
+        return
     done
-    if [ -z "$bug" ]; then
-        [ -z "$caught" ] && continue
-        echo "without any bug these fail: $caught" >&2
+}
+
+package_dir() {
+    git ls-files '*Cargo.toml' | xargs grep -lE "^name = \"$1\"" | head -n 1 | xargs dirname
+}
+
+survived=0
+printf '%-34s %s\n' "planted" "caught by"
+for bug in "${bugs[@]}"; do
+    read -r _ package tests < <(grep -E "^$bug " tests/planted.txt || true)
+    package=${package:-$(package_of "$bug")}
+    if [ -z "$package" ]; then
+        echo "no code asks for the bug $bug" >&2
         exit 1
     fi
-    printf '%-26s %s\n' "$bug" "${caught:-NOTHING: it survived}"
+    build "$package"
+    # shellcheck disable=SC2086
+    caught=$(run "$bug" "$package" ${tests:-})
+    # A test that fails without any bug catches none.
+    case $caught in "" | "a hang in "*) ;; *)
+        if [ -n "$(run "" "$package" --exact "${caught%% *}")" ]; then
+            caught="nothing sure: ${caught%% *} fails without the bug, too"
+            survived=1
+        fi ;;
+    esac
+    printf '%-34s %s\n' "$bug" "${caught:-NOTHING: it survived}"
     [ -n "$caught" ] || survived=1
 done
 exit $survived

@@ -22,7 +22,6 @@ pub mod layout;
 pub mod log;
 pub mod map;
 pub mod merge;
-mod planted;
 pub mod pool;
 pub mod replica;
 pub mod ring;
@@ -32,6 +31,8 @@ pub mod unit;
 pub mod view;
 pub mod window;
 pub mod wire;
+
+use afterimage_planted as planted;
 
 pub use error::{Error, ErrorKind, Result};
 pub use format::cipher::Key;
