@@ -6,6 +6,8 @@
 mod members;
 mod memory;
 mod opening;
+#[cfg(test)]
+mod queue_tests;
 mod sites;
 mod status;
 mod wanted;
@@ -25,6 +27,7 @@ use afterimage_guard::Worker;
 use afterimage_journal::keeper::PoolGround;
 use afterimage_journal::pool::{Added, PoolStatus};
 use afterimage_journal::{Error, ErrorKind, Options};
+use afterimage_planted as planted;
 use opening::{Opening, refusal};
 use status::Sampler;
 use std::collections::BTreeMap;
@@ -258,7 +261,9 @@ impl Control for Arc<Engine> {
         Box::pin(async move {
             let work = tokio::spawn(async move {
                 for guest in engine.named(&name).await? {
-                    GuestSettings::remove(&engine.state, &guest).map_err(|e| api(&e))?;
+                    if planted::is("settings-removed-beside-the-queue") {
+                        GuestSettings::remove(&engine.state, &guest).map_err(|e| api(&e))?;
+                    }
                     engine.drop_guest(&guest, purge).await?;
                 }
                 Ok(())
@@ -341,17 +346,21 @@ impl Control for Arc<Engine> {
             let mut changed = Vec::new();
             for name in &names {
                 let Some(entry) = guests.get_mut(name) else { continue };
-                change.apply(&mut entry.settings);
-                changed.push((entry.guest.clone(), entry.settings.clone()));
+                let mut settings = entry.settings.clone();
+                change.apply(&mut settings);
+                // Queued under the lock: a guest gets its changes in the order in which they were made.
+                let answer = entry.guest.queue_settings(settings.clone())?;
+                entry.settings = settings;
+                changed.push((entry.guest.clone(), answer, entry.settings.group.clone()));
             }
-            let groups: Vec<_> = changed.iter().map(|(_, s)| s.group.clone()).collect();
+            let groups: Vec<_> = changed.iter().map(|(_, _, group)| group.clone()).collect();
             for group in groups {
                 keep(self.pool.pool(), &guests, &group);
                 sites::limit(&guests, &group);
             }
             drop(guests);
-            for (guest, settings) in changed {
-                guest.set(settings).await?;
+            for (guest, answer, _) in changed {
+                guest.answer(answer).await?;
             }
             Ok(self.statuses(&names).await)
         })

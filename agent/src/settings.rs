@@ -123,6 +123,12 @@ impl GuestSettings {
         }
     }
 
+    /// True if a guest's settings are on disk, or that can't be told.
+    #[must_use]
+    pub fn exist(state: &Path, name: &str) -> bool {
+        path_of(state, name).is_ok_and(|path| path.try_exists().unwrap_or(true))
+    }
+
     /// The settings of all guests, by name.
     ///
     /// # Errors

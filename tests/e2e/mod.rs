@@ -1,6 +1,8 @@
 //! Real guests, protected by the real agent; restored disks judged by what the guest wrote.
 
 mod copy;
+mod detach;
+mod devices;
 mod encrypted;
 mod evidence;
 mod export;

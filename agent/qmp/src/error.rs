@@ -180,17 +180,6 @@ pub enum Error {
         /// Where it is.
         state: String,
     },
-    /// Something was asked for that would freeze the guest while its server hangs.
-    #[error(
-        "{action} was not tried on {target}: its server hangs, and QEMU's monitor and the guest \
-         would hang with it. End the server (SIGKILL) first"
-    )]
-    ServerHangs {
-        /// What was asked for.
-        action: &'static str,
-        /// The job or node.
-        target: String,
-    },
     /// QEMU's one NBD server belongs to somebody else and cannot be used.
     #[error(
         "QEMU's NBD server is in use by somebody else ({why}) and QEMU has only one: \
@@ -269,7 +258,6 @@ impl Error {
             Error::Timeout { .. }
             | Error::Overloaded { .. }
             | Error::JobStuck { .. }
-            | Error::ServerHangs { .. }
             | Error::Silent { .. }
             | Error::NbdServerTaken { .. }
             | Error::NotRunning { .. }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 const OPEN: u8 = 0;
 const ARMED: u8 = 1;
 const SHUT: u8 = 2;
+const LET_GO: u8 = 3;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -28,6 +29,18 @@ impl Gate {
     /// A loss: shuts an armed gate.
     pub fn trip(&self) {
         let _ = self.state.compare_exchange(ARMED, SHUT, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// From here on writes are answered and forgotten, whatever was before. The caller has closed the
+    /// session, and noted that the disks owe the blocks of their maps.
+    pub fn let_go(&self) {
+        self.state.store(LET_GO, Ordering::Release);
+    }
+
+    /// True after [`Gate::let_go`].
+    #[must_use]
+    pub fn has_let_go(&self) -> bool {
+        self.state.load(Ordering::Acquire) == LET_GO
     }
 
     /// Whether writes are refused.
@@ -52,5 +65,22 @@ mod tests {
         assert!(gate.is_shut());
         gate.arm();
         assert!(gate.is_shut());
+    }
+
+    #[test]
+    fn a_gate_that_let_go_never_shuts_again() {
+        for trips in [false, true] {
+            let gate = Gate::default();
+            gate.arm();
+            if trips {
+                gate.trip();
+            }
+            assert!(!gate.has_let_go());
+            gate.let_go();
+            gate.trip();
+            gate.arm();
+            gate.trip();
+            assert!(gate.has_let_go() && !gate.is_shut());
+        }
     }
 }

@@ -10,6 +10,7 @@
 //! journaled is answered with an error, and by the journal's latch no later write of the group
 //! counts as recorded before a resync (I-4).
 
+mod discard;
 mod gate;
 pub mod instant;
 mod tap;
@@ -17,6 +18,7 @@ mod tap;
 mod tests;
 mod watch;
 
+pub(crate) use discard::DiscardServer;
 pub use gate::Gate;
 pub use instant::{Armed, Latch, Stopped};
 pub use tap::{Tap, TapCounters, TapShared};

@@ -1,5 +1,6 @@
 //! One volume's writes into its group's journal: the NBD export that a mirror writes to.
 
+use super::discard::forget;
 use super::{Gate, Latch};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::log::Draft;
@@ -102,9 +103,12 @@ impl Tap {
 }
 
 impl Tap {
-    /// Refuses what comes behind a loss.
-    fn pass(&self) -> Result<(), Errno> {
-        if self.shared.gate.is_shut() { Err(Errno::Io) } else { Ok(()) }
+    /// Refuses what comes behind a loss. False: the request is to be answered and forgotten.
+    fn pass(&self) -> Result<bool, Errno> {
+        if self.shared.gate.is_shut() {
+            return Err(Errno::Io);
+        }
+        Ok(!self.shared.gate.has_let_go())
     }
 
     /// Takes the rest of a payload whose client stalls. The others need the ring that it was received
@@ -167,7 +171,9 @@ impl Export for Tap {
     }
 
     fn write(&self, at: u64, payload: &mut Payload<'_>, flags: WriteFlags) -> Result<(), Errno> {
-        self.pass()?;
+        if !self.pass()? {
+            return forget(payload);
+        }
         let limit = self.journal.payload_bytes_max() as usize;
         let mut addr = at;
         while payload.left() > 0 {
@@ -190,7 +196,9 @@ impl Export for Tap {
     }
 
     fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
-        self.pass()?;
+        if !self.pass()? {
+            return Ok(());
+        }
         let (mut addr, end) = (at, at + len);
         while addr < end {
             let piece = (end - addr).min(ZERO_BYTES_MAX) as u32;
@@ -210,6 +218,9 @@ impl Export for Tap {
 
     /// Durable before its reply; of a guest whose memory is taken, the reply may be held.
     fn flush(&self) -> Result<(), Errno> {
+        if self.shared.gate.has_let_go() {
+            return Ok(());
+        }
         let mut draft = Draft::of(Kind::Flush);
         draft.volume = self.volume;
         let seq = self.journal.append(&draft, &[]).map_err(|e| self.refuse(&e))?;

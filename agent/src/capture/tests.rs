@@ -1,4 +1,4 @@
-use super::{Capture, Tap, TapShared};
+use super::{Capture, CaptureEvent, DiscardServer, Tap, TapShared};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::{History, Journal, Options};
 use std::io::{Read, Write};
@@ -79,4 +79,59 @@ fn a_client_that_stalls_in_a_payload_stops_neither_the_others_nor_the_journal() 
     let mut data = Vec::new();
     history.read_payload(last.unwrap(), &mut data).unwrap();
     assert_eq!(data, vec![9; 65536]);
+}
+
+/// A mirror that is being removed: its writes are answered, whatever becomes of the journal and of the
+/// guest's other connections, and none is kept.
+#[test]
+fn writes_are_answered_and_forgotten_once_the_guest_was_let_go() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("j");
+    let options = Options { unit_bytes: 1 << 20, ring_bytes: 1 << 20, ..Options::default() };
+    let journal = Journal::create(&dir, uuid::Uuid::new_v4(), "g", options).unwrap();
+    let shared = TapShared::default();
+    let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+    let captures = [1, 2].map(|volume| {
+        let tap = Tap::new(journal.clone(), volume, VOLUME_BYTES, Arc::default(), shared.clone());
+        let socket = tmp.path().join(format!("socket{volume}"));
+        let capture = Capture::start(&socket, Arc::new(tap), None, 1, sender.clone()).unwrap();
+        (capture, client(&socket))
+    });
+    let [(one, first), (two, mut second)] = captures;
+    shared.gate.arm();
+    second.write_all(&write_header(0, 4096)).unwrap();
+    second.write_all(&[7; 4096]).unwrap();
+    finish(&mut second);
+    let head = journal.head();
+    shared.gate.let_go();
+    // The end of one disk's connection is no loss of the other's.
+    drop(first);
+    while !matches!(events.blocking_recv().unwrap(), CaptureEvent::Closed { volume: 1, .. }) {}
+    journal.close().unwrap();
+    for i in 0..4u64 {
+        second.write_all(&write_header(i * 65536, 65536)).unwrap();
+        second.write_all(&[8; 65536]).unwrap();
+        finish(&mut second);
+    }
+    one.stop();
+    two.stop();
+    let history = History::load(&dir).unwrap();
+    let behind = history.entries().map(|e| e.unwrap()).filter(|e| e.record.seq > head);
+    assert_eq!(behind.filter(|e| e.record.kind == Kind::Write).count(), 0);
+}
+
+#[test]
+fn a_discarding_server_takes_all_writes_and_no_place_of_another() {
+    let tmp = tempfile::tempdir().unwrap();
+    let socket = tmp.path().join("socket");
+    let server = DiscardServer::start(&socket, VOLUME_BYTES).unwrap();
+    let mut writer = client(&socket);
+    for i in 0..4u64 {
+        writer.write_all(&write_header(i * 65536, 65536)).unwrap();
+        writer.write_all(&[8; 65536]).unwrap();
+        finish(&mut writer);
+    }
+    assert!(DiscardServer::start(&socket, VOLUME_BYTES).is_err(), "somebody listens there");
+    drop(server);
+    DiscardServer::start(&socket, VOLUME_BYTES).unwrap();
 }

@@ -8,6 +8,7 @@ use super::wanted::settings_of;
 use super::{Engine, Entry, FIRST_ATTACH_LIMIT, api, sites};
 use crate::api::{ApiError, GuestStatus, ProtectRequest};
 use crate::group::Group;
+use crate::settings::GuestSettings;
 use crate::ship::GroupSettings;
 use afterimage_journal::layout;
 use std::sync::Arc;
@@ -36,14 +37,14 @@ impl Engine {
                 "{name} could not be attached to within {FIRST_ATTACH_LIMIT:?}"
             ))),
         };
-        let taken = self.guests.lock().await.get(&name).map(|e| e.settings.clone());
-        let settings = taken.unwrap_or(settings);
-        let saved = match (attached, self.group_of(&name).await) {
-            (Ok(()), Some(group)) => {
-                let shipped = self.change_sites(&group, add).await;
-                shipped.and_then(|()| settings.save(&self.state).map_err(|e| api(&e)))
-            }
-            (attached, _) => attached,
+        let guest = self.handles(std::slice::from_ref(&name)).await.pop();
+        let saved = match (attached, self.group_of(&name).await, guest) {
+            (Ok(()), Some(group), Some(guest)) => match self.change_sites(&group, add).await {
+                // By its task: whoever changed or unprotected it meanwhile has the last word.
+                Ok(()) => guest.save().await,
+                Err(error) => Err(error),
+            },
+            (attached, ..) => attached,
         };
         if let Err(error) = saved {
             // Nothing of it stays: neither in QEMU nor on disk.
@@ -59,6 +60,10 @@ impl Engine {
     pub(super) async fn drop_guest(&self, name: &str, purge: bool) -> Result<(), ApiError> {
         let Some(guest) = self.handles(&[name.to_owned()]).await.pop() else { return Ok(()) };
         let released = guest.unprotect().await;
+        if released.is_err() && GuestSettings::exist(&self.state, name) {
+            // Not carried out yet, or not at all: it is protected still.
+            return released;
+        }
         // From here on under the lock: nobody may join a group whose journal is being closed.
         let mut guests = self.guests.lock().await;
         let Some(entry) = guests.remove(name) else { return released };

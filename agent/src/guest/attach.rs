@@ -6,15 +6,14 @@
 
 use super::maps::{Maps, fresh, is_map};
 use super::plan::{Found, FullCopy, Plan, decide};
+use super::removal;
 use super::sockets::{check_path, give_to, probe, run_dir};
 use super::task::Context;
 use crate::capture::{Capture, CaptureEvent, Tap, TapCounters, TapShared};
 use crate::group::LastSession;
 use afterimage_journal::meta::{CopyCause, Guest, Volume, VolumeKind};
 use afterimage_qmp::Qemu;
-use afterimage_qmp::qemu::{
-    Attachment, Disk, MirrorSpec, Names, Process, Rotation, RunState, ServerHealth,
-};
+use afterimage_qmp::qemu::{Attachment, Disk, MirrorSpec, Names, Process, Rotation, RunState};
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -138,8 +137,7 @@ async fn begin(
             context.group.owe(before.id, CopyCause::Compare)?;
         }
         let volume = context.group.volume_of(guest, &wanted)?;
-        let token = volume.uuid.simple().to_string();
-        let names = Names::new(token.get(..12).unwrap_or(&token))?;
+        let names = removal::names_of(&volume)?;
         let job = jobs.iter().any(|j| j.job == names.job() && j.status != "concluded");
         if let Some(other) = disk.job.as_ref().filter(|j| **j != names.job()) {
             bail!(
@@ -152,7 +150,8 @@ async fn begin(
         found.push((disk, volume, names, job, resized, untouched));
     }
     forget_others(context, &found.iter().map(|f| f.1.id).collect::<Vec<_>>())?;
-    clean(&qemu, &found.iter().map(|f| (&f.2, f.3)).collect::<Vec<_>>()).await?;
+    let mirrors = found.iter().map(|f| (&f.2, f.3)).collect::<Vec<_>>();
+    clean(context, attached, &mirrors).await?;
     let same = was_here(attached);
     let last = context.group.take_last_session(&guest.name);
     amend_if_job_vanished(context, last.filter(|_| same), found.iter().all(|f| f.3));
@@ -345,16 +344,17 @@ fn forget_others(context: &Context, ids: &[u16]) -> Result<()> {
 }
 
 /// Removes what an earlier agent left in QEMU, but for live mirrors and maps of these disks.
-async fn clean(qemu: &Qemu, disks: &[(&Names, bool)]) -> Result<()> {
+async fn clean(context: &Context, attached: &Attached, disks: &[(&Names, bool)]) -> Result<()> {
     let wanted = |name: &str| {
         disks.iter().any(|(names, job)| {
             let mirror = [names.job(), names.target(), names.filter()];
             (*job && mirror.iter().any(|n| n == name)) || is_map(names, name)
         })
     };
-    let removed = qemu.remove_leftovers(ServerHealth::Dead, wanted).await?;
-    for (name, error) in &removed.failed {
-        tracing::warn!(name, %error, "left behind in QEMU");
+    let process = attached.process.as_ref();
+    let removed = removal::remove(&attached.qemu, &context.group, process, wanted).await;
+    if let Err(error) = removed {
+        tracing::warn!(error = format!("{error:#}"), "left behind in QEMU");
     }
     Ok(())
 }

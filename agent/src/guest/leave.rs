@@ -6,13 +6,15 @@
 
 use super::attach;
 use super::life::{self, Ending, Life};
+use super::removal;
 use super::task::{DETACHED, Let, Task};
 use crate::api::{ApiError, GuestState};
 use crate::capture::CaptureEvent;
 use afterimage_journal::Seq;
 use afterimage_journal::meta::{ImageIdentity, Volume};
+use afterimage_planted as planted;
 use afterimage_qmp::QemuEvent;
-use afterimage_qmp::qemu::{NbdServer, ServerHealth};
+use afterimage_qmp::qemu::NbdServer;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,6 +25,8 @@ const FATE_LIMIT: Duration = Duration::from_secs(2);
 const LAST_LOOK_LIMIT: Duration = Duration::from_secs(2);
 /// How long a sync that was told to end may take.
 const SYNC_END_LIMIT: Duration = Duration::from_secs(3);
+/// How long mirrors that we serve may take to end: what is in flight is written, and nothing else.
+const END_LIMIT: Duration = Duration::from_secs(20);
 /// How long an event that QEMU has sent may take to be seen.
 const SAID_LIMIT: Duration = Duration::from_millis(10);
 /// How long the next of QEMU's last events may take to be read, once QEMU has ended.
@@ -80,10 +84,15 @@ impl Life {
                     }
                 }
             }
+            Ending::Changed(reason) => {
+                close(&reason, confirmed);
+                self.free_disks(task).await;
+                Let::Again(reason)
+            }
             Ending::Detach(reply) => {
                 let proved = self.proved(task).await;
                 close_as(GuestState::Detached, DETACHED, proved);
-                let detached = self.detach(false).await;
+                let detached = self.detach(task, false).await;
                 let saved = task.save_detached(true);
                 let _ = reply.send(detached.and(saved));
                 Let::Detached
@@ -91,7 +100,7 @@ impl Life {
             Ending::Unprotect(reply) => {
                 let proved = self.proved(task).await;
                 close("no longer protected", proved);
-                let _ = reply.send(self.detach(true).await);
+                let _ = reply.send(self.detach(task, true).await);
                 Let::End
             }
             Ending::Stop(reply) => {
@@ -104,7 +113,7 @@ impl Life {
             Ending::Abandoned => {
                 let proved = self.proved(task).await;
                 close("the agent let go", proved);
-                if let Err(error) = self.detach(true).await {
+                if let Err(error) = self.detach(task, true).await {
                     tracing::warn!(%error, "left behind in QEMU");
                 }
                 Let::End
@@ -127,9 +136,14 @@ impl Life {
         let confirmed = group.session(name)?.confirmed;
         let Ok(journal) = group.journal() else { return Some(confirmed) };
         let position = journal.head();
-        let looked = tokio::time::timeout(LAST_LOOK_LIMIT, self.look(task, "")).await;
+        let look = async {
+            self.look(task, "").await.is_none()
+                && self.look_at_disks(task).await.is_none()
+                && self.unlevel_looks == 0
+        };
+        let looked = tokio::time::timeout(LAST_LOOK_LIMIT, look).await;
         match looked {
-            Ok(None) if self.unlevel_looks == 0 => Some(position.max(confirmed)),
+            Ok(true) => Some(position.max(confirmed)),
             _ => Some(confirmed),
         }
     }
@@ -237,7 +251,9 @@ impl Life {
         self.attached.disks.iter().filter_map(|d| image_identity(&d.volume)).collect()
     }
 
-    pub(super) async fn detach(&mut self, for_good: bool) -> Result<(), ApiError> {
+    /// Takes our mirrors out of QEMU, and everything else too where it is for good. The session has
+    /// been closed.
+    pub(super) async fn detach(&mut self, task: &Task, for_good: bool) -> Result<(), ApiError> {
         self.progress.cancel.store(true, Ordering::Relaxed);
         if let Some(mut syncing) = self.syncing.take() {
             // It ends by itself soon, and takes its export with it.
@@ -249,26 +265,50 @@ impl Life {
         let qemu = self.attached.qemu.clone();
         let mut outcome = Ok(());
         let kept = |name: &str| !name.contains("-pull-");
-        if let Err(e) = qemu.remove_leftovers(ServerHealth::Serving, kept).await {
+        if let Err(e) = qemu.remove_leftovers(END_LIMIT, kept).await {
             outcome = Err(ApiError::other(format!("remove our export from QEMU: {e}")));
         }
         let server = NbdServer { socket: self.attached.dir.join("pull.sock"), ours: true };
         if let Err(error) = qemu.stop_nbd_server(&server).await {
             tracing::warn!(%error, "QEMU's NBD server was left running");
         }
-        for disk in &self.attached.disks {
-            let ended = qemu.detach(&disk.attachment, ServerHealth::Serving).await;
-            if let Err(e) = ended {
-                outcome = Err(ApiError::other(format!("detach disk {}: {e}", disk.disk.node)));
-            }
+        if let Err(e) = self.end_mirrors(task).await {
+            outcome = Err(ApiError::other(format!("take our mirrors out of QEMU: {e:#}")));
         }
         if for_good {
-            let removed = qemu.remove_leftovers(ServerHealth::Serving, |_| false).await;
+            let removed = qemu.remove_leftovers(END_LIMIT, |_| false).await;
             if let Err(e) = removed {
                 outcome = Err(ApiError::other(format!("clean up in QEMU: {e}")));
             }
         }
         outcome
+    }
+
+    /// Lets go of the disks of a guest whose set of disks has changed: whoever unplugged one is about to
+    /// take its node, and a mirror past which a guest writes is no use.
+    async fn free_disks(&mut self, task: &Task) {
+        self.given_back().await;
+        if let Err(error) = self.detach(task, false).await {
+            tracing::warn!(%error, "left behind in QEMU");
+        }
+    }
+
+    /// Ends all mirrors while our servers answer all of them: no mirror may see an error before it ends.
+    async fn end_mirrors(&self, task: &Task) -> anyhow::Result<()> {
+        let (qemu, disks) = (&self.attached.qemu, &self.attached.disks);
+        if planted::is("detach-disk-by-disk") {
+            for disk in disks {
+                qemu.detach(&disk.attachment).await?;
+            }
+            return Ok(());
+        }
+        for disk in disks {
+            removal::disown(qemu, &task.context.group, &disk.volume).await?;
+        }
+        self.attached.shared.gate.let_go();
+        let all: Vec<_> = disks.iter().map(|d| &d.attachment).collect();
+        qemu.end_mirrors(&all, END_LIMIT, |_| {}).await?;
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! stretch; positions count as confirmed only when a look behind them found all level.
 
 use super::attach::{self, Attached};
+use super::devices::taken;
 use super::face::{DiskFace, Progress};
 use super::lend::Lent;
 use super::plan::Plan;
@@ -14,7 +15,7 @@ use crate::api::{ApiError, GuestState};
 use crate::capture::CaptureEvent;
 use afterimage_journal::Seq;
 use afterimage_journal::meta::CopyCause;
-use afterimage_qmp::qemu::{DiskIdentity, RunState};
+use afterimage_qmp::qemu::{DevicePath, RunState};
 use afterimage_qmp::{Events, QemuEvent};
 use anyhow::Result;
 use std::sync::Arc;
@@ -25,10 +26,8 @@ use tokio::task::JoinHandle;
 
 /// How often a level guest is looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// Ticks between two looks for disks that came or went.
-const DISKS_EVERY_TICKS: u32 = 10;
 /// Looks in a row at which a mirror may be neither level nor paused.
-const UNLEVEL_LOOKS_MAX: u32 = 5;
+pub(super) const UNLEVEL_LOOKS_MAX: u32 = 5;
 
 /// One stretch of being attached.
 pub(super) struct Life {
@@ -49,7 +48,8 @@ pub(super) struct Life {
     /// The disk whose mirror somebody else ended.
     pub(super) cancelled: Option<String>,
     pub(super) counted: (u64, u64, Instant),
-    pub(super) ticks: u32,
+    /// The devices that are none of ours, as they were when they were last judged.
+    pub(super) others: Option<Vec<DevicePath>>,
     /// Somebody takes its memory.
     pub(super) lent: Option<Lent>,
 }
@@ -57,6 +57,8 @@ pub(super) struct Life {
 /// What the watching ended with.
 pub(super) enum Ending {
     Lost(String),
+    /// The guest's disks are not those that are mirrored, or not through the mirrors.
+    Changed(String),
     /// The journal takes no records: up to its end all is there.
     Stopped(String),
     MonitorLost(String),
@@ -69,7 +71,7 @@ pub(super) enum Ending {
 impl Ending {
     /// Nothing went wrong: somebody asked for it.
     pub(super) fn is_wanted(&self) -> bool {
-        !matches!(self, Self::Lost(_) | Self::Stopped(_) | Self::MonitorLost(_))
+        !matches!(self, Self::Lost(_) | Self::Changed(_) | Self::Stopped(_) | Self::MonitorLost(_))
     }
 }
 
@@ -123,7 +125,7 @@ impl Life {
             ended_early: false,
             cancelled: None,
             counted: (0, 0, Instant::now()),
-            ticks: 0,
+            others: None,
             lent: None,
         }
     }
@@ -154,7 +156,11 @@ impl Life {
     pub(super) async fn command(&mut self, task: &mut Task, command: Command) -> Option<Ending> {
         match command {
             Command::Detach(reply) => return Some(Ending::Detach(reply)),
-            Command::Unprotect(reply) => return Some(Ending::Unprotect(reply)),
+            Command::Unprotect(reply) => match task.remove_settings() {
+                Ok(()) => return Some(Ending::Unprotect(reply)),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Command::Save(reply) => drop(reply.send(task.save())),
             Command::Stop(reply) => return Some(Ending::Stop(reply)),
             Command::Attach(reply) => drop(reply.send(Ok(()))),
             Command::Set(settings, reply) => {
@@ -187,7 +193,10 @@ impl Life {
         position: Seq,
     ) -> (Result<(), ApiError>, Option<Ending>) {
         let lost = "a mirror was lost at the checkpoint";
-        let ending = self.look(task, lost).await;
+        let mut ending = self.look(task, lost).await;
+        if ending.is_none() && self.unlevel_looks == 0 {
+            ending = self.look_at_disks(task).await;
+        }
         if ending.is_some() || self.unlevel_looks > 0 {
             return (Err(ApiError::other(format!("{lost}: it is not restorable"))), ending);
         }
@@ -199,6 +208,12 @@ impl Life {
             QemuEvent::Eof { reason } => return Some(Ending::MonitorLost(reason)),
             QemuEvent::Overflow { .. } if self.syncing.is_none() => {
                 return self.look(task, "events were lost").await;
+            }
+            QemuEvent::DeviceDeleted { path, .. } => {
+                // Whoever unplugs a disk takes its node next: our mirror must not be in the way.
+                if let Some(disk) = self.disk_at(&path) {
+                    return Some(Ending::Changed(taken(&disk)));
+                }
             }
             event => {
                 if self.note_end(event) && self.syncing.is_none() {
@@ -298,15 +313,7 @@ impl Life {
                 self.unlevel_looks = 0;
                 None
             }
-            Err(e) if matches!(e.kind(), afterimage_qmp::error::Kind::Gone) => {
-                Some(Ending::MonitorLost(e.to_string()))
-            }
-            Err(e) => {
-                tracing::warn!(error = %e, "QEMU's monitor did not answer");
-                self.unlevel_looks += 1;
-                (self.unlevel_looks > UNLEVEL_LOOKS_MAX)
-                    .then(|| Ending::Lost(format!("QEMU's monitor does not answer: {e}")))
-            }
+            Err(e) => self.unanswered(&e),
         }
     }
 
@@ -319,6 +326,13 @@ impl Life {
             Ok(level) => level,
             Err(error) => return Some(Ending::Lost(format!("the sync failed: {error:#}"))),
         };
+        // Disks may have come or changed while others were copied.
+        if let Some(ending) = self.look_at_disks(task).await {
+            return Some(ending);
+        }
+        if self.unlevel_looks > 0 {
+            return Some(Ending::Lost("QEMU did not say which disks there are".into()));
+        }
         let (group, name) = (Arc::clone(&task.context.group), task.context.settings.name.clone());
         let opened = group.open_session_within(marks::SYNC_LIMIT, &name, level.full).await;
         let session = match opened {
@@ -359,6 +373,9 @@ impl Life {
         if let Some(ending) = self.look(task, "a mirror is not level").await {
             return Some(ending);
         }
+        if let Some(ending) = self.look_at_disks(task).await {
+            return Some(ending);
+        }
         if self.unlevel_looks > 0 {
             return None;
         }
@@ -381,30 +398,7 @@ impl Life {
             return Some(Ending::Lost(e.to_string()));
         }
         self.rotate(&task.context.group, &task.context.settings.name, &journal, position).await;
-        self.ticks += 1;
-        if self.ticks.is_multiple_of(DISKS_EVERY_TICKS) && task.context.settings.disks.is_empty() {
-            return self.look_for_disks().await;
-        }
         None
-    }
-
-    /// A disk that was plugged in or pulled out since the attach.
-    async fn look_for_disks(&self) -> Option<Ending> {
-        let disks = match self.attached.qemu.disks().await {
-            Ok(disks) => disks.disks,
-            Err(error) => {
-                tracing::warn!(%error, "QEMU did not say which disks there are");
-                return None;
-            }
-        };
-        let known = |id: &DiskIdentity| self.attached.disks.iter().any(|a| a.disk.identity == *id);
-        let added = disks.iter().find(|d| !d.read_only && !known(&d.identity));
-        if let Some(disk) = added {
-            return Some(Ending::Lost(format!("disk {} was added to the guest", disk.node)));
-        }
-        let there = |id: &DiskIdentity| disks.iter().any(|d| d.identity == *id);
-        let gone = self.attached.disks.iter().find(|a| !there(&a.disk.identity));
-        gone.map(|a| Ending::Lost(format!("disk {} was taken from the guest", a.disk.node)))
     }
 
     pub(super) fn count(&mut self, task: &Task) {

@@ -41,6 +41,11 @@ pub(super) fn is_map(names: &Names, bitmap: &str) -> bool {
     number.is_some_and(|n| n.parse::<u64>().is_ok())
 }
 
+/// Whether this may be the name of a map of ours, of any disk.
+pub(super) fn is_any_map(name: &str) -> bool {
+    name.contains("-map-")
+}
+
 /// A map that was never there before.
 pub(super) fn fresh(disk: &Disk, names: &Names) -> NewBitmap {
     NewBitmap {

@@ -13,6 +13,7 @@
 //! [`Face`] that it shows.
 
 mod attach;
+mod devices;
 mod face;
 mod leave;
 mod lend;
@@ -21,6 +22,7 @@ mod maps;
 pub(crate) mod marks;
 mod plan;
 mod pull;
+mod removal;
 mod rotation;
 pub(crate) mod sockets;
 mod sync;
@@ -57,7 +59,9 @@ pub(crate) enum Command {
     Lend(oneshot::Sender<Result<Lease, ApiError>>),
     /// New settings.
     Set(Box<GuestSettings>, oneshot::Sender<Result<(), ApiError>>),
-    /// Let go for good; nothing of ours stays in QEMU.
+    /// Make the settings durable.
+    Save(oneshot::Sender<Result<(), ApiError>>),
+    /// Let go for good; nothing of ours stays in QEMU, and the settings go first.
     Unprotect(oneshot::Sender<Result<(), ApiError>>),
     /// The agent ends: close the session, leave QEMU's maps in place.
     Stop(oneshot::Sender<Result<(), ApiError>>),
@@ -82,20 +86,27 @@ impl Guest {
         (Self { face, commands }, outcome)
     }
 
+    fn gone(&self) -> ApiError {
+        let name = self.face.name();
+        ApiError::other(format!("{name} was let go of before it answered: see `afterimage status`"))
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, ApiError>>) -> Command,
     ) -> Result<T, ApiError> {
-        let gone = || {
-            let name = self.face.name();
-            ApiError::other(format!(
-                "{name} was let go of before it answered: see `afterimage status`"
-            ))
-        };
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| gone())?;
+        self.commands.send(command(reply)).await.map_err(|_| self.gone())?;
+        self.answer(answer).await
+    }
+
+    /// Waits for the answer to a command.
+    pub(crate) async fn answer<T>(
+        &self,
+        answer: oneshot::Receiver<Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
         match tokio::time::timeout(COMMAND_LIMIT, answer).await {
-            Ok(answer) => answer.map_err(|_| gone())?,
+            Ok(answer) => answer.map_err(|_| self.gone())?,
             Err(_) => Err(ApiError::not_reachable(format!(
                 "{} has not got to the end of it within {COMMAND_LIMIT:?}, and goes on: \
                  see `afterimage status`",
@@ -144,12 +155,32 @@ impl Guest {
         self.ask(Command::Lend).await
     }
 
-    /// Changes settings, durably; whether it is detached stays as it is.
+    /// Queues a change of settings, which becomes durable when it is answered; whether the guest is
+    /// detached stays as it is. Doesn't wait: whoever calls holds what orders the changes.
     ///
     /// # Errors
-    /// They can't be written, or the task has ended.
-    pub async fn set(&self, settings: GuestSettings) -> Result<(), ApiError> {
-        self.ask(|reply| Command::Set(Box::new(settings), reply)).await
+    /// Too many commands wait, or the task has ended.
+    pub(crate) fn queue_settings(
+        &self,
+        settings: GuestSettings,
+    ) -> Result<oneshot::Receiver<Result<(), ApiError>>, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        match self.commands.try_send(Command::Set(Box::new(settings), reply)) {
+            Ok(()) => Ok(answer),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(self.gone()),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(ApiError::not_reachable(format!(
+                "{COMMANDS_MAX} commands for {} wait already: see `afterimage status`",
+                self.face.name()
+            ))),
+        }
+    }
+
+    /// Makes the settings durable.
+    ///
+    /// # Errors
+    /// They can't be written, or the guest is no longer protected.
+    pub(crate) async fn save(&self) -> Result<(), ApiError> {
+        self.ask(Command::Save).await
     }
 
     /// Lets go for good.

@@ -8,13 +8,15 @@ use super::attach;
 use super::face::Face;
 use super::lend;
 use super::life::Life;
+use super::maps::is_any_map;
+use super::removal;
 use crate::api::{ApiError, GuestState};
 use crate::group::Group;
 use crate::settings::GuestSettings;
 use afterimage_guard::Worker;
+use afterimage_planted as planted;
 use afterimage_qmp::Qemu;
 use afterimage_qmp::libvirt::{Libvirt, Target};
-use afterimage_qmp::qemu::ServerHealth;
 use anyhow::{Context as _, Result};
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,9 +30,6 @@ use tokio::sync::{mpsc, oneshot};
 /// Pauses between tries to reach a guest: the first and the longest.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(3);
-
-/// How long taking our things out of a QEMU that is not attached to may take.
-const CLEAN_UP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a guest that a person let go of is not protected.
 pub const DETACHED: &str = "detached by the operator";
@@ -71,6 +70,8 @@ pub(super) struct Task {
     pub(super) retry: Duration,
     /// How the guest ended, until something is there again: that its monitor is gone says less.
     pub(super) ended: Option<String>,
+    /// Its settings were removed: nothing may write them again.
+    pub(super) unprotected: bool,
 }
 
 /// Runs a guest's task until it is told to end or nobody holds its handle.
@@ -79,7 +80,7 @@ pub(super) async fn run(
     inbox: mpsc::Receiver<Command>,
     first: oneshot::Sender<Result<(), ApiError>>,
 ) {
-    let mut task = Task { context, inbox, waiting: vec![first], retry: RETRY_MIN, ended: None };
+    let mut task = Task::new(context, inbox, first);
     supervise(&mut task, |task, again| Box::pin(live(task, again))).await;
 }
 
@@ -107,7 +108,7 @@ async fn supervise(task: &mut Task, work: for<'a> fn(&'a mut Task, bool) -> Livi
 /// The task's work; `again` after a fault in it.
 async fn live(task: &mut Task, mut again: bool) {
     loop {
-        if std::mem::take(&mut again) && task.pause().await.is_break() {
+        if task.unprotected || (std::mem::take(&mut again) && task.pause().await.is_break()) {
             return;
         }
         if task.context.settings.detached {
@@ -169,6 +170,17 @@ fn api_error(error: &anyhow::Error, text: String) -> ApiError {
 }
 
 impl Task {
+    fn new(context: Context, inbox: mpsc::Receiver<Command>, first: Waiting) -> Self {
+        Self {
+            context,
+            inbox,
+            waiting: vec![first],
+            retry: RETRY_MIN,
+            ended: None,
+            unprotected: false,
+        }
+    }
+
     pub(super) fn answer(&mut self, outcome: Result<(), ApiError>) {
         for waiting in self.waiting.drain(..) {
             let _ = waiting.send(outcome.clone());
@@ -193,7 +205,20 @@ impl Task {
     async fn idle(&mut self, command: Command) -> std::ops::ControlFlow<()> {
         match command {
             Command::Detach(reply) => {
-                let _ = reply.send(self.save_detached(true));
+                let saved = self.save_detached(true);
+                self.context.face.show(GuestState::Detached, Some(DETACHED.into()));
+                // In a gap our mirrors are in QEMU still: snapshots and resizes would stay refused.
+                let removed = match planted::is("detach-leaves-the-mirror") {
+                    true => Ok(()),
+                    false => self.clean_up(is_any_map).await,
+                };
+                let left = removed.map_err(|why| {
+                    ApiError::other(format!(
+                        "detached, but mirrors named ai-* may be left in QEMU ({why}): \
+                         detach again once it answers"
+                    ))
+                });
+                let _ = reply.send(saved.and(left));
             }
             Command::Attach(reply) => {
                 match self.save_detached(false) {
@@ -220,8 +245,19 @@ impl Task {
                 let name = &self.context.settings.name;
                 drop(reply.send(Err(ApiError::other(format!("{name} is not protected")))));
             }
+            Command::Save(reply) => drop(reply.send(self.save())),
             Command::Unprotect(reply) => {
-                let _ = reply.send(self.clean_up().await);
+                if let Err(error) = self.remove_settings() {
+                    let _ = reply.send(Err(error));
+                    return std::ops::ControlFlow::Continue(());
+                }
+                let removed = self.clean_up(|_| false).await.map_err(|why| {
+                    ApiError::other(format!(
+                        "no longer protected, but mirrors or changed-block maps named ai-* may be left in \
+                         QEMU ({why}): they go when it ends, maps from a qcow2 with `qemu-img bitmap --remove`"
+                    ))
+                });
+                let _ = reply.send(removed);
                 return std::ops::ControlFlow::Break(());
             }
             Command::Stop(reply) => {
@@ -242,10 +278,29 @@ impl Task {
     pub(super) fn change_settings(&mut self, settings: GuestSettings) -> Result<(), ApiError> {
         let detached = self.context.settings.detached;
         self.context.settings = GuestSettings { detached, ..settings };
-        self.context
-            .settings
-            .save(&self.context.state)
-            .map_err(|e| ApiError::other(format!("it may not outlast a restart: {e}")))
+        self.save()
+    }
+
+    /// Makes the settings durable. Only this task writes and removes them, in the order of its commands.
+    pub(super) fn save(&self) -> Result<(), ApiError> {
+        let name = &self.context.settings.name;
+        if self.unprotected {
+            return Err(ApiError::other(format!("{name} is no longer protected")));
+        }
+        let saved = self.context.settings.save(&self.context.state);
+        saved.map_err(|e| ApiError::other(format!("applied, but not saved: {e}")))
+    }
+
+    /// Removes the settings, for good.
+    pub(super) fn remove_settings(&mut self) -> Result<(), ApiError> {
+        if planted::is("settings-removed-beside-the-queue") {
+            return Ok(());
+        }
+        let name = &self.context.settings.name;
+        GuestSettings::remove(&self.context.state, name)
+            .map_err(|e| ApiError::other(format!("{name} stays protected: {e}")))?;
+        self.unprotected = true;
+        Ok(())
     }
 
     /// Waits before the next try, and serves commands meanwhile.
@@ -267,27 +322,20 @@ impl Task {
         }
     }
 
-    /// Takes what is left of ours out of a QEMU that is not attached to. One that is gone took
-    /// it along, but for what it keeps in a qcow2.
-    async fn clean_up(&self) -> Result<(), ApiError> {
+    /// Takes what is left of ours out of a QEMU that is not attached to, but for what `kept` names. One
+    /// that is gone took it along, but for what it keeps in a qcow2. The error says why.
+    async fn clean_up(&self, kept: fn(&str) -> bool) -> Result<(), String> {
         let cleaning = async {
             let (qemu, _) = self.connect().await?;
-            let removed = qemu.remove_leftovers(ServerHealth::Dead, |_| false).await?;
-            match removed.failed.first() {
-                Some((name, error)) => anyhow::bail!("{name}: {error}"),
-                None => Ok(()),
-            }
+            let process = qemu.process()?;
+            removal::remove(&qemu, &self.context.group, process.as_ref(), kept).await
         };
-        let left = match tokio::time::timeout(CLEAN_UP_LIMIT, cleaning).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) if absent_state(&error) == GuestState::Detached => return Ok(()),
-            Ok(Err(error)) => format!("{error:#}"),
-            Err(_) => "QEMU does not answer".into(),
-        };
-        Err(ApiError::other(format!(
-            "no longer protected, but changed-block maps named ai-* may be left in QEMU ({left}): \
-             they go when it ends, or from a qcow2 with `qemu-img bitmap --remove`"
-        )))
+        match tokio::time::timeout(removal::REMOVE_LIMIT, cleaning).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) if absent_state(&error) == GuestState::Detached => Ok(()),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(_) => Err("QEMU does not answer".into()),
+        }
     }
 
     async fn reach(&self) -> Result<(Qemu, Option<String>)> {
@@ -342,7 +390,7 @@ mod tests {
         };
         let (_commands, inbox) = mpsc::channel(1);
         let (first, outcome) = oneshot::channel();
-        let mut task = Task { context, inbox, waiting: vec![first], retry: RETRY_MIN, ended: None };
+        let mut task = Task::new(context, inbox, first);
         supervise(&mut task, |task, again| Box::pin(broken(task, again))).await;
         assert!(outcome.await.unwrap().unwrap_err().message.contains("broken"));
         let standing = group.standing("vm");

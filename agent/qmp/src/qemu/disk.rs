@@ -170,7 +170,11 @@ impl Qemu {
             }
             let top = text(inserted, "node-name")
                 .ok_or_else(|| Error::shape("query-block", "a drive without `node-name`"))?;
-            let (node, filter, job) = self.own_node(&top, inserted).await?;
+            if let Some(reason) = self.passes_commands(block).await? {
+                found.skipped.push(Skipped { name: best_name(block), reason });
+                continue;
+            }
+            let (node, filter, job) = self.own_node(&top, &nodes).await?;
             let info = nodes.iter().find(|n| n["node-name"] == node.as_str()).unwrap_or(inserted);
             found.disks.push(read_disk(block, info, node, filter, job)?);
         }
@@ -182,22 +186,47 @@ impl Qemu {
         self.disks().await?.find(selector).cloned()
     }
 
-    /// The disk's own node below a job's filter, that filter, and the job.
+    /// The disk's own node below filters of jobs, the topmost of these, and the job.
     async fn own_node(
         &self,
         top: &str,
-        inserted: &Value,
+        nodes: &[Value],
     ) -> Result<(String, Option<String>, Option<String>)> {
-        let driver = inserted["drv"].as_str().unwrap_or_default();
-        if !matches!(driver, "mirror_top" | "commit_top" | "copy-before-write") {
+        let is_filter = |name: &str| {
+            let node = nodes.iter().find(|n| n["node-name"] == name);
+            let driver = node.and_then(|n| n["drv"].as_str()).unwrap_or_default();
+            matches!(driver, "mirror_top" | "commit_top" | "copy-before-write")
+        };
+        if !is_filter(top) {
             return Ok((top.to_owned(), None, None));
         }
         let graph = self.graph().await?;
-        let below = graph.below(top).ok_or_else(|| {
-            Error::shape("x-debug-query-block-graph", format!("nothing below the filter {top}"))
-        })?;
-        let job = graph.job_on(below).map(str::to_owned);
-        Ok((below.to_owned(), Some(top.to_owned()), job))
+        let mut at = top;
+        // A graph has no circles; one that changes meanwhile is at its end soon.
+        for _ in 0..nodes.len() {
+            if !is_filter(at) {
+                break;
+            }
+            at = graph.below(at).ok_or_else(|| {
+                Error::shape("x-debug-query-block-graph", format!("nothing below the filter {at}"))
+            })?;
+        }
+        let job = graph.job_on(at).map(str::to_owned);
+        Ok((at.to_owned(), Some(top.to_owned()), job))
+    }
+
+    /// Why a device can't be mirrored that hands SCSI commands to a device of the host: a mirror would
+    /// not see them, and its filter, which passes none on, would fail every one of the guest's.
+    async fn passes_commands(&self, block: &Value) -> Result<Option<&'static str>> {
+        let Some(path) = text(block, "qdev") else { return Ok(None) };
+        let kind = match self.run("qom-get", json!({ "path": path, "property": "type" })).await {
+            Ok(kind) => kind,
+            // It was unplugged meanwhile, or has no path of its own.
+            Err(Error::Command { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let passes = matches!(kind.as_str(), Some("scsi-block" | "scsi-generic"));
+        Ok(passes.then_some("it passes SCSI commands to a device of the host: use scsi-hd"))
     }
 }
 

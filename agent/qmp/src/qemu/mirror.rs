@@ -14,9 +14,15 @@
 //! While a server hangs (alive, but not replying) nothing here may be called but [`Qemu::job`]:
 //! cancelling, draining and stopping wait for it in QEMU's main loop, and the guest with them.
 //! Ending the server with SIGKILL frees all at once.
+//!
+//! **A mirror is never cancelled by force, nor before it is ready (which QEMU treats as force).** QEMU
+//! frees the mirror's table of writes in flight before it waits for them: under a writing guest that
+//! corrupts its heap and kills it within some tens of cancels, whether the server serves or not
+//! (`docs/decisions/0015-mirrors-end-in-order.md`). So a mirror ends only once its server takes writes.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
+use afterimage_planted as planted;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
@@ -29,8 +35,10 @@ pub const MIRROR_GRANULARITY_BYTES: u32 = 4096;
 
 /// How long a fresh mirror may take to be level: it has nothing to copy.
 const LEVEL_LIMIT: Duration = Duration::from_secs(10);
-/// How long a cancelled job may take to end, and its node to come free.
+/// How long a mirror whose server serves may take to end, and its node to come free.
 const END_LIMIT: Duration = Duration::from_secs(10);
+/// How long undoing a mirror that did not get level may take.
+const UNDO_LIMIT: Duration = Duration::from_secs(2);
 /// How long QEMU tries to reach the server when the node is made, in seconds. The guest waits.
 const OPEN_TIMEOUT_S: u32 = 1;
 
@@ -72,17 +80,6 @@ impl Attachment {
             filter: names.filter(),
         }
     }
-}
-
-/// What the caller knows about the server of a mirror.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ServerHealth {
-    /// It replies.
-    Serving,
-    /// Its process has ended; nobody holds its sockets.
-    Dead,
-    /// It lives and doesn't reply, or nobody knows.
-    Hung,
 }
 
 /// The device state of a job, as QEMU tells it.
@@ -173,7 +170,8 @@ impl Qemu {
     /// Mirrors a disk to our server and waits until both are level. Nothing is copied: what was
     /// written before is the base, to be pulled.
     ///
-    /// On an error nothing is left in QEMU, as far as it still answers.
+    /// On an error nothing is left in QEMU, unless the mirror began and its server then failed it: such
+    /// a mirror is left there, paused.
     pub async fn attach(&self, spec: &MirrorSpec) -> Result<Attachment> {
         let attachment = Attachment::of(&spec.node, &spec.names);
         let mut events = self.events();
@@ -197,7 +195,7 @@ impl Qemu {
                 // A timeout means that QEMU's main loop is blocked, perhaps by our own server:
                 // then asking for more only makes it worse.
                 if !matches!(e, Error::Timeout { .. } | Error::Closed { .. })
-                    && let Err(undo) = self.detach(&attachment, ServerHealth::Dead).await
+                    && let Err(undo) = self.end_mirrors(&[&attachment], UNDO_LIMIT, |_| {}).await
                 {
                     tracing::warn!(job = attachment.job, %undo, "a failed mirror was left behind");
                 }
@@ -277,56 +275,78 @@ impl Qemu {
                 return Err(stuck(&state, "level", begun.elapsed()));
             }
             if state.paused {
-                match self.run("job-resume", json!({ "id": job })).await {
-                    // It was resumed, or ended, between the look and the command.
-                    Err(e) if e.refused_with("not paused") || e.refused_with("not found") => {}
-                    other => drop(other?),
-                }
+                self.resume_job(job).await?;
             }
             backoff.pause().await;
         }
     }
 
-    /// Takes the mirror away: the guest goes on with its disk alone.
-    ///
-    /// A level mirror of a serving server ends with every write on both sides. Any other is
-    /// cancelled by force; what it had not sent is lost with its bitmap, so that interval is
-    /// already a gap. Half-done states are no error: missing job, missing node.
-    ///
-    /// With [`ServerHealth::Hung`] nothing is done: [`Error::ServerHangs`].
-    pub async fn detach(&self, attachment: &Attachment, health: ServerHealth) -> Result<()> {
-        if health == ServerHealth::Hung {
-            let target = attachment.job.clone();
-            return Err(Error::ServerHangs { action: "cancelling the mirror", target });
-        }
-        self.end_job(&attachment.job, health).await?;
-        self.delete_node(&attachment.target).await
+    /// Takes a mirror away; see [`Qemu::end_mirrors`].
+    pub async fn detach(&self, attachment: &Attachment) -> Result<()> {
+        self.end_mirrors(&[attachment], END_LIMIT, |_| {}).await
     }
 
-    /// Ends a job and waits for it; done as well when there is none.
-    pub(super) async fn end_job(&self, job: &str, health: ServerHealth) -> Result<()> {
+    /// Takes mirrors away, all of a guest at once: the guest goes on with its disks alone.
+    ///
+    /// All jobs are ended before the first node is deleted, so that no server sees its client go while
+    /// another mirror of the guest still has to end. A job that is paused is resumed: its server
+    /// must take writes (and may forget them). `failed` hears of each that an error has paused. Half-done states are
+    /// no error: missing job, missing node. What has not ended within `limit` stays in QEMU.
+    pub async fn end_mirrors(
+        &self,
+        attachments: &[&Attachment],
+        limit: Duration,
+        mut failed: impl FnMut(&JobState) + Send,
+    ) -> Result<()> {
         let begun = Instant::now();
         let mut backoff = Backoff::new(2, 100);
-        let mut forced = None;
+        let mut asked = HashSet::new();
         loop {
-            let Some(state) = self.job(job).await? else { return Ok(()) };
-            // By force at once where an orderly end can't come: it waits for the target.
-            let force = health == ServerHealth::Dead || state.paused || !state.ready;
-            if forced.is_none() || (force && forced == Some(false)) {
-                let arguments = json!({ "device": job, "force": force });
-                match self.run("block-job-cancel", arguments).await {
-                    Ok(_) => forced = Some(force),
-                    // Paused or ended since the look: look again.
-                    Err(e) if e.refused_with("paused") || e.refused_with("not found") => {}
-                    // On its way out already.
-                    Err(e) if e.refused_with("in state") => forced = Some(true),
-                    Err(e) => return Err(e),
+            let mut jobs = self.jobs().await?;
+            jobs.retain(|j| attachments.iter().any(|a| a.job == j.job));
+            let Some(first) = jobs.first() else { break };
+            if begun.elapsed() > limit {
+                return Err(stuck(first, "ended", begun.elapsed()));
+            }
+            for job in &jobs {
+                if job.paused {
+                    // QEMU itself pauses all jobs for moments, another one's end among them.
+                    if job.io_status != IoStatus::Ok {
+                        failed(job);
+                    }
+                    self.resume_job(&job.job).await?;
+                } else if job.ready
+                    && !asked.contains(&job.job)
+                    && self.ask_to_end(&job.job).await?
+                {
+                    asked.insert(job.job.clone());
                 }
             }
-            if begun.elapsed() > END_LIMIT {
-                return Err(stuck(&state, "cancelled", begun.elapsed()));
-            }
             backoff.pause().await;
+        }
+        for attachment in attachments {
+            self.delete_node(&attachment.target).await?;
+        }
+        Ok(())
+    }
+
+    async fn resume_job(&self, job: &str) -> Result<()> {
+        match self.run("job-resume", json!({ "id": job })).await {
+            // It was resumed, or ended, between the look and the command.
+            Err(e) if e.refused_with("not paused") || e.refused_with("not found") => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Asks a job that is ready to end once both sides are level; false if it has to be asked again.
+    async fn ask_to_end(&self, job: &str) -> Result<bool> {
+        let force = planted::is("cancel-mirrors-by-force");
+        match self.run("block-job-cancel", json!({ "device": job, "force": force })).await {
+            // Paused or ended since the look: look again.
+            Err(e) if e.refused_with("paused") || e.refused_with("not found") => Ok(false),
+            // On its way out already.
+            Err(e) if e.refused_with("in state") => Ok(true),
+            other => other.map(|_| true),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Dirty bitmaps: what they hold, when they change, what survives.
 
-use afterimage_qmp::qemu::{ExportSpec, GRANULARITY_BYTES, NewBitmap, Rotation, ServerHealth};
+use afterimage_qmp::qemu::{ExportSpec, GRANULARITY_BYTES, NewBitmap, Rotation};
 
 use crate::rig::*;
 
@@ -118,7 +118,7 @@ async fn a_persistent_bitmap_of_a_killed_qemu_is_inconsistent_and_can_be_removed
     let node = vm.node(0).await;
     let found = vm.qemu.bitmaps(&node).await.unwrap();
     assert!(found.len() == 1 && found[0].inconsistent, "{found:?}");
-    let removed = vm.qemu.remove_leftovers(ServerHealth::Dead, |_| false).await.unwrap();
+    let removed = vm.qemu.remove_leftovers(LEFT_LIMIT, |_| false).await.unwrap();
     assert_eq!(removed.names, ["ai-1"]);
     assert_eq!(vm.qemu.bitmaps(&node).await.unwrap(), []);
 }

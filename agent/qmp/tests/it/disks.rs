@@ -1,10 +1,13 @@
 //! What is told of a guest and its disks.
 
 use afterimage_qmp::{
-    Error,
+    Error, Qemu,
     qemu::{DiskIdentity, NewBitmap, Version},
 };
 
+use serde_json::json;
+
+use crate::fakes::{Fake, returns};
 use crate::rig::*;
 
 #[tokio::test]
@@ -58,7 +61,7 @@ async fn a_mirrored_disk_still_shows_its_own_node_and_who_works_on_it() {
         let mut same = after;
         (same.filter, same.job, same.bitmaps) = (None, None, vec![]);
         assert_eq!(same, before);
-        vm.qemu.detach(&attachment, afterimage_qmp::qemu::ServerHealth::Serving).await.unwrap();
+        vm.qemu.detach(&attachment).await.unwrap();
     }
 }
 
@@ -105,4 +108,33 @@ async fn a_read_only_disk_says_so() {
     assert!(vm.qemu.find_disk("x").await.unwrap().read_only);
     assert!(!vm.qemu.find_disk("drive0").await.unwrap().read_only);
     assert!(matches!(vm.qemu.find_disk("y").await, Err(Error::NoSuchDisk { .. })));
+}
+
+/// Such a device hands the guest's commands to a device of the host, past every filter.
+#[tokio::test]
+async fn a_device_that_passes_scsi_commands_is_left_out() {
+    let block = |id: &str| {
+        json!({
+            "device": "", "qdev": format!("/machine/peripheral/{id}"), "removable": false,
+            "inserted": { "node-name": id, "drv": "raw", "image": { "virtual-size": 1 << 20 } },
+        })
+    };
+    let fake = Fake::qmp(move |request| {
+        let answer = match request["execute"].as_str().unwrap() {
+            "query-version" => json!({ "qemu": { "major": 10, "minor": 0, "micro": 2 } }),
+            "query-block" => json!([block("plain"), block("passed")]),
+            "query-named-block-nodes" => json!([]),
+            "qom-get" if request["arguments"]["path"] == "/machine/peripheral/passed" => {
+                json!("scsi-block")
+            }
+            "qom-get" => json!("scsi-hd"),
+            other => panic!("{other}"),
+        };
+        returns(request, answer)
+    });
+    let disks = Qemu::connect(&fake.path).await.unwrap().disks().await.unwrap();
+    assert_eq!(disks.disks.iter().map(|d| &*d.node).collect::<Vec<_>>(), ["plain"]);
+    assert!(disks.skipped[0].reason.contains("scsi-hd"), "{:?}", disks.skipped);
+    let named = disks.find("/machine/peripheral/passed").unwrap_err().to_string();
+    assert!(named.contains("SCSI commands"), "{named}");
 }

@@ -6,7 +6,7 @@ use afterimage_qmp::{
     Error, Monitor, Qemu, QemuEvent,
     guest_agent::{AgentChannel, GuestAgent, thaw_blocking_virsh},
     libvirt::{BlockTarget, Libvirt, Target as Domain},
-    qemu::{RESUME_LIMIT, RunState, ServerHealth},
+    qemu::{RESUME_LIMIT, RunState},
 };
 use serde_json::json;
 
@@ -44,7 +44,7 @@ async fn a_domain_is_mirrored_resumed_and_detached_like_any_other() {
     target.start_again();
     qemu.resume(&attachment.job, RESUME_LIMIT, |_| {}).await.unwrap();
     qemu.drain().await.unwrap();
-    qemu.detach(&attachment, ServerHealth::Serving).await.unwrap();
+    qemu.detach(&attachment).await.unwrap();
     assert_eq!(vm.qemu.ours().await.unwrap(), [""; 0]);
 }
 

@@ -330,6 +330,9 @@ impl Target {
     }
 }
 
+/// How long what an agent left may take to go.
+pub const LEFT_LIMIT: Duration = Duration::from_secs(10);
+
 pub fn names(index: usize) -> Names {
     Names::new(&format!("d{index}")).unwrap()
 }
