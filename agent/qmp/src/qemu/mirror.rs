@@ -290,8 +290,9 @@ impl Qemu {
     ///
     /// All jobs are ended before the first node is deleted, so that no server sees its client go while
     /// another mirror of the guest still has to end. A job that is paused is resumed: its server
-    /// must take writes (and may forget them). `failed` hears of each that an error has paused. Half-done states are
-    /// no error: missing job, missing node. What has not ended within `limit` stays in QEMU.
+    /// must take writes (and may forget them). `failed` hears of each that an error has paused.
+    /// Half-done states are no error: missing job, missing node. What has not ended within `limit`
+    /// stays in QEMU.
     pub async fn end_mirrors(
         &self,
         attachments: &[&Attachment],
