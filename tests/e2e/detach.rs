@@ -63,11 +63,11 @@ impl Loaded {
         for round in 1..=rounds {
             self.pause(pause_ms_max);
             // Midway in the resync, or behind it.
-            if round % 3 != 0 {
+            if !round.is_multiple_of(3) {
                 self.protected();
                 let tag = format!("r{round}");
                 let mut words = vec!["mark", "vm", "--tag", &tag];
-                if memory_every > 0 && round % memory_every == 0 {
+                if memory_every > 0 && round.is_multiple_of(memory_every) {
                     words.push("--memory");
                 }
                 self.agent.ok(&words);
