@@ -104,7 +104,7 @@ fn busy_guest_survives_detach_and_attach() {
 
 /// A thousand rounds in all, an even share for each number of disks.
 fn share_of_a_thousand_rounds(disks: usize) {
-    let span_bytes = if disks % 2 == 0 { FIRST_BLOCKS } else { DISK_BYTES };
+    let span_bytes = if disks.is_multiple_of(2) { FIRST_BLOCKS } else { DISK_BYTES };
     let mut loaded = Loaded::new(disks, span_bytes);
     loaded.rounds(250, 500, 25);
     loaded.judge();
