@@ -42,7 +42,7 @@ impl Loaded {
         let seed = std::env::var("AFTERIMAGE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
         let loaded = Self { vm, agent, images, dir, random: seed, memory_marks: 0 };
         let qmp = loaded.vm.agent_qmp().display().to_string();
-        let limit = ["--window", "30s", "--limit", "2G", "--checkpoint-every", "1s"];
+        let limit = ["--window", "30s", "--limit", "6G", "--checkpoint-every", "1s"];
         loaded.agent.ok(&[&["protect", "vm", "--qmp", &qmp][..], &limit].concat());
         loaded.protected();
         loaded
