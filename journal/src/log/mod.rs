@@ -138,8 +138,8 @@ struct Handle {
 struct SyncEnd {
     /// The flusher has ended.
     ended: bool,
-    /// Word of a failed sync was left: what is above the watermark counts as lost.
-    distrusted: bool,
+    /// Why a file named `distrust` was left: what is above the watermark counts as lost.
+    distrusted: Option<String>,
 }
 
 #[derive(Debug, Clone)]

@@ -158,9 +158,9 @@ impl Inner {
     /// Leaves word that records above the durable watermark may be lost, for the next opening:
     /// the page cache may show them though the device never took them. The watermark stays there:
     /// what the word leaves out, nobody may be told to be durable.
-    pub(super) fn leave_distrust(&self) {
+    pub(super) fn leave_distrust(&self, why: &str) {
         let mut end = super::lock(&self.sync_ended);
-        end.distrusted = true;
+        end.distrusted.get_or_insert_with(|| why.to_owned());
         leave_distrust(&*self.options.storage, &self.dir, self.durable.load(Ordering::Acquire));
     }
 }

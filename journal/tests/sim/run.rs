@@ -12,7 +12,7 @@ use afterimage_journal::log::Backend;
 use afterimage_journal::meta::{Config, Guest, Volume, VolumeKind};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::window::Keep;
-use afterimage_journal::{History, Journal, Key, Options, Result, Seq, VolumeId};
+use afterimage_journal::{History, Journal, Key, Options, Reservation, Result, Seq, VolumeId};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,6 +45,8 @@ pub struct Run {
     pub clock: Arc<SimClock>,
     pub model: Model,
     pub journal: Option<Journal>,
+    /// Space for a record that is committed late.
+    pub held: Option<Reservation>,
     pub digest: Digest,
     pub rng: Rng,
     pub sizes: BTreeMap<VolumeId, u64>,
@@ -165,6 +167,7 @@ impl Run {
             clock,
             model: Model::default(),
             journal: Some(journal),
+            held: None,
             digest: Digest::default(),
             rng: Rng::new(seed),
             sizes,
@@ -259,6 +262,8 @@ impl Run {
     /// Opens the journal anew, which may be cut off itself, and judges what it finds.
     pub fn recover(&mut self, end: End, doubt: &Doubt) {
         self.say(format_args!("ended: {end:?}, in doubt: {}", doubt.name()));
+        // It would keep the journal open.
+        drop(self.held.take());
         drop(self.journal.take());
         self.is_level = false;
         // Whoever lets go of a journal may do something yet.

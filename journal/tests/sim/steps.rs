@@ -64,6 +64,32 @@ impl Run {
         self.append(Put { volume, at, len, data, copy })
     }
 
+    /// A write that is committed behind a sync which found its place reserved, maybe in a unit that is full.
+    fn late(&mut self) -> Option<()> {
+        let (volume, at, len) = self.place(20);
+        let bytes = self.bytes(len);
+        let reserved = self.journal().reserve(len as u32);
+        match reserved {
+            Ok(space) => self.held = Some(space),
+            Err(e) => return self.took(Err(e), &Doubt::Nothing).map(drop),
+        }
+        for _ in 0..self.rng.below(6) {
+            self.write(VOLUME_SECTORS, None)?;
+        }
+        self.sync();
+        // What a fault ended knows nothing of the record.
+        let mut space = self.held.take()?;
+        space.payload_mut().copy_from_slice(&bytes);
+        let draft = Draft { volume, addr: at, len: len as u32, ..Draft::of(Kind::Write) };
+        let committed = space.commit(&draft);
+        let put = Put { volume, at, len, data: Some(bytes), copy: None };
+        self.took(committed, &Doubt::Put(put))?;
+        if self.rng.percent(70) {
+            self.sync();
+        }
+        Some(())
+    }
+
     pub fn set_sizes(&mut self, sizes: BTreeMap<VolumeId, u64>) {
         let result = self.journal().set_config(&config(&sizes));
         if self.took(result, &Doubt::Sizes(sizes.clone())).is_some() {
@@ -238,7 +264,8 @@ impl Run {
                 sizes.insert(volume, (1 + self.rng.below(VOLUME_SECTORS)) * SECTOR);
                 self.set_sizes(sizes);
             }
-            67..75 => self.sync(),
+            67..73 => self.sync(),
+            73..75 => _ = self.late(),
             75..78 => self.keep(),
             78..82 => {
                 let history = self.history();

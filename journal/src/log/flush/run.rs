@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::log::tail::{Ending, page_down, page_up};
 use crate::log::unit::OpenUnit;
 use crate::log::{Inner, lock};
+use crate::planted;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -74,7 +75,7 @@ impl Flusher {
         self.failed = Some(why.clone());
         if !is_space {
             // Before anybody can take the stop for harmless.
-            inner.leave_distrust();
+            inner.leave_distrust(&why);
         }
         let ending = if is_space { Ending::Space } else { Ending::Failed };
         inner.stop(&mut lock(&inner.tail), why, ending);
@@ -154,7 +155,11 @@ impl Flusher {
             && let Some(run) = self.run.take_if(|run| run.is_written)
         {
             if run.is_durable {
-                self.synced = run.target;
+                // What was not committed when the run began is written again, and synced by the next one.
+                self.synced = match planted::is("synced-to-target") {
+                    true => run.target,
+                    false => run.clean,
+                };
                 // The record before anybody is told: whoever was finds it, unless there is no room.
                 self.watermark_due = Some(run.head);
                 self.write_watermark(inner);
@@ -219,7 +224,7 @@ impl Inner {
 
     fn set_durable(&self, head: Seq, (place, watermark): ((u64, u64), Seq)) {
         let end = lock(&self.sync_ended);
-        if !end.distrusted {
+        if end.distrusted.is_none() {
             self.durable.fetch_max(head, Ordering::AcqRel);
             self.finals.reach(place, watermark);
         }
@@ -230,7 +235,8 @@ impl Inner {
     /// A failure while something else than a run was written.
     pub(in crate::log) fn stop_for(&self, error: &Error) {
         // Before anybody can take the stop for harmless.
-        self.leave_distrust();
-        self.stop(&mut lock(&self.tail), format!("{error}: {LOST}"), Ending::Failed);
+        let why = format!("{error}: {LOST}");
+        self.leave_distrust(&why);
+        self.stop(&mut lock(&self.tail), why, Ending::Failed);
     }
 }
