@@ -41,11 +41,12 @@ impl Clock for SystemClock {
 
     fn boot_id(&self) -> [u8; 16] {
         static ID: OnceLock<[u8; 16]> = OnceLock::new();
-        *ID.get_or_init(|| {
-            std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-                .ok()
-                .and_then(|text| uuid::Uuid::parse_str(text.trim()).ok())
-                .map_or([0; 16], uuid::Uuid::into_bytes)
-        })
+        if let Some(id) = ID.get() {
+            return *id;
+        }
+        // One that can't be read now (no file descriptors, say) may be read later.
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+        let read = text.and_then(|text| uuid::Uuid::parse_str(text.trim()).ok());
+        read.map_or([0; 16], |id| *ID.get_or_init(|| id.into_bytes()))
     }
 }

@@ -149,6 +149,26 @@ impl Error {
         Self::Io { what, path: path.to_owned(), source: source.into() }
     }
 
+    /// Whether the host failed and not the journal: this says nothing of what the files hold, and may be
+    /// gone at the next try. Never shown as damage.
+    #[must_use]
+    pub fn is_host(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if !says_what_is_there(source))
+    }
+
+    /// Whether this process has no file descriptors or no memory left: nothing can be learned of any file.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_exhausted(source))
+    }
+
+    /// As [`Error::is_host`], where nothing can be learned of any file: this process has no file descriptors,
+    /// no memory or no permission. An error of a device (`EIO`) may be about one file alone.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        self.is_host() && !matches!(self, Self::Io { source, .. } if is_device(source))
+    }
+
     /// What the caller can do.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -173,5 +193,48 @@ impl Error {
             Self::NoRoom(_) | Self::Stopped { space: true, .. } => ErrorKind::FreeSpace,
             Self::Stopped { .. } | Self::TooLarge { .. } | Self::BadRun { .. } => ErrorKind::Broken,
         }
+    }
+}
+
+/// Whether an error is an answer about the file: there is none, it ends early, or it is no file of ours.
+fn says_what_is_there(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as K;
+    let kinds = [K::NotFound, K::UnexpectedEof, K::InvalidData, K::NotADirectory, K::IsADirectory];
+    kinds.contains(&error.kind())
+}
+
+/// See [`Error::is_exhausted`].
+pub(crate) fn is_exhausted(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|raw| exhausted.iter().any(|e| e.raw_os_error() == raw))
+}
+
+/// Whether the device or file system below a file failed to read it.
+fn is_device(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let device = [Errno::IO, Errno::REMOTEIO, Errno::NODATA, Errno::UCLEAN, Errno::BADMSG];
+    error.raw_os_error().is_some_and(|raw| device.iter().any(|e| e.raw_os_error() == raw))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn host_errors_are_told_from_answers_about_a_file() {
+        let of = |errno: Errno| Error::io("read unit", Path::new("unit-0000000001"), errno);
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::ACCESS, Errno::STALE] {
+            assert!(of(errno).is_host() && of(errno).is_starved(), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::UCLEAN] {
+            assert!(of(errno).is_host() && !of(errno).is_starved(), "{errno}");
+        }
+        for errno in [Errno::NOENT, Errno::ISDIR] {
+            assert!(!of(errno).is_host(), "{errno}");
+        }
+        let eof = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        assert!(!Error::io("read unit", Path::new("unit-0000000001"), eof).is_host());
     }
 }

@@ -15,6 +15,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::{VERSION, checksum};
+use crate::planted;
 use crate::storage::{Access, Lock, LockKind, RealStorage, Storage};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -109,15 +110,28 @@ pub fn journals_in(storage: &dyn Storage, state: &Path) -> Result<Vec<String>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Error::io("list the pool", &pool, e)),
     };
-    names.retain(|name| is_journal(storage, state, name));
+    // One that can't be read is there: whoever opens it is told what is wrong.
+    names.retain(|name| is_journal(storage, state, name).unwrap_or(true));
     names.sort();
     Ok(names)
 }
 
 /// Whether there is a journal of this name below a state directory.
-#[must_use]
-pub fn is_journal(storage: &dyn Storage, state: &Path, name: &str) -> bool {
-    journal_dir(state, name).is_ok_and(|dir| storage.exists(&dir.join("journal.json")))
+///
+/// # Errors
+/// That can't be told: the host, a network or what lies there keeps from it.
+pub fn is_journal(storage: &dyn Storage, state: &Path, name: &str) -> Result<bool> {
+    let Ok(dir) = journal_dir(state, name) else { return Ok(false) };
+    let path = dir.join("journal.json");
+    match storage.open(&path, Access::Read) {
+        Ok(_) => Ok(true),
+        Err(e) if is_absent(&e) || planted::is("unreadable-is-absent") => Ok(false),
+        Err(e) => Err(Error::io("open journal", &path, e)),
+    }
+}
+
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }
 
 /// The path of a unit.
@@ -358,7 +372,7 @@ pub fn make_dir(dir: &Path) -> Result<()> {
 /// It isn't a state directory, can't be written, or a newer program wrote it.
 pub fn check_state(state: &Path, create: bool) -> Result<()> {
     let path = state.join("format");
-    match fs::read_to_string(&path) {
+    match read_small(&RealStorage, &path).map(|b| String::from_utf8_lossy(&b).into_owned()) {
         Ok(text) => match text.trim().parse::<u32>() {
             Ok(found) if found <= VERSION => Ok(()),
             Ok(found) => Err(Error::NewerFormat { path, found, supported: VERSION }),

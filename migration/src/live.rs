@@ -52,6 +52,11 @@ impl<W: Write> LiveWriter<W> {
             .ok_or_else(|| refused(format!("a tail of {} bytes that is none", tail.len())))?;
         let Head { section, has_footers, start_bytes, .. } = parsed;
         let begin = before.saturating_sub(start_bytes);
+        if total > RAM_BYTES_MAX {
+            return Err(refused(format!(
+                "{total} bytes of memory, more than the {RAM_BYTES_MAX} that a guest can have here"
+            )));
+        }
         let bits = |block: &Block| vec![0; (block.bytes / PAGE).div_ceil(64) as usize];
         let mut writer = Self {
             out: BufWriter::with_capacity(GATHERED_BYTES, out),
@@ -176,6 +181,8 @@ impl<W: Write> LiveWriter<W> {
     }
 }
 
+/// Most memory of a guest: a bit a page of it is kept, 2 GiB for all of these.
+const RAM_BYTES_MAX: u64 = 1 << 46;
 /// What the PING behind the devices says, and QEMU repeats.
 const LOADED: u32 = 3;
 /// `postcopy_ram_discard_version`.

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::plan::{Plan, shown};
 use crate::refusal;
 use crate::restore::Progress;
-use crate::runs::{self, Lies, Reader};
+use crate::runs::{self, Lies, Reader, Unread};
 use crate::target::Target;
 use afterimage_journal::History;
 use afterimage_journal::history::Entry;
@@ -146,7 +146,7 @@ fn fill(reader: &Reader<'_>, batch: &Batch, data: &mut Aligned) -> Result<(), Fa
         jobs.push((run, slots.into_iter()));
     }
     // Of several the first in the journal's order is named, whichever thread met its own first.
-    let rotten: Mutex<Option<(usize, String)>> = Mutex::new(None);
+    let rotten: Mutex<Option<(usize, Unread)>> = Mutex::new(None);
     reader.read(&batch.reads, jobs, |slots, i, stored| {
         let read = &batch.reads[i];
         let mut payload = stored.payload;
@@ -155,7 +155,9 @@ fn fill(reader: &Reader<'_>, batch: &Batch, data: &mut Aligned) -> Result<(), Fa
             let Ok(bytes) = payload else { continue };
             match bytes.get(from..from + slot.len()) {
                 Some(part) => slot.copy_from_slice(part),
-                None => payload = Err("it is shorter than what it covers".into()),
+                None => {
+                    payload = Err(Unread::Damaged("it is shorter than what it covers".into()));
+                }
             }
         }
         if let Err(why) = payload {
@@ -167,7 +169,8 @@ fn fill(reader: &Reader<'_>, batch: &Batch, data: &mut Aligned) -> Result<(), Fa
     });
     match rotten.into_inner().unwrap_or_else(PoisonError::into_inner) {
         None => Ok(()),
-        Some((read, why)) => {
+        Some((_, Unread::Host(e))) => Err(Fault::Journal(e)),
+        Some((read, Unread::Damaged(why))) => {
             let read = &batch.reads[read];
             let addr = batch.writes[read.writes.start].addr;
             let rotten = Rotten { entry: read.entry, volume: read.volume, addr, why };

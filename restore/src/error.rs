@@ -220,6 +220,12 @@ impl Error {
             {
                 Kind::NotReachable
             }
+            // A manifest or an object of a bucket that fails its checks, or no regular file.
+            Self::Journal(afterimage_journal::Error::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::InvalidData =>
+            {
+                Kind::NotRestorable
+            }
             Self::Journal(e) => match e.kind() {
                 ErrorKind::NotRestorable => Kind::NotRestorable,
                 ErrorKind::Retry => Kind::NotReachable,

@@ -36,7 +36,7 @@ pub fn open(state: &Path, name: &str) -> Result<Recovery> {
 /// # Errors
 /// It can't be read, or no journal knows the name (the names that there are get listed).
 pub fn open_in(storage: &Arc<dyn Storage>, state: &Path, name: &str) -> Result<Recovery> {
-    if layout::is_journal(&**storage, state, name) {
+    if layout::is_journal(&**storage, state, name)? {
         let history = History::load_in(storage, &layout::journal_dir(state, name)?)?;
         return Ok(Recovery { history, guest: None });
     }

@@ -65,7 +65,7 @@ impl Plan {
     /// Size of all volumes, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.volumes.iter().map(|v| v.volume.bytes).sum()
+        self.volumes.iter().fold(0, |sum, v| sum.saturating_add(v.volume.bytes))
     }
 }
 

@@ -276,7 +276,7 @@ fn open_targets(plan: &Plan, format: Format, drafts: &[Draft]) -> Result<Vec<Box
         let bytes = volume.volume.bytes;
         targets.push(match format {
             Format::Raw => Box::new(Raw::new(file, bytes).map_err(failed)?),
-            Format::Qcow2 => Box::new(Qcow2::new(file, bytes)),
+            Format::Qcow2 => Box::new(Qcow2::new(file, bytes).map_err(failed)?),
         });
     }
     Ok(targets)

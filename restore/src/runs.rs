@@ -9,8 +9,9 @@ use crate::direct::{self, Aligned};
 use afterimage_journal::History;
 use afterimage_journal::format::checksum;
 use afterimage_journal::format::record::HEADER_BYTES;
-use afterimage_journal::history::Entry;
+use afterimage_journal::history::{Entry, open_files_max};
 use afterimage_journal::unit::ScanEnd;
+use afterimage_planted as planted;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -29,8 +30,26 @@ const SKIP_BYTES_MAX: u64 = 64 << 10;
 pub(crate) struct Stored<'b> {
     /// The header's bytes, unchecked.
     pub header: &'b [u8],
-    /// The payload as it was captured; `Err`: its checksum doesn't match, or it can't be read.
-    pub payload: Result<&'b [u8], String>,
+    /// The payload as it was captured.
+    pub payload: Result<&'b [u8], Unread>,
+}
+
+/// Why a record's payload can't be had.
+#[derive(Debug)]
+pub(crate) enum Unread {
+    /// It is not what was written: why.
+    Damaged(String),
+    /// The host could not read it, or the unit was released meanwhile: it may be whole.
+    Host(afterimage_journal::Error),
+}
+
+impl Unread {
+    fn of(error: afterimage_journal::Error) -> Self {
+        match error.is_host() && !planted::is("host-errors-are-damage") {
+            true => Self::Host(error),
+            false => Self::Damaged(format!("its data can't be read: {error}")),
+        }
+    }
 }
 
 /// Something that names a record.
@@ -129,30 +148,38 @@ impl<'h> Reader<'h> {
             }
             return;
         }
+        let begin = match read {
+            Ok(begin) => begin,
+            Err(e) => {
+                return take(run.start, Stored { header: &[], payload: Err(Unread::of(e)) });
+            }
+        };
         let mut unpacked = Vec::new();
         for i in run {
-            let begin = match &read {
-                Ok(begin) => *begin,
-                Err(e) => {
-                    let why = format!("its data can't be read: {e}");
-                    take(i, Stored { header: &[], payload: Err(why) });
-                    continue;
-                }
-            };
             let entry = records[i].entry();
             let (from, to) = span(entry);
             let bytes = &buffer[begin + (from - start) as usize..begin + (to - start) as usize];
             let (header, payload) = bytes.split_at(HEADER_BYTES as usize);
             let is_whole = checksum::crc32c(payload) == entry.record.payload_crc;
             let payload = match is_whole {
-                true => {
-                    let unpacked = self.history.unpack(entry, payload, &mut unpacked);
-                    unpacked.map_err(str::to_owned)
-                }
-                false => Err(MISMATCH.to_owned()),
+                true => self.history.unpack(entry, payload, &mut unpacked),
+                false => Err(MISMATCH),
             };
+            let payload = payload.map_err(|why| self.damaged(unit, why));
             take(i, Stored { header, payload });
         }
+    }
+
+    /// What was read of a unit is not what was written, if it is that unit still.
+    fn damaged(&self, unit: u32, why: &str) -> Unread {
+        if self.history.is_there(unit) {
+            return Unread::Damaged(why.to_owned());
+        }
+        let path = self.history.units.get(unit as usize).map(|u| u.path.clone());
+        Unread::Host(afterimage_journal::Error::Unusable {
+            path: path.unwrap_or_default(),
+            why: "it was released while it was read: start again".into(),
+        })
     }
 
     /// Reads a range of a unit; says where in `buffer` it begins.
@@ -162,15 +189,19 @@ impl<'h> Reader<'h> {
         start: u64,
         end: u64,
         buffer: &mut Aligned,
-    ) -> Result<usize, String> {
+    ) -> Result<usize, afterimage_journal::Error> {
         if let Some(direct) = self.direct(unit)
             && let Some(begin) = direct::read(&direct, start, end, buffer)
         {
             return Ok(begin);
         }
-        let file = self.history.file(unit).map_err(|e| e.to_string())?;
+        let file = self.history.file(unit)?;
         buffer.resize((end - start) as usize);
-        file.read_exact_at(buffer, start).map_err(|e| e.to_string())?;
+        let read = file.read_exact_at(buffer, start);
+        let path = || self.history.units.get(unit as usize).map(|u| u.path.clone());
+        read.map_err(|e| {
+            afterimage_journal::Error::io("read unit", &path().unwrap_or_default(), e)
+        })?;
         Ok(0)
     }
 
@@ -183,7 +214,7 @@ impl<'h> Reader<'h> {
         let file = self.history.file(unit).ok().filter(|_| sealed);
         let file = file.and_then(|f| direct::reopen(f.as_file()?, false)).map(Arc::new);
         let mut known = locked(&self.direct);
-        if known.len() >= OPEN_FILES_MAX {
+        if known.len() >= open_files_max(OPEN_FILES_MAX) {
             known.clear();
         }
         known.insert(unit, file.clone());

@@ -246,6 +246,9 @@ fn space(space: &Occupancy) -> String {
     for damage in &space.damage {
         text += &format!("  DAMAGED: {damage}\n");
     }
+    for unread in &space.unread {
+        text += &format!("  can't be read, check the disk: {unread}\n");
+    }
     if let Some(why) = &space.merging_waits {
         text += &format!("  nothing is merged: {why}\n");
     }

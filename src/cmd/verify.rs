@@ -4,7 +4,7 @@ use crate::failure::{Failure, Outcome};
 use crate::progress::Bar;
 use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
-use afterimage_restore::{Progress, Recovery, VerifyAtReport, VerifyReport};
+use afterimage_restore::{DamageFound, Progress, Recovery, VerifyAtReport, VerifyReport};
 use std::collections::BTreeSet;
 
 /// Check a journal: every checksum, or with --at one moment rebuilt in two ways
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 /// With --at the disks are rebuilt as `restore` does it, and once more by a simple replay of every
 /// record; the digests of both must agree. The memory of a checkpoint with memory is checked in the
 /// same way, as the stream that a warm restore writes. Works without an agent. Exit code 3: something is
-/// damaged.
+/// damaged; 1: the host could not read all of it.
 #[derive(Debug, clap::Args)]
 pub struct VerifyArgs {
     /// Guest or group
@@ -66,14 +66,17 @@ fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Ou
     if report.is_sound() {
         return if args.json { Ok(()) } else { show::print("every checksum is right\n") };
     }
-    let mut lines = format!("{name} is damaged:");
-    for damage in &report.damage {
-        let place = damage.unit.as_ref().map_or(String::new(), |unit| {
-            let at = damage.at.map_or(String::new(), |at| format!(" at byte {at}"));
-            let seq = damage.seq.map_or(String::new(), |seq| format!(", record {seq}"));
-            format!("{}{at}{seq}: ", unit.display())
-        });
-        lines += &format!("\n  {place}{}", damage.what);
+    if report.damage.is_empty() {
+        let message = format!(
+            "{name} could not be read whole:{}\nnothing that was read is damaged; check the disk and \
+             its kernel messages, then verify again",
+            places(&report.unread)
+        );
+        return Err(Failure { code: 1, message });
+    }
+    let mut lines = format!("{name} is damaged:{}", places(&report.damage));
+    if !report.unread.is_empty() {
+        lines += &format!("\n  could not be read, and may be whole:{}", places(&report.unread));
     }
     for range in &report.refused {
         let end = match (&range.to, &range.to_time) {
@@ -94,6 +97,20 @@ fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Ou
         "\nall other points can; a copy of the pool, if there is one, may have these"
     };
     Err(Failure { code: 3, message: lines })
+}
+
+/// A line for each place.
+fn places(found: &[DamageFound]) -> String {
+    let mut lines = String::new();
+    for damage in found {
+        let place = damage.unit.as_ref().map_or(String::new(), |unit| {
+            let at = damage.at.map_or(String::new(), |at| format!(" at byte {at}"));
+            let seq = damage.seq.map_or(String::new(), |seq| format!(", record {seq}"));
+            format!("{}{at}{seq}: ", unit.display())
+        });
+        lines += &format!("\n  {place}{}", damage.what);
+    }
+    lines
 }
 
 fn tell_point(args: &VerifyArgs, recovery: &Recovery, report: &VerifyAtReport) -> Outcome {

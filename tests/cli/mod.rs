@@ -6,6 +6,7 @@ mod daemon;
 mod documents;
 mod encrypted;
 mod export;
+mod host;
 mod moments;
 mod pool;
 mod s3;

@@ -34,6 +34,22 @@ fn a_bucket_is_listed_restored_verified_and_exported_like_a_state_directory() {
     seeded(&shop, &bare);
     exported(&shop, &bare);
     refusals(&shop, &server);
+    rotten_manifest(&server, &bare);
+}
+
+/// A newest manifest that is damaged is no bucket without a journal.
+fn rotten_manifest(server: &Server, bare: &Cli) {
+    let (store, prefix) = (server.patient(), server.url().key("shop/manifest/"));
+    let newest = store.list(&prefix, "", false).unwrap().keys.pop().unwrap();
+    let mut bytes = store.get(&newest, None).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    store.put(&newest, &bytes, None).unwrap();
+    for words in [["checkpoints", "web"], ["checkpoints", "shop"], ["verify", "shop"]] {
+        let outcome = bare.run(&words);
+        assert_eq!(outcome.code, 3, "{outcome:?}");
+        assert!(outcome.stderr.contains(&newest), "{outcome:?}");
+    }
 }
 
 /// A site gets the journal from the bucket.

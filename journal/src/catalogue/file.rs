@@ -18,6 +18,8 @@ const DRAFT: &str = "catalogue.tmp";
 const VERSION: u32 = 1;
 /// Largest catalogue that is read, in bytes.
 const BYTES_MAX: u64 = 1 << 30;
+/// Bytes that are read at a time.
+const PIECE_BYTES: u64 = 1 << 20;
 const MAGIC: [u8; 8] = *b"AIMGCATL";
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -100,41 +102,57 @@ fn sync_unit(storage: &dyn Storage, path: &Path) -> Result<()> {
 }
 
 /// Reads a journal's catalogue; `None`: there is none that can be used.
-pub(super) fn load(storage: &dyn Storage, dir: &Path, identity: &Identity) -> Option<Catalogue> {
+///
+/// # Errors
+/// This process can open no file: it may be there.
+pub(super) fn load(
+    storage: &dyn Storage,
+    dir: &Path,
+    identity: &Identity,
+) -> Result<Option<Catalogue>> {
     let path = dir.join(NAME);
     match read(storage, &path, identity) {
-        Ok(catalogue) => Some(catalogue),
-        Err(why) => {
-            tracing::debug!(file = %path.display(), why, "reading units without a catalogue");
-            None
+        Ok(catalogue) => Ok(Some(catalogue)),
+        Err(e) if e.is_exhausted() => Err(e),
+        Err(error) => {
+            let file = path.display();
+            tracing::debug!(%file, %error, "reading units without a catalogue");
+            Ok(None)
         }
     }
 }
 
-fn read(
-    storage: &dyn Storage,
-    path: &Path,
-    identity: &Identity,
-) -> std::result::Result<Catalogue, String> {
-    let text = |e: std::io::Error| e.to_string();
+fn read(storage: &dyn Storage, path: &Path, identity: &Identity) -> Result<Catalogue> {
+    let text = |e| Error::io("read catalogue", path, e);
+    let unusable = |why: &str| Error::Unusable { path: path.to_owned(), why: why.into() };
     let file = storage.open(path, Access::Read).map_err(text)?;
     let mut head = [0; 64];
     file.read_exact_at(&mut head, 0).map_err(text)?;
-    let header = Header::read_from_bytes(&head).map_err(|_| "it is too short".to_owned())?;
+    let header = Header::read_from_bytes(&head).map_err(|_| unusable("it is too short"))?;
     let good = header.magic == MAGIC && header.crc.get() == header_crc(&header);
     if !good || header.version.get() != VERSION || header.group != identity.group.into_bytes() {
-        return Err("its header is damaged, of another version or of another journal".into());
+        return Err(unusable("its header is damaged, of another version or of another journal"));
     }
     let bytes = header.body_bytes.get();
     if bytes > BYTES_MAX || file.bytes().map_err(text)? < 64 + bytes {
-        return Err("it is too long, or cut off".into());
+        return Err(unusable("it is too long, or cut off"));
     }
-    let mut body = vec![0; bytes as usize];
-    file.read_exact_at(&mut body, 64).map_err(text)?;
+    let mut body = Vec::new();
+    while (body.len() as u64) < bytes {
+        let done = body.len();
+        let piece = PIECE_BYTES.min(bytes - done as u64) as usize;
+        body.resize(done + piece, 0);
+        file.read_exact_at(&mut body[done..], 64 + done as u64).map_err(text)?;
+        // There are none in JSON: a sparse file costs one piece, whatever it claims.
+        if body[done..].contains(&0) {
+            return Err(unusable("it is not text"));
+        }
+    }
     if crc32c(&body) != header.body_crc.get() {
-        return Err("its checksum doesn't match".into());
+        return Err(unusable("its checksum doesn't match"));
     }
-    let mut catalogue: Catalogue = serde_json::from_slice(&body).map_err(|e| e.to_string())?;
+    let decoded = serde_json::from_slice(&body);
+    let mut catalogue: Catalogue = decoded.map_err(|e| unusable(&e.to_string()))?;
     catalogue.saved_last = catalogue.last_unit();
     Ok(catalogue)
 }

@@ -133,7 +133,7 @@ impl Catalogue {
         places: &Places,
         found: &[Found],
     ) -> Result<Self> {
-        let saved = file::load(&**storage, dir, identity);
+        let saved = file::load(&**storage, dir, identity)?;
         let placed = saved.and_then(|mut c| c.place(&**storage, places, found).then_some(c));
         if let Some(mut catalogue) = placed {
             if catalogue.catch_up(&**storage, identity, found)? {
@@ -170,7 +170,15 @@ impl Catalogue {
     ) -> Result<bool> {
         let group = identity.group.into_bytes();
         let behind: Vec<&Found> = self.behind(found).collect();
-        let outline = outline(storage, group, &behind);
+        let outline = match outline(storage, group, &behind) {
+            Ok(outline) => outline,
+            Err(e) if e.is_starved() => return Err(e),
+            // What an epoch there took back is not known: nothing more is added.
+            Err(error) => {
+                tracing::debug!(%error, "a unit's header can't be read");
+                return Ok(true);
+            }
+        };
         let settled = self.next.saturating_sub(1);
         if outline.epochs.iter().any(|e| e.prev_last_seq < settled && e.prev_last_seq >= self.edge)
         {
@@ -183,6 +191,7 @@ impl Catalogue {
                 let unit = match unit {
                     Ok(unit) => unit,
                     Err(e @ crate::Error::NewerFormat { .. }) => return Err(e),
+                    Err(e) if e.is_starved() => return Err(e),
                     Err(_) => return Ok(true),
                 };
                 if let Extended::NotYet(why) = self.fold(storage, name, &unit, &outline.epochs) {
@@ -381,16 +390,33 @@ pub(crate) fn find_elsewhere(
     places.find(name).or_else(|| places.dirs().iter().map(held).find(|path| storage.exists(path)))
 }
 
-/// Reads the headers of units. What can't be read is judged where its records are read.
-fn outline(storage: &dyn Storage, group: [u8; 16], found: &[&Found]) -> Outline {
+/// Reads the headers of units. What is damaged is judged where its records are read.
+///
+/// # Errors
+/// The host can't read one.
+fn outline(storage: &dyn Storage, group: [u8; 16], found: &[&Found]) -> Result<Outline> {
     let mut outline = Outline::default();
-    let read = |found: &&Found| {
-        let (file, header) = read_header(storage, found, group).ok()?;
-        let is_merged = matches!(found.name, FileName::Merged(..));
-        let merged = is_merged.then(|| read_merged(&*file, &found.path, &header).ok());
-        Some((header, merged.flatten()))
+    let sound = |read: Result<_>| match read {
+        Ok(read) => Ok(Some(read)),
+        Err(e) if e.is_host() => Err(e),
+        Err(_) => Ok(None),
     };
-    for (header, merged) in several::map(storage, found, read).into_iter().flatten() {
+    let read = |found: &&Found| {
+        let Some((file, header)) = sound(read_header(storage, found, group))? else {
+            return Ok(None);
+        };
+        let merged = match found.name {
+            FileName::Unit(_) => None,
+            FileName::Merged(..) => match read_merged(&*file, &found.path, &header) {
+                Ok(merged) => Some(merged),
+                Err(e) if e.is_host() => return Err(e),
+                Err(_) => None,
+            },
+        };
+        Ok(Some((header, merged)))
+    };
+    for read in several::map(storage, found, read) {
+        let Some((header, merged)) = read? else { continue };
         outline.epochs.extend(epoch_start(&header));
         if let Some(merged) = merged {
             outline.edge = outline.edge.max(merged.edge);
@@ -398,5 +424,5 @@ fn outline(storage: &dyn Storage, group: [u8; 16], found: &[&Found]) -> Outline 
             outline.epochs.extend(merged.epochs);
         }
     }
-    outline
+    Ok(outline)
 }

@@ -6,13 +6,13 @@
 use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::align_up;
-use crate::format::index::{self, ENTRY_BYTES, FOOTER_BYTES, Footer};
+use crate::format::index::{FOOTER_BYTES, Footer};
 use crate::format::record::{HEADER_BYTES, Record};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use crate::pool::Found;
 use crate::replica::{CUT_OFF, parse};
 use crate::storage::{Storage, StoredFile};
-use crate::unit::read_header;
+use crate::unit::{read_header, read_index};
 use crate::wire::OP_BYTES_MAX;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -155,9 +155,8 @@ impl Unit {
     }
 
     fn index(&self, footer: &Footer) -> Result<Vec<(u64, Record)>> {
-        let mut bytes = vec![0; (footer.count * ENTRY_BYTES) as usize];
-        self.file.read_exact_at(&mut bytes, footer.index_at).map_err(self.io())?;
-        index::decode(&bytes, self.header.unit_bytes).ok_or_else(|| {
+        let read = read_index(&*self.file, &self.header, footer).map_err(self.io())?;
+        read.ok_or_else(|| {
             let why = "its index is damaged".into();
             Error::Unusable { path: self.path.clone(), why }
         })

@@ -6,7 +6,7 @@
 
 use super::checksum;
 use super::payload::{PLAIN, ZSTD, is_possible};
-use super::record::{HEADER_BYTES, Kind, Record};
+use super::record::{HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, Record};
 use super::unit_header::UnitHeader;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -108,7 +108,10 @@ impl Footer {
         };
         let index_bytes = footer.count.checked_mul(ENTRY_BYTES)?;
         let end = footer.index_at.checked_add(index_bytes)?;
-        (end <= unit_bytes.checked_sub(FOOTER_BYTES)?).then_some(footer)
+        // Each record takes a header in front of the index, too.
+        let heads_bytes = footer.count.checked_mul(HEADER_BYTES)?;
+        let fits = end <= unit_bytes.checked_sub(FOOTER_BYTES)? && heads_bytes <= footer.index_at;
+        fits.then_some(footer)
     }
 }
 
@@ -190,7 +193,8 @@ pub fn decode_entry(bytes: &[u8], unit_bytes: u64) -> Option<(u64, Record)> {
     let encrypted = entry.flags & FLAG_ENCRYPTED != 0;
     let sizes = (entry.len.get(), entry.payload_bytes.get());
     let stored = is_possible(kind, compression, encrypted, sizes);
-    if end > unit_bytes || flags & !super::record::FLAGS_KNOWN != 0 || !stored {
+    let is_long = entry.payload_bytes.get() > PAYLOAD_BYTES_MAX;
+    if end > unit_bytes || is_long || flags & !super::record::FLAGS_KNOWN != 0 || !stored {
         return None;
     }
     let record = Record {

@@ -13,6 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bytes of a record header.
 pub const HEADER_BYTES: u64 = 64;
+/// Largest payload of any record, in bytes: no length beyond it is believed, nor allocated.
+pub const PAYLOAD_BYTES_MAX: u32 = 4 << 20;
 /// Bytes of the frame at the start of a header.
 pub const FRAME_BYTES: usize = 12;
 /// Byte offset of the sequence number in a header: the commit word, written last.

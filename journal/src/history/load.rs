@@ -2,6 +2,7 @@
 
 use super::level::finish;
 use super::units::{Opened, is_void, void_above};
+use super::unread::is_unread;
 use super::{Damage, Entry, History, PAYLOAD_BYTES_MAX, PAYLOADS_MAX, Unit, cache::Cache};
 use crate::Seq;
 use crate::catalogue::{self, Catalogue, due, epoch_start, facts::has_body};
@@ -77,8 +78,8 @@ fn load_once(
     tail.entries.retain(|e| e.record.seq <= bound);
     tail.find_watermark(watermark_max);
     tail.judge_numbers();
-    tail.drop_torn_payloads();
-    tail.read_bodies();
+    tail.drop_torn_payloads()?;
+    tail.read_bodies()?;
     tail.conclude();
     finish(&mut history);
     Ok(history)
@@ -170,7 +171,7 @@ impl<'h> Tail<'h> {
         let storage = Arc::clone(&self.history.storage);
         let mut expected = self.history.units.last().map_or(0, |u| u.name.numbers().1) + 1;
         let covered = expected;
-        let ring = Overlay::open(&storage, &self.history.dir);
+        let ring = Overlay::open(&storage, &self.history.dir)?;
         for found in found.iter().filter(|f| f.name.numbers().1 >= covered) {
             let (first, last) = found.name.numbers();
             if first > expected {
@@ -184,11 +185,11 @@ impl<'h> Tail<'h> {
             match read_unit(&*storage, found, group, ring.as_ref()) {
                 Ok(unit) => {
                     if let Err(e) = self.add_unit(found.name, &unit) {
-                        self.lose_units(count, e.to_string());
+                        self.unreadable(count, e)?;
                     }
                 }
                 Err(e @ Error::NewerFormat { .. }) => return Err(e),
-                Err(e) => self.lose_units(count, e.to_string()),
+                Err(e) => self.unreadable(count, e)?,
             }
         }
         // Where the newest units may be, nothing is missing by number.
@@ -203,10 +204,10 @@ impl<'h> Tail<'h> {
         Ok(())
     }
 
-    fn lose_units(&mut self, count: u64, what: String) {
+    pub(super) fn lose_units(&mut self, count: u64, what: String) {
         let from = self.history.seen_seq + 1;
         self.history.units_unreadable += count;
-        self.history.damage.push(Damage { from, last: from, to: None, what });
+        self.history.damage.push(Damage { from, last: from, to: None, what, unread: false });
     }
 
     fn add_unit(&mut self, name: FileName, unit: &UnitContents) -> Result<()> {
@@ -266,7 +267,8 @@ impl<'h> Tail<'h> {
                 }
                 let holes = holes(history);
                 let what = format!("records {expected} to {} are missing{holes}", seq - 1);
-                history.damage.push(Damage { from: expected, last: seq - 1, to: None, what });
+                let (from, last) = (expected, seq - 1);
+                history.damage.push(Damage { from, last, to: None, what, unread: false });
                 missing_last = seq - 1;
             }
             expected = seq + 1;
@@ -280,7 +282,8 @@ impl<'h> Tail<'h> {
             let what = format!("records {from} to {} are missing at the end", history.watermark);
             let what = what + &holes(history);
             missing_last = history.watermark;
-            history.damage.push(Damage { from, last: missing_last, to: None, what });
+            let last = missing_last;
+            history.damage.push(Damage { from, last, to: None, what, unread: false });
         }
         // What an unreadable unit held begins no later than the first number that is missing.
         for damage in &mut history.damage {
@@ -289,7 +292,7 @@ impl<'h> Tail<'h> {
         }
     }
 
-    fn find_head(&mut self) {
+    pub(super) fn find_head(&mut self) {
         let settled = self.catalogue.facts.last;
         let (seq, closes) = match self.entries.last() {
             Some(entry) if settled.is_none_or(|s| s.seq < entry.record.seq) => {
@@ -305,29 +308,7 @@ impl<'h> Tail<'h> {
             closes && (any || self.epochs().last().is_none_or(|e| e.first_seq <= head));
     }
 
-    /// After power loss a header may be there without its data: such a record above the
-    /// watermark, and everything behind it, is a torn tail. Sealed units were synced before their
-    /// footer.
-    fn drop_torn_payloads(&mut self) {
-        if planted::is("keep-torn-payloads") {
-            return;
-        }
-        let watermark = self.history.watermark;
-        let first = self.entries.partition_point(|e| e.record.seq <= watermark);
-        let torn = self.entries[first..].iter().position(|entry| {
-            self.history.units[entry.unit as usize].end != ScanEnd::Sealed
-                && entry.record.payload_bytes > 0
-                && self.payload(entry).is_err()
-        });
-        if let Some(torn) = torn {
-            self.history.torn = true;
-            self.entries.truncate(first + torn);
-            self.find_head();
-            self.history.closed = false;
-        }
-    }
-
-    fn payload(&self, entry: &Entry) -> Result<Vec<u8>> {
+    pub(super) fn payload(&self, entry: &Entry) -> Result<Vec<u8>> {
         let row = self.history.units.get(entry.unit as usize);
         let row = row.ok_or_else(|| Error::Invalid("a record lies in no unit".into()))?;
         let file = super::units::open_file(&*self.history.storage, row)?;
@@ -336,7 +317,7 @@ impl<'h> Tail<'h> {
         Ok(payload)
     }
 
-    fn read_bodies(&mut self) {
+    fn read_bodies(&mut self) -> Result<()> {
         let entries = std::mem::take(&mut self.entries);
         for entry in &entries {
             let seq = entry.record.seq;
@@ -345,27 +326,30 @@ impl<'h> Tail<'h> {
                 match self.body(entry) {
                     Ok(Some(body)) => self.catalogue.facts.take(entry, body),
                     Ok(None) => {}
-                    Err(what) => {
+                    Err(e) if is_unread(&e) && e.is_starved() => return Err(e),
+                    Err(e) => {
                         // A checkpoint's name is lost, not what lies behind it.
                         let to = (entry.record.kind == Kind::Mark).then_some(seq + 1);
-                        self.history.damage.push(Damage { from: seq, last: seq, to, what });
+                        let (what, unread) = (e.to_string(), is_unread(&e));
+                        self.history.damage.push(Damage { from: seq, last: seq, to, what, unread });
                     }
                 }
             }
             self.catalogue.facts.note(&entry.record);
         }
         self.catalogue.facts.reach(&self.catalogue.epochs, Seq::MAX);
+        Ok(())
     }
 
-    fn body(&self, entry: &Entry) -> std::result::Result<Option<Meta>, String> {
+    fn body(&self, entry: &Entry) -> Result<Option<Meta>> {
         let seq = entry.record.seq;
         if entry.record.payload_bytes as usize > META_BYTES_MAX {
-            return Err(format!("record {seq} is too large for what it is"));
+            return Err(Error::Invalid(format!("record {seq} is too large for what it is")));
         }
-        let payload = self.payload(entry).map_err(|e| e.to_string())?;
+        let payload = self.payload(entry)?;
         Meta::decode(entry.record.kind, &payload)
             .transpose()
-            .map_err(|e| format!("record {seq} can't be understood: {e}"))
+            .map_err(|e| Error::Invalid(format!("record {seq} can't be understood: {e}")))
     }
 
     /// Hands everything over to the history.

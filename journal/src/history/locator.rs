@@ -50,6 +50,9 @@ impl Index {
     }
 }
 
+/// Largest index that is held as it lies on the disk, in bytes: of any other the records are read.
+const RAW_BYTES_MAX: u64 = 64 << 20;
+
 impl History {
     /// A way to find many records.
     #[must_use]
@@ -65,7 +68,11 @@ impl History {
         }
         let file = self.file(unit).ok()?;
         let footer = footer(&*file, row)?;
-        let mut bytes = vec![0; (footer.count * ENTRY_BYTES) as usize];
+        let index_bytes = footer.count.checked_mul(ENTRY_BYTES)?;
+        if index_bytes > RAW_BYTES_MAX {
+            return None;
+        }
+        let mut bytes = vec![0; index_bytes as usize];
         file.read_exact_at(&mut bytes, footer.index_at).ok()?;
         let entries = bytes.chunks_exact(ENTRY_BYTES as usize);
         let sound =

@@ -19,13 +19,14 @@ mod pin;
 mod resolve;
 mod thinned;
 mod units;
+mod unread;
 mod watermark;
 
 pub use entries::{Entries, Entry};
 pub use locator::Locator;
 pub use map::{Map, rank};
 pub use resolve::{NotRestorable, Point, When};
-pub use units::{HELD, Records, Unit};
+pub use units::{HELD, Records, Unit, open_files_max};
 pub(crate) use units::{is_void, open_file, void_above};
 
 use crate::error::Result;
@@ -119,6 +120,8 @@ pub struct Damage {
     pub to: Option<Seq>,
     /// What, and where.
     pub what: String,
+    /// Whether the host could not read it, which says nothing of what it holds.
+    pub unread: bool,
 }
 
 /// Everything that is known of a journal without reading its data.
@@ -142,7 +145,7 @@ pub struct History {
     pub copies: BTreeMap<u32, CopyState>,
     /// The changed-block map of each volume that may be trusted.
     pub maps: BTreeMap<VolumeId, String>,
-    /// The position that the last tick of each session confirmed as level, by the session's id.
+    /// The highest position that a tick of each session confirmed as level, by the session's id.
     pub confirmed: BTreeMap<u32, Seq>,
     /// The volumes that any record of data is about.
     pub has_data: BTreeSet<VolumeId>,
@@ -151,7 +154,8 @@ pub struct History {
     /// Where the base ends: nothing below it is restorable. Between it and the edge single positions
     /// are.
     pub floor: Seq,
-    /// Checkpoints at restorable positions, by position.
+    /// Checkpoints at restorable positions, by position. A look behind each found its guests level: none that
+    /// is listed here is taken back when a session ends.
     pub checkpoints: Vec<CheckpointAt>,
     /// Restorable ranges, ascending.
     pub level: Vec<LevelRange>,

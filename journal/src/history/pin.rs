@@ -1,6 +1,6 @@
 //! The reader's lock: held before anything is read, so that what is listed stays (I-7).
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_exhausted};
 use crate::storage::{Lock, LockKind, Storage};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -23,10 +23,17 @@ pub(super) fn take(storage: &dyn Storage, dir: &Path) -> Result<Option<Lock>> {
                 std::thread::sleep(RETRY);
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(Error::Locked { path }),
+            // Whoever goes on without a lock may read a file that is given up and used anew meanwhile.
+            Err(e) if is_host(&e) => return Err(Error::io("lock", &path, e)),
             Err(e) => {
                 tracing::debug!(pin = %path.display(), error = %e, "reading without a lock");
                 return Ok(None);
             }
         }
     }
+}
+
+/// Whether the lock is missing for a reason that says nothing of the medium.
+fn is_host(error: &std::io::Error) -> bool {
+    is_exhausted(error) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }

@@ -131,7 +131,8 @@ impl History {
         if let Some(damage) =
             self.damage.iter().find(|d| d.from <= seq && d.to.is_none_or(|to| seq < to))
         {
-            return format!("it needs what is damaged: {}", damage.what);
+            let what = if damage.unread { "could not be read" } else { "is damaged" };
+            return format!("it needs what {what}: {}", damage.what);
         }
         if seq < self.edge {
             return self.why_merged(seq);

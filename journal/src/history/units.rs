@@ -23,8 +23,10 @@ use std::sync::Arc;
 
 /// Name of the directory, beside the units of each member, for files that were released while somebody read.
 pub const HELD: &str = "held";
-/// Most files that are open at a time.
+/// Most files that are open at a time, where the process may have many.
 const OPEN_FILES_MAX: usize = 256;
+/// Fewest that are worth keeping open.
+const OPEN_FILES_MIN: usize = 8;
 /// Most bytes of indexes in memory; the newest stays, however large.
 const INDEX_BYTES_MAX: usize = 64 << 20;
 
@@ -205,9 +207,17 @@ impl Opened {
             }
             reach.1 = low;
         }
-        let files = Cache::new(OPEN_FILES_MAX, usize::MAX);
+        let files = Cache::new(open_files_max(OPEN_FILES_MAX), usize::MAX);
         Self { files, indexes: Cache::new(usize::MAX, INDEX_BYTES_MAX), reach }
     }
+}
+
+/// How many of `wanted` files may be kept open: no more than a quarter of what the process may have open.
+#[must_use]
+pub fn open_files_max(wanted: usize) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+    wanted.min((limit / 4).max(OPEN_FILES_MIN))
 }
 
 /// Why a file isn't read that is not its row's.
@@ -314,6 +324,13 @@ impl History {
         let group = self.identity.group.into_bytes();
         let (file, header) = self.find(row, |found| read_header(&*self.storage, found, group))?;
         if header == row.header { Ok(file) } else { Err(damaged(row, ANOTHER)) }
+    }
+
+    /// Whether a unit's file is still the one that its row was made of. Without the pin it may be released
+    /// while it is read, and be another unit's then: what was read of it says nothing.
+    #[must_use]
+    pub fn is_there(&self, unit: u32) -> bool {
+        self.is_pinned() || self.unit(unit).is_ok_and(|row| self.open_again(row).is_ok())
     }
 
     /// Indexes of the units that may hold a number.

@@ -25,7 +25,8 @@ impl Tail<'_> {
         if self.site_epoch > 0 && claimed < edge {
             // What was merged at the source counts from a position on that has not come whole.
             let what = format!("what comes before position {edge} is not all at this site yet");
-            self.history.damage.push(Damage { from: edge, last: edge, to: None, what });
+            let damage = Damage { from: edge, last: edge, to: None, what, unread: false };
+            self.history.damage.push(damage);
         }
         let settled = self.catalogue.facts.watermark.max(self.history.edge);
         self.history.watermark = recorded.max(started).min(watermark_max).max(settled);

@@ -42,7 +42,7 @@ use crate::layout::{self, Identity};
 use crate::merge::{Pace, release};
 use crate::pool::{FileName, Found, Places};
 use crate::ring;
-use crate::scrub::Scrub;
+use crate::scrub::{Finding, Scrub};
 use crate::storage::{Access, Storage};
 use crate::window::age::held_ns;
 use crate::window::limits::{DEAD_PERMILLE, MOVING_UNITS};
@@ -212,18 +212,28 @@ impl Keeper {
     pub fn scrub(&mut self, budget_bytes: u64) {
         let found =
             self.scrub.step(&self.setup.storage, &self.identity, &self.catalogue, budget_bytes);
-        if let Some(what) = found {
-            tracing::error!(journal = %self.setup.dir.display(), what, "scrubbing found damage");
-            self.note_damage(what);
+        let journal = self.setup.dir.display();
+        match found {
+            Some(Finding::Damage(what)) => {
+                tracing::error!(%journal, what, "scrubbing found damage");
+                self.note_damage(what);
+            }
+            Some(Finding::Unread(what)) => {
+                tracing::error!(%journal, what, "scrubbing could not read a unit");
+                note(&mut self.occupancy.unread, what);
+            }
+            None => {}
         }
+        let before = self.occupancy.scrub.passes;
         self.occupancy.scrub = self.scrub.progress(&self.catalogue);
+        if self.occupancy.scrub.passes > before {
+            // What still can't be read is found again.
+            self.occupancy.unread.clear();
+        }
     }
 
     fn note_damage(&mut self, what: String) {
-        let damage = &mut self.occupancy.damage;
-        if damage.len() < DAMAGE_SHOWN_MAX && !damage.contains(&what) {
-            damage.push(what);
-        }
+        note(&mut self.occupancy.damage, what);
     }
 
     /// Adds sealed units to the catalogue, and saves it when there is none left.
@@ -346,6 +356,13 @@ impl Keeper {
             let why = format!("{name} is not there{}", self.places.missing_text());
             Error::Unusable { path: self.setup.dir.clone(), why }
         })
+    }
+}
+
+/// Adds a finding to those that are shown.
+fn note(findings: &mut Vec<String>, what: String) {
+    if findings.len() < DAMAGE_SHOWN_MAX && !findings.contains(&what) {
+        findings.push(what);
     }
 }
 

@@ -51,6 +51,9 @@ pub struct Occupancy {
     pub scrub: ScrubProgress,
     /// What was found damaged, by name.
     pub damage: Vec<String>,
+    /// What the host could not read in this pass of the scrubber, by name: it may be whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<String>,
     /// Why the keeper's last step failed.
     pub error: Option<String>,
 }

@@ -86,6 +86,7 @@ impl Journal {
         let mut history = History::load_unpinned(&options.storage, dir)?;
         history.unlock(options.key.as_ref())?;
         check_unit_bytes(history.identity.unit_bytes)?;
+        check_read(&history)?;
         sync_units(&history)?;
         let mount_id = options.storage.mount_id(dir);
         // What a member that is away holds behind the newest unit that is there is not known.
@@ -198,6 +199,18 @@ fn remove_unborn(storage: &Arc<dyn Storage>, dir: &Path, is_new: bool) {
     if is_new {
         let _ = storage.remove_dir(dir);
     }
+}
+
+/// A new epoch voids what was not found. What a device failed to read may be there at the next try, so that
+/// nothing is given up for it unless a person says so.
+fn check_read(history: &History) -> Result<()> {
+    let Some(damage) = history.damage.iter().find(|d| d.unread) else { return Ok(()) };
+    let why = format!(
+        "{}; the journal is not opened, so that no record is given up: repair the disk, or move the unit's \
+         file away if it can't be read any more (its records are lost then)",
+        damage.what
+    );
+    Err(Error::Unusable { path: history.dir.clone(), why })
 }
 
 /// Makes what was found durable: the next epoch's first header says up to where it counts, and

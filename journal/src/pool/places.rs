@@ -4,8 +4,8 @@
 //! are missing, by name.
 
 use super::description::Description;
-use super::trust::{Home, Missing, judge};
-use crate::error::{Error, Result};
+use super::trust::{Home, Missing, judge_read};
+use crate::error::{Error, Result, is_exhausted};
 use crate::storage::Storage;
 use std::collections::BTreeSet;
 use std::io;
@@ -78,7 +78,7 @@ impl Places {
     /// pool's description is lost, the journal's own directory is all.
     ///
     /// # Errors
-    /// A newer program wrote the pool's description.
+    /// A newer program wrote the pool's description, or this process can open no file.
     pub fn of(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
         let mut places =
             Self { storage: Arc::clone(storage), dirs: vec![dir.to_owned()], missing: Vec::new() };
@@ -92,7 +92,7 @@ impl Places {
             Home::Described(described) => {
                 for entry in described.members.iter().skip(1) {
                     let member = Description::dir_of(home, entry);
-                    match judge(storage, home, &described, entry).why() {
+                    match judge_read(storage, home, &described, entry)?.why() {
                         None => places.dirs.push(member.join(name)),
                         Some(why) => {
                             places.missing.push(Missing { path: member, why: why.to_owned() });
@@ -153,6 +153,7 @@ impl Places {
                 Ok(names) => names,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) if i == 0 => return Err(Error::io("list journal", dir, e)),
+                Err(e) if is_exhausted(&e) => return Err(Error::io("list journal", dir, e)),
                 Err(error) => {
                     tracing::warn!(dir = %dir.display(), %error, "a member can't be read");
                     continue;

@@ -63,8 +63,23 @@ pub fn judge(
     described: &Description,
     entry: &MemberEntry,
 ) -> Standing {
+    judge_read(storage, home, described, entry)
+        .unwrap_or_else(|e| Standing::Away(format!("can't be read ({e})")))
+}
+
+/// As [`judge`], where a member that this process can't look at must not count as away.
+///
+/// # Errors
+/// This process can open no file.
+pub(super) fn judge_read(
+    storage: &Arc<dyn Storage>,
+    home: &Path,
+    described: &Description,
+    entry: &MemberEntry,
+) -> Result<Standing> {
     let dir = Description::dir_of(home, entry);
-    match MemberFile::read(storage, &dir) {
+    Ok(match MemberFile::read(storage, &dir) {
+        Err(e) if e.is_exhausted() => return Err(e),
         Ok(Some(file)) => judge_file(described, entry, &file),
         Ok(None) if storage.exists(&dir) => {
             Standing::Away(format!("has no {MEMBER_FILE}: is it mounted?"))
@@ -72,7 +87,7 @@ pub fn judge(
         Ok(None) => Standing::Away("is not there".into()),
         Err(Error::Io { source, .. }) => Standing::Away(format!("can't be read ({source})")),
         Err(e) => Standing::Stale(format!("can't be trusted: {e}")),
-    }
+    })
 }
 
 fn judge_file(described: &Description, entry: &MemberEntry, file: &MemberFile) -> Standing {
@@ -113,7 +128,7 @@ impl Home {
     /// Reads what a home says.
     ///
     /// # Errors
-    /// A newer program wrote it.
+    /// A newer program wrote it, or this process can open no file.
     pub fn read(storage: &Arc<dyn Storage>, home: &Path) -> Result<Self> {
         match Description::read(storage, home) {
             Ok(Some(described)) => Ok(Self::Described(described)),
@@ -123,6 +138,7 @@ impl Home {
             }
             Ok(None) => Ok(Self::Alone),
             Err(e @ Error::NewerFormat { .. }) => Err(e),
+            Err(e) if e.is_exhausted() => Err(e),
             Err(e) => Ok(Self::Lost(e.to_string())),
         }
     }

@@ -100,7 +100,7 @@ impl Replica {
             let Some((file, header)) = readable(&*storage, &found, group)? else { continue };
             let (first, last) = found.name.numbers();
             self.held.epoch = self.held.epoch.max(header.epoch);
-            if is_sealed(&*file, &header) {
+            if is_sealed(&*file, &found, &header)? {
                 self.held.add(first, last);
                 sealed.push((found, file));
             } else if let FileName::Unit(number) = found.name {
@@ -292,11 +292,12 @@ fn seal_again(storage: &dyn Storage, found: &Found, group: [u8; 16]) -> Result<(
 }
 
 /// Whether there is a footer: what it says was durable before it was written.
-fn is_sealed(file: &dyn StoredFile, header: &UnitHeader) -> bool {
+fn is_sealed(file: &dyn StoredFile, found: &Found, header: &UnitHeader) -> Result<bool> {
     let mut bytes = [0; FOOTER_BYTES as usize];
-    let at = header.unit_bytes.checked_sub(FOOTER_BYTES);
-    at.is_some_and(|at| {
-        file.read_exact_at(&mut bytes, at).is_ok()
-            && Footer::decode(&header.salt, header.unit_bytes, &bytes).is_some()
-    })
+    let Some(at) = header.unit_bytes.checked_sub(FOOTER_BYTES) else { return Ok(false) };
+    match file.read_exact_at(&mut bytes, at).map_err(|e| Error::io("read unit", &found.path, e)) {
+        Ok(()) => Ok(Footer::decode(&header.salt, header.unit_bytes, &bytes).is_some()),
+        Err(e) if e.is_host() => Err(e),
+        Err(_) => Ok(false),
+    }
 }

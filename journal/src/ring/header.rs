@@ -87,7 +87,7 @@ impl RingHeader {
         let (mut raw, _) = Raw::read_from_prefix(page).ok()?;
         let crc = raw.crc.get();
         raw.crc = 0.into();
-        let fits = raw.magic == MAGIC && raw.version.get() == VERSION;
+        let fits = raw.magic == MAGIC && raw.version.get() == VERSION && raw.ring_bytes.get() > 0;
         (fits && crc == checksum::crc32c(raw.as_bytes())).then(|| Self {
             group: raw.group,
             boot_id: raw.boot_id,

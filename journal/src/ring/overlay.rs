@@ -7,6 +7,8 @@
 
 use super::header::{HEADER_BYTES, RingHeader, Slot};
 use super::{NAME, Place};
+use crate::error::{Error, Result};
+use crate::planted;
 use crate::storage::{Access, Storage, StoredFile};
 use std::io;
 use std::path::Path;
@@ -25,11 +27,23 @@ pub struct Overlay {
 
 impl Overlay {
     /// The ring of the journal in `dir`, when there is one that counts.
-    #[must_use]
-    pub fn open(storage: &Arc<dyn Storage>, dir: &Path) -> Option<Self> {
-        let file = storage.open(&dir.join(NAME), Access::Read).ok()?;
-        let header = RingHeader::decode(&page(&*file).ok()?)?;
-        Place::of(&**storage, dir, &*file).holds(&header).then_some(Self { file, header })
+    ///
+    /// # Errors
+    /// It is there, and the host can't read it: records that were acknowledged may be in it alone.
+    pub fn open(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Option<Self>> {
+        match Self::try_open(storage, dir) {
+            Err(e) if e.is_host() && !planted::is("ring-ignored-on-host-error") => Err(e),
+            opened => Ok(opened.ok().flatten()),
+        }
+    }
+
+    fn try_open(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(NAME);
+        let io = |e| Error::io("read ring", &path, e);
+        let file = storage.open(&path, Access::Read).map_err(io)?;
+        let header = RingHeader::decode(&page(&*file).map_err(io)?);
+        let place = Place::of(&**storage, dir, &*file);
+        Ok(header.filter(|h| place.holds(h)).map(|header| Self { file, header }))
     }
 
     /// Fills `buffer` with the bytes of a unit from `at` on, out of its file and the ring.

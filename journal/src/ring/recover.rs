@@ -7,10 +7,12 @@
 
 use super::header::Slot;
 use super::overlay::Overlay;
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use crate::pool::{FileName, Places};
 use crate::storage::{Access, Storage};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,11 +24,16 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// # Errors
 /// A unit can't be written: nothing is lost, and it can be tried again.
 pub(crate) fn recover(storage: &Arc<dyn Storage>, dir: &Path, group: [u8; 16]) -> Result<()> {
-    let Some(ring) = Overlay::open(storage, dir).filter(|r| r.group() == group) else {
+    let path = dir.join(super::NAME);
+    if SystemClock.boot_id() == [0; 16] && storage.exists(&path) {
+        let why = "this host's boot id can't be read, so it is not known whether the ring counts";
+        return Err(Error::io("recover", &path, io::Error::other(why)));
+    }
+    let Some(ring) = Overlay::open(storage, dir)?.filter(|r| r.group() == group) else {
         return Ok(());
     };
     let places = Places::of(storage, dir)?;
-    let slots = ring.slots().map_err(|e| Error::io("read ring", &dir.join(super::NAME), e))?;
+    let slots = ring.slots().map_err(|e| Error::io("read ring", &path, e))?;
     for slot in &slots {
         // A unit that is gone, or another one under its name, is found out by reading the journal.
         if let Some(path) = places.find(FileName::Unit(slot.number)) {

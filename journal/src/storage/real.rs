@@ -1,10 +1,15 @@
 //! The operating system's files.
+//!
+//! What always holds: only regular files are opened. The last part of a path is never followed as a symbolic
+//! link, and nothing waits for the other end of a FIFO, whoever put it there.
 
 use super::{Access, Held, Lock, LockKind, Room, Storage, StoredFile};
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate};
+use crate::planted;
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,19 +28,19 @@ impl RealStorage {
 impl Storage for RealStorage {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn StoredFile>> {
         let mut options = OpenOptions::new();
-        options.read(true).mode(0o600);
+        options.read(true);
         match access {
             Access::Read => {}
             Access::Write => drop(options.write(true)),
             Access::Replace => drop(options.write(true).create(true).truncate(true)),
         }
-        Ok(Arc::new(options.open(path)?))
+        Ok(Arc::new(open_regular(options, path, OFlags::empty())?))
     }
 
     fn open_direct(&self, path: &Path) -> io::Result<Arc<dyn StoredFile>> {
-        let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
-        let file = OpenOptions::new().read(true).write(true).custom_flags(direct).open(path)?;
-        Ok(Arc::new(file))
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        Ok(Arc::new(open_regular(options, path, OFlags::DIRECT)?))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -70,7 +75,8 @@ impl Storage for RealStorage {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        let directory = OFlags::DIRECTORY.bits() as i32;
+        OpenOptions::new().read(true).custom_flags(directory).open(dir)?.sync_all()
     }
 
     fn exists(&self, path: &Path) -> bool {
@@ -78,16 +84,16 @@ impl Storage for RealStorage {
     }
 
     fn lock(&self, path: &Path, kind: LockKind) -> io::Result<Lock> {
-        let made = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let made = open_regular(options, path, OFlags::empty());
         // A lock that is there can be shared on a medium that can't be written.
         let file = match (made, kind) {
-            (Err(_), LockKind::Shared) => File::open(path)?,
+            (Err(_), LockKind::Shared) => {
+                let mut options = OpenOptions::new();
+                options.read(true);
+                open_regular(options, path, OFlags::empty())?
+            }
             (made, _) => made?,
         };
         let operation = match kind {
@@ -109,6 +115,37 @@ impl Storage for RealStorage {
     fn mount_id(&self, path: &Path) -> u64 {
         crate::layout::mount_id(path)
     }
+}
+
+/// Opens a regular file, or fails with `InvalidData`: whatever else lies there is none of ours.
+fn open_regular(mut options: OpenOptions, path: &Path, more: OFlags) -> io::Result<File> {
+    if planted::is("wait-for-a-fifo") {
+        return options.mode(0o600).custom_flags(more.bits() as i32).open(path);
+    }
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | more;
+    let opened = options.mode(0o600).custom_flags(flags.bits() as i32).open(path);
+    let file = opened.map_err(|e| match e.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::LOOP) => not_regular("a symbolic link"),
+        // A socket, or a FIFO that nobody reads.
+        Some(Errno::NXIO) => not_regular("a socket, a FIFO or a device"),
+        _ => e,
+    })?;
+    let kind = file.metadata()?.file_type();
+    let what = match () {
+        () if kind.is_file() => {
+            // With it io_uring would not wait for the disk.
+            fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+            return Ok(file);
+        }
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a FIFO",
+        () => "a device",
+    };
+    Err(not_regular(what))
+}
+
+fn not_regular(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("it is {what}, not a regular file"))
 }
 
 /// A file whose lock ends with it, not with its last descriptor: a process that is started meanwhile
@@ -194,5 +231,31 @@ mod tests {
         drop(lock);
         RealStorage.lock(&path, LockKind::Exclusive).unwrap();
         drop(of_the_child);
+    }
+
+    #[test]
+    fn whatever_is_no_regular_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let made = std::process::Command::new("mkfifo").arg(at("fifo")).status().unwrap();
+        assert!(made.success());
+        fs::create_dir(at("directory")).unwrap();
+        std::os::unix::fs::symlink(at("elsewhere"), at("link")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", at("device")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for name in ["fifo", "directory", "link", "device", "socket"] {
+            for access in [Access::Read, Access::Write, Access::Replace] {
+                assert!(RealStorage.open(&at(name), access).is_err(), "{name}, {access:?}");
+            }
+            assert!(RealStorage.open_direct(&at(name)).is_err(), "{name}");
+            for kind in [LockKind::Shared, LockKind::Exclusive] {
+                let refused = RealStorage.lock(&at(name), kind).unwrap_err();
+                let known = [io::ErrorKind::InvalidData, io::ErrorKind::IsADirectory];
+                assert!(known.contains(&refused.kind()), "{name}: {refused}");
+            }
+        }
+        assert!(!at("elsewhere").exists(), "nothing is made behind a link");
+        assert!(RealStorage.open(Path::new("/dev/null"), Access::Read).is_err());
+        assert!(RealStorage.sync_dir(&at("fifo")).is_err());
     }
 }

@@ -10,11 +10,13 @@
 //! the file never changes.
 
 mod create;
+mod listed;
 mod overlaid;
 mod scan;
 mod seal;
 
 pub use create::create;
+pub(crate) use listed::read_index;
 pub use scan::{
     ScanEnd, UnitContents, read_data, read_header, read_merged, read_payload, read_unit,
 };
@@ -23,6 +25,7 @@ pub use seal::{seal, seal_file};
 use crate::format::ALIGN_BYTES;
 use crate::format::index::{ENTRY_BYTES, FOOTER_BYTES};
 use crate::format::meta::META_BYTES_MAX;
+use crate::format::record::PAYLOAD_BYTES_MAX;
 use crate::format::unit_header::BLOCK_BYTES;
 
 /// Smallest size of a unit.
@@ -47,9 +50,12 @@ pub const fn record_bytes_max(unit_bytes: u64) -> u64 {
 pub const META_IN_UNIT_BYTES_MAX: u64 = META_BYTES_MAX as u64 / 8;
 
 /// Largest payload of one data record in units of this size: an eighth of it, so that little is left
-/// empty at a unit's end, and at most 4 MiB.
+/// empty at a unit's end, and at most [`PAYLOAD_BYTES_MAX`].
 #[must_use]
 pub const fn payload_bytes_max(unit_bytes: u64) -> u64 {
     let eighth = unit_bytes.saturating_sub(BLOCK_BYTES) / 8;
-    if eighth < 4 << 20 { eighth } else { 4 << 20 }
+    let most = PAYLOAD_BYTES_MAX as u64;
+    if eighth < most { eighth } else { most }
 }
+
+const _: () = assert!(META_IN_UNIT_BYTES_MAX <= PAYLOAD_BYTES_MAX as u64);

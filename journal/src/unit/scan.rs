@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::cipher::Origin;
-use crate::format::index::{self, ENTRY_BYTES, FOOTER_BYTES, Footer};
+use crate::format::index::{self, FOOTER_BYTES, Footer};
 use crate::format::meta::{META_BYTES_MAX, Merged, Meta};
 use crate::format::record::{self, Decoded, HEADER_BYTES, Record};
 use crate::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, HeaderError, UnitHeader};
@@ -13,7 +13,7 @@ use crate::pool::{FileName, Found};
 use crate::ring::Overlay;
 use crate::storage::{Access, Storage, StoredFile};
 use crate::unit::overlaid::Overlaid;
-use crate::unit::record_bytes_max;
+use crate::unit::{UNIT_BYTES_MAX, listed, record_bytes_max};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -166,7 +166,8 @@ enum Index {
 
 fn read_index(unit: &UnitContents, length: u64) -> Result<Index> {
     let unit_bytes = unit.header.unit_bytes;
-    if length < unit_bytes || unit_bytes < BLOCK_BYTES + FOOTER_BYTES {
+    let sizes = BLOCK_BYTES + FOOTER_BYTES..=UNIT_BYTES_MAX;
+    if length < unit_bytes || !sizes.contains(&unit_bytes) {
         return Ok(Index::Absent);
     }
     let footer_at = unit_bytes - FOOTER_BYTES;
@@ -179,12 +180,7 @@ fn read_index(unit: &UnitContents, length: u64) -> Result<Index> {
     let Some(footer) = Footer::decode(&unit.header.salt, unit_bytes, &bytes) else {
         return Ok(Index::Damaged(footer_at));
     };
-    let mut index = vec![0; (footer.count * ENTRY_BYTES) as usize];
-    unit.file.read_exact_at(&mut index, footer.index_at).map_err(io)?;
-    if checksum::crc32c(&index) != footer.index_crc {
-        return Ok(Index::Damaged(footer.index_at));
-    }
-    Ok(match index::decode(&index, unit_bytes) {
+    Ok(match listed::read_index(&*unit.file, &unit.header, &footer).map_err(io)? {
         Some(records) => Index::Good(records, footer.index_crc),
         None => Index::Damaged(footer.index_at),
     })
@@ -223,7 +219,8 @@ impl Window<'_> {
 /// it certain that what is found was written as a record, so that rot in the middle is told from
 /// a tail (I-3).
 fn scan(unit: &mut UnitContents, length: u64) -> Result<()> {
-    let limit = length.min(unit.header.unit_bytes);
+    let limit = length.min(unit.header.unit_bytes).min(UNIT_BYTES_MAX);
+    let payload_bytes_max = record_bytes_max(listed::size_of_records(&unit.header).max(limit));
     let salt = unit.header.salt;
     let mut records = Vec::new();
     let mut broken = Vec::new();
@@ -242,7 +239,7 @@ fn scan(unit: &mut UnitContents, length: u64) -> Result<()> {
         };
         // A length that no writer gives out is not stepped over, nor ever allocated.
         let end = payload_bytes
-            .filter(|bytes| u64::from(*bytes) <= record_bytes_max(limit))
+            .filter(|bytes| u64::from(*bytes) <= payload_bytes_max)
             .map(|bytes| align_up(at + HEADER_BYTES + u64::from(bytes)))
             .filter(|end| *end <= limit);
         let Some(end) = end else {

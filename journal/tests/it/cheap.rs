@@ -20,6 +20,19 @@ const HANG: Duration = Duration::from_secs(120);
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
+
+fn note(bytes: usize) {
+    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+    let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(bytes)));
+}
+
+/// The most bytes that this thread asked for at once while it did something.
+pub fn largest_allocation_of<T>(work: impl FnOnce() -> T) -> (usize, T) {
+    LARGEST.set(0);
+    let done = work();
+    (LARGEST.get(), done)
 }
 
 /// The system's allocator, which counts for each thread how often it was asked.
@@ -28,9 +41,15 @@ struct Counting;
 // SAFETY: all of it is the system allocator's; counting touches only a thread's own plain cell.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        note(layout.size());
         // SAFETY: the caller's promise, passed on.
         unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note(layout.size());
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
@@ -39,7 +58,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        note(bytes);
         // SAFETY: the caller's promise, passed on.
         unsafe { System.realloc(pointer, layout, bytes) }
     }

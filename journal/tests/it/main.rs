@@ -10,6 +10,8 @@ mod faults;
 mod find;
 mod fixture;
 mod hooked;
+mod host;
+mod hostile;
 mod keeping;
 mod late;
 mod memory;

@@ -1,7 +1,7 @@
 //! A file that gets its name when it is whole: `NAME.partial` until then, gone on failure.
 
 use crate::error::{Error, Result};
-use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -63,13 +63,32 @@ fn taken(path: &Path) -> Error {
     ))
 }
 
+/// A symbolic link, or a socket.
+fn is_foreign(error: &io::Error) -> bool {
+    let raw = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(raw, Some(Errno::LOOP | Errno::NXIO))
+}
+
 /// Removes what an ended restore left; one that still runs holds the lock.
 fn remove_abandoned(partial: &Path) -> Result<()> {
-    let file = match File::open(partial) {
+    let foreign = || {
+        Error::Usage(format!(
+            "{} is no regular file and is left as it is: restore to another directory, or move it away",
+            partial.display()
+        ))
+    };
+    // Whoever put a FIFO there must not make this wait for its other end.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(partial) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if is_foreign(&e) => return Err(foreign()),
         Err(e) => return Err(Error::target("open", partial, e)),
     };
+    let kind = file.metadata().map_err(|e| Error::target("look at", partial, e))?.file_type();
+    if !kind.is_file() {
+        return Err(foreign());
+    }
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => Err(Error::Usage(format!(
             "another restore is writing {}: wait for it, or restore to another directory",

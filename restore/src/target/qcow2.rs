@@ -24,6 +24,8 @@ const REFCOUNT_ORDER: u32 = 4;
 /// Bit of an L1 or L2 entry: its cluster has a refcount of one.
 const COPIED: u64 = 1 << 63;
 const HEADER_BYTES: u32 = 104;
+/// Largest disk: QEMU opens L1 tables of up to 32 MiB.
+const DISK_BYTES_MAX: u64 = (32 << 20) / 8 * CLUSTER_BYTES * TABLE_ENTRIES;
 
 /// A qcow2 image being written.
 pub(crate) struct Qcow2 {
@@ -41,17 +43,29 @@ pub(crate) struct Qcow2 {
 impl Qcow2 {
     /// Makes an empty file an image of `bytes` zeroes. Its size is rounded up to whole sectors,
     /// which is all that the format knows.
-    pub(crate) fn new(file: File, bytes: u64) -> Self {
+    ///
+    /// # Errors
+    /// It is larger than QEMU opens: nothing is allocated for it.
+    pub(crate) fn new(file: File, bytes: u64) -> io::Result<Self> {
+        if bytes > DISK_BYTES_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!(
+                    "the journal gives the disk {bytes} bytes, a qcow2 image has at most \
+                     {DISK_BYTES_MAX}"
+                ),
+            ));
+        }
         let bytes = bytes.next_multiple_of(512);
         let tables = bytes.div_ceil(CLUSTER_BYTES * TABLE_ENTRIES) as usize;
-        Self {
+        Ok(Self {
             sink: Sink::new(file),
             bytes,
             tables: vec![None; tables],
             next: 1,
             written_bytes: 0,
             fresh: 1,
-        }
+        })
     }
 
     /// The host cluster of a cluster of the volume.
@@ -178,5 +192,19 @@ impl Target for Qcow2 {
 
     fn written_bytes(&self) -> u64 {
         self.written_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_no_image_can_have_is_refused_before_anything_is_allocated() {
+        for bytes in [u64::MAX, 1 << 63, DISK_BYTES_MAX + 1] {
+            let refused = Qcow2::new(tempfile::tempfile().unwrap(), bytes).err();
+            assert_eq!(refused.unwrap().kind(), io::ErrorKind::FileTooLarge, "{bytes}");
+        }
+        assert!(Qcow2::new(tempfile::tempfile().unwrap(), DISK_BYTES_MAX).is_ok());
     }
 }

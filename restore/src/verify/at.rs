@@ -36,7 +36,7 @@ pub fn verify_at(
     let history = &recovery.history;
     let guest = recovery.guest.as_deref();
     let whole = plan(history, point, Selection { guest, disks: &[] }, Format::Raw)?;
-    let replay = Replay::new(history, point.seq);
+    let replay = Replay::new(history, point.seq)?;
     let bytes = |volume: &VolumePlan| replay.bytes(volume.volume.id) + 3 * volume.volume.bytes;
     let warm = recovery.warm_at(point.seq);
     let of_memory = warm.iter().flat_map(|w| &w.guests).flat_map(|g| &g.blocks);
@@ -57,7 +57,7 @@ pub fn verify_at(
         let replayed = {
             let file = scratch()?;
             file.set_len(meta.bytes).map_err(scratch_error)?;
-            replay.run(meta, &file, &mut |b| report(base + b)).map_err(scratch_error)?;
+            replay.run(meta, &file, &mut |b| report(base + b))?;
             digest(&file, meta.bytes, base + replay.bytes(meta.id), &mut report)?
         };
         before_bytes += bytes(volume);

@@ -55,6 +55,9 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// Everything that is damaged.
     pub damage: Vec<DamageFound>,
+    /// What the host could not read: it may be whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<DamageFound>,
     /// Points that are refused because of it, ascending, joined.
     pub refused: Vec<RefusedRange>,
     /// Duration.
@@ -62,10 +65,10 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// Whether nothing is damaged.
+    /// Whether all was read, and nothing is damaged.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.damage.is_empty()
+        self.damage.is_empty() && self.unread.is_empty()
     }
 }
 

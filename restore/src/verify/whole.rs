@@ -5,13 +5,14 @@ use crate::error::Result;
 use crate::open::Recovery;
 use crate::refusal;
 use crate::restore::Progress;
-use crate::runs::{self, Reader};
+use crate::runs::{self, Reader, Unread};
 use crate::time::rfc3339;
 use afterimage_journal::format::record::{self, Decoded, Record};
 use afterimage_journal::history::{Entry, Unit};
 use afterimage_journal::meta::Memory;
 use afterimage_journal::unit::ScanEnd;
 use afterimage_journal::{History, Seq};
+use afterimage_planted as planted;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -22,31 +23,43 @@ const JUDGED_RECORDS_MAX: usize = 1000;
 /// Checks every checksum of a journal: payloads, headers against the index, footers.
 ///
 /// # Errors
-/// None at present: what can't be read is damage, and damage is listed.
+/// This process can't read any file (it has no file descriptors, no memory or no permission). What a device
+/// fails to read is listed, apart from what is damaged.
 pub fn verify(recovery: &Recovery, progress: &mut dyn FnMut(Progress)) -> Result<VerifyReport> {
     let started = Instant::now();
     recovery.history.check_key()?;
     let history = &recovery.history;
-    let mut check =
-        Check { history, damage: Vec::new(), judged: 0, checked: 0, claimed: Vec::new() };
+    let mut check = Check {
+        history,
+        damage: Vec::new(),
+        unread: Vec::new(),
+        judged: 0,
+        checked: 0,
+        claimed: Vec::new(),
+    };
     check.units();
-    let bytes = check.records(progress);
+    let bytes = check.records(progress)?;
     check.known();
-    let (damage, records) = (check.damage, check.checked);
+    let Check { damage, unread, checked: records, .. } = check;
     let refused = joined(history, &damage);
     Ok(VerifyReport {
         units: history.units.len() as u64,
         records,
         bytes,
         damage,
+        unread,
         refused,
         seconds: started.elapsed().as_secs_f64(),
     })
 }
 
+/// Most places that are listed because the host could not read them.
+const UNREAD_MAX: usize = 1000;
+
 struct Check<'h> {
     history: &'h History,
     damage: Vec<DamageFound>,
+    unread: Vec<DamageFound>,
     judged: usize,
     /// Records that were read.
     checked: u64,
@@ -75,7 +88,7 @@ impl Check<'_> {
     }
 
     /// Headers and payloads, in the order in which they lie, a unit at a time.
-    fn records(&mut self, progress: &mut dyn FnMut(Progress)) -> u64 {
+    fn records(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<u64> {
         let history = self.history;
         let reader = Reader::new(history);
         let total_bytes = history.units.iter().map(|u| u.payload_bytes).sum();
@@ -84,6 +97,10 @@ impl Check<'_> {
         for (index, unit) in history.units.iter().enumerate() {
             let entries = match history.unit_entries(index as u32) {
                 Ok(entries) => entries,
+                Err(e) if e.is_host() && !planted::is("host-errors-are-damage") => {
+                    self.unread(unit, None, e)?;
+                    continue;
+                }
                 Err(e) => {
                     self.unreadable(unit, e.to_string());
                     continue;
@@ -93,13 +110,38 @@ impl Check<'_> {
             for (n, finding) in findings(&reader, &entries, &unit.header.salt) {
                 match finding {
                     Finding::Header(what) => self.push(&entries[n], what.into(), None, Vec::new()),
-                    Finding::Payload(why) => self.payload(&entries[n], why),
+                    Finding::Payload(Unread::Damaged(why)) => self.payload(&entries[n], why),
+                    Finding::Payload(Unread::Host(e)) => self.unread(unit, Some(&entries[n]), e)?,
                 }
             }
             done_bytes += entries.iter().map(|e| u64::from(e.record.payload_bytes)).sum::<u64>();
             progress(Progress { done_bytes, total_bytes });
         }
-        done_bytes
+        Ok(done_bytes)
+    }
+
+    /// The host can't read a unit, or a record of it.
+    fn unread(
+        &mut self,
+        unit: &Unit,
+        entry: Option<&Entry>,
+        error: afterimage_journal::Error,
+    ) -> Result<()> {
+        let is_released = !error.is_host();
+        if error.is_starved() || is_released {
+            return Err(error.into());
+        }
+        if self.unread.len() < UNREAD_MAX {
+            self.unread.push(DamageFound {
+                unit: Some(unit.path.clone()),
+                at: entry.map(|e| e.at),
+                seq: entry.map(|e| e.record.seq),
+                what: error.to_string(),
+                refused: None,
+                memory: Vec::new(),
+            });
+        }
+        Ok(())
     }
 
     /// A unit that was there when the journal was opened from its catalogue, and is not, or not
@@ -157,14 +199,15 @@ impl Check<'_> {
     /// What the loading of the journal had found already.
     fn known(&mut self) {
         for damage in self.history.damage.iter().filter(|d| !self.claimed.contains(&d.from)) {
-            self.damage.push(DamageFound {
+            let found = DamageFound {
                 unit: None,
                 at: None,
                 seq: None,
                 what: damage.what.clone(),
                 refused: Some(range(self.history, damage.from, damage.to)),
                 memory: Vec::new(),
-            });
+            };
+            if damage.unread { self.unread.push(found) } else { self.damage.push(found) }
         }
     }
 }
@@ -172,7 +215,7 @@ impl Check<'_> {
 /// What is wrong with a record.
 enum Finding {
     Header(&'static str),
-    Payload(String),
+    Payload(Unread),
 }
 
 /// Reads records of one unit, in the order in which they lie; what is wrong comes in that order, by

@@ -176,3 +176,23 @@ fn a_journal_on_a_medium_that_cannot_be_written_is_restored() {
     let report = restore_at(&recovery, last, out.path(), Format::Raw).unwrap();
     assert!(fs::read(&report.disks[1].path).unwrap() == bed.disks[1]);
 }
+
+#[test]
+fn a_draft_that_is_no_regular_file_is_refused_at_once() {
+    let (_bed, recovery, last) = bed();
+    for kind in ["fifo", "directory", "link", "device"] {
+        let out = tempfile::tempdir().unwrap();
+        let partial = out.path().join("web-d1.raw.partial");
+        let elsewhere = out.path().join("elsewhere");
+        match kind {
+            "fifo" => assert!(Command::new("mkfifo").arg(&partial).status().unwrap().success()),
+            "directory" => fs::create_dir(&partial).unwrap(),
+            "link" => std::os::unix::fs::symlink(&elsewhere, &partial).unwrap(),
+            _ => std::os::unix::fs::symlink("/dev/null", &partial).unwrap(),
+        }
+        let error = restore_to(&recovery, last, out.path(), Format::Raw, &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage, "{kind}: {error}");
+        assert!(error.to_string().contains("web-d1.raw.partial is no regular file"), "{error}");
+        assert!(fs::symlink_metadata(&partial).is_ok() && !elsewhere.exists(), "{kind}");
+    }
+}

@@ -245,10 +245,10 @@ struct BucketFile {
 impl BucketFile {
     fn of<'s>(&self, state: &'s State) -> io::Result<&'s crate::manifest::File> {
         state.files.get(&self.name).filter(|f| f.salt == self.salt).ok_or_else(|| {
-            not_found(format!(
-                "{} was given up in the bucket while it was read: begin anew",
-                self.name
-            ))
+            let why =
+                format!("{} was released in the bucket while it was read: start again", self.name);
+            // Not "not found": it is no damage that it was merged into another.
+            io::Error::new(io::ErrorKind::StaleNetworkFileHandle, why)
         })
     }
 }

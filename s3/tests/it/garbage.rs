@@ -118,11 +118,12 @@ fn a_reader_that_finds_a_name_gone_plans_again() {
     file.read_exact_at(&mut again, 4096).unwrap();
     let source = std::fs::read(&ours.units[0].path).unwrap();
     assert!(again == source[4096..504_096]);
-    // Given up, it says so.
+    // Released, it says so, and not that there never was one.
     sink.apply(Op::Release(vec![FileName::Unit(1)])).unwrap();
     settle(&mut sink, &mut token, || objects(&bag, "unit-0000000001") == 0);
     let told = file.read_exact_at(&mut buffer, 700_000).unwrap_err();
-    assert!(told.to_string().contains("given up"), "{told}");
+    assert!(told.to_string().contains("was released"), "{told}");
+    assert_eq!(told.kind(), std::io::ErrorKind::StaleNetworkFileHandle);
 }
 
 #[test]

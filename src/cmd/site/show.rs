@@ -81,6 +81,9 @@ fn text(groups: &[SiteGroupStatus]) -> String {
         for damage in space.iter().flat_map(|s| &s.damage) {
             text += &format!("{name}: damaged: {damage}\n");
         }
+        for unread in space.iter().flat_map(|s| &s.unread) {
+            text += &format!("{name}: can't be read, check the disk: {unread}\n");
+        }
     }
     text
 }

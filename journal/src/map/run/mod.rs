@@ -97,7 +97,8 @@ impl Run {
         if owner != id || !fits {
             return Err(bad(end, "it doesn't belong to what is before it"));
         }
-        let mut top = Vec::with_capacity(totals.index_blocks() as usize);
+        // Grows with the blocks that pass their check: a sparse file may claim any number of them.
+        let mut top = Vec::new();
         for number in totals.top_at()..totals.top_at() + totals.top_blocks() {
             let (count, owner) = if number == blocks - 2 {
                 block.copy_from_slice(&tail[..BLOCK_BYTES]);
