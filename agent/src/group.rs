@@ -14,15 +14,14 @@ mod sessions;
 mod shipping;
 mod state;
 mod timeline;
+mod volumes;
 
 pub use copy::CopyWriter;
 pub use memory::{MemoryPart, MemoryVolume};
 pub use purge::purge;
 pub use timeline::Interval;
 
-use afterimage_journal::meta::{
-    Checkpoint, CheckpointKind, Config, CopyCause, Guest, Meta, Volume,
-};
+use afterimage_journal::meta::{Checkpoint, CheckpointKind, Config, CopyCause, Meta};
 use afterimage_journal::{Error, ErrorKind, Journal, Options, Result, Seq, VolumeId, layout};
 use secret::Secret;
 use state::State;
@@ -294,39 +293,6 @@ impl Group {
         journal.set_config(&config)?;
         state.config = config;
         Ok(())
-    }
-
-    /// The volume of a guest's disk, or of a part of its memory: the one it had, or a new one.
-    ///
-    /// # Errors
-    /// The journal stopped; or there are no numbers left.
-    pub fn volume_of(&self, guest: &Guest, wanted: &Volume) -> Result<Volume> {
-        let mut found = None;
-        self.update_config(|config| {
-            match config.guests.iter_mut().find(|g| g.name == guest.name) {
-                Some(known) => *known = guest.clone(),
-                None => config.guests.push(guest.clone()),
-            }
-            // A block of RAM may have a disk's name.
-            let is_it = |v: &Volume| {
-                v.kind == wanted.kind && v.guest == wanted.guest && v.disk == wanted.disk
-            };
-            let known = config.volumes.iter_mut().find(|v| is_it(v));
-            let volume = match known {
-                Some(known) => {
-                    *known = Volume { id: known.id, uuid: known.uuid, ..wanted.clone() };
-                    known.clone()
-                }
-                None => {
-                    let id = config.volumes.iter().map(|v| v.id).max().unwrap_or(0) + 1;
-                    let volume = Volume { id, uuid: Uuid::new_v4(), ..wanted.clone() };
-                    config.volumes.push(volume.clone());
-                    volume
-                }
-            };
-            found = Some(volume);
-        })?;
-        found.ok_or_else(|| Error::Invalid("no volume".into()))
     }
 
     /// What the journal has of a volume.

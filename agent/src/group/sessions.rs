@@ -35,6 +35,8 @@ impl Group {
             images: Vec::new(),
             maps: Vec::new(),
         }))?;
+        // Checkpoints behind it are listed once more than this is confirmed.
+        journal.append(&Draft { addr: seq, scope: id, ..Draft::of(Kind::Tick) }, &[])?;
         journal.sync()?;
         let now_ns = self.wall_ns();
         let session = OpenSession {

@@ -369,6 +369,9 @@ impl Life {
             return None;
         }
         let Ok(journal) = task.context.group.journal() else { return None };
+        if let Err(e) = marks::regular(&task.context) {
+            return Some(Ending::Lost(e.to_string()));
+        }
         let position = journal.head();
         if let Some(ending) = self.look(task, "a mirror is not level").await {
             return Some(ending);
@@ -390,10 +393,7 @@ impl Life {
         let settings = &task.context.settings;
         let group = &task.context.group;
         // A record may wait for a unit: not on a thread that others need.
-        let noted = tokio::task::block_in_place(|| {
-            group.confirm(&settings.name, position)?;
-            group.checkpoint_if_due(settings.checkpoint_every_ms)
-        });
+        let noted = tokio::task::block_in_place(|| group.confirm(&settings.name, position));
         if let Err(e) = noted {
             return Some(Ending::Lost(e.to_string()));
         }

@@ -37,6 +37,14 @@ pub(super) async fn make(context: &Context, request: MarkRequest) -> Result<Mark
     Ok(MarkReply { id: marked.id, seq: marked.seq, time, kind: kind.into(), memory: false })
 }
 
+/// Makes the regular checkpoint if it is due. It is listed only once a look behind it has confirmed it, so
+/// that the caller looks next.
+pub(super) fn regular(context: &Context) -> afterimage_journal::Result<()> {
+    let every_ms = context.settings.checkpoint_every_ms;
+    // A record may wait for a unit: not on a thread that others need.
+    tokio::task::block_in_place(|| context.group.checkpoint_if_due(every_ms))
+}
+
 /// Notes that the guest was level at a position, durably.
 pub(super) async fn confirm(context: &Context, position: Seq) -> Result<(), ApiError> {
     let (group, name) = (Arc::clone(&context.group), context.settings.name.clone());

@@ -27,7 +27,7 @@ pub(crate) struct Facts {
     pub(crate) maps: BTreeMap<VolumeId, String>,
     /// All of them, restorable or not.
     pub(crate) checkpoints: Vec<CheckpointAt>,
-    /// What the last tick of each session confirmed.
+    /// The highest position that a tick of each session confirmed.
     pub(crate) confirmed: BTreeMap<u32, Seq>,
     /// The volumes that have data.
     pub(crate) has_data: BTreeSet<VolumeId>,
@@ -51,7 +51,11 @@ impl Facts {
     /// Takes in a record, but for its body.
     pub(crate) fn note(&mut self, record: &Record) {
         match record.kind {
-            Kind::Tick => drop(self.confirmed.insert(record.scope, record.addr)),
+            Kind::Tick => {
+                // A checkpoint with memory confirms its instant, which lies behind later looks.
+                let confirmed = self.confirmed.entry(record.scope).or_default();
+                *confirmed = record.addr.max(*confirmed);
+            }
             Kind::Watermark => self.watermark = self.watermark.max(record.addr),
             kind if kind.is_data() => drop(self.has_data.insert(record.volume)),
             _ => {}

@@ -1,8 +1,9 @@
 //! Restorable ranges, gaps and checkpoints, from sessions, damage and the window's edge.
 
 use super::{Damage, Gap, History, SessionState, memory, thinned};
-use crate::Seq;
 use crate::meta::{Config, LevelRange};
+use crate::{Seq, planted};
+use std::ops::RangeInclusive;
 
 /// Restorable ranges, gaps and checkpoints from sessions and damage.
 pub(super) fn finish(history: &mut History) {
@@ -13,13 +14,25 @@ pub(super) fn finish(history: &mut History) {
     }
     history.level = windowed(history, &level);
     let ranges = std::mem::take(&mut history.level);
+    let unproved = unproved(history);
     history.checkpoints.retain(|c| {
         let at = ranges.partition_point(|r| r.to < c.seq);
-        ranges.get(at).is_some_and(|r| r.from <= c.seq)
+        let is_level = ranges.get(at).is_some_and(|r| r.from <= c.seq);
+        is_level && !unproved.iter().any(|u| u.contains(&c.seq))
     });
     history.level = ranges;
     memory::judge(history);
     history.gaps = gaps(history);
+}
+
+/// Positions that no look has proved: those above the last confirmed one of each session that is open, or
+/// that an epoch's end closed. When the guest is attached again, what was not proved is taken back. A session
+/// of which no tick tells is one of a journal whose writer proves nothing.
+fn unproved(history: &History) -> Vec<RangeInclusive<Seq>> {
+    let open = history.sessions.iter().filter(|s| !s.closed_by_record);
+    let open = open.filter(|_| !planted::is("list-unproved-checkpoints"));
+    let behind = |s: &SessionState| Some(history.confirmed.get(&s.id)?.max(&s.from) + 1);
+    open.filter_map(|s| Some(behind(s)?..=s.to.unwrap_or(Seq::MAX))).collect()
 }
 
 /// Damage ends where every guest was copied or compared whole since: with the opening of a session
