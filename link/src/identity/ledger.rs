@@ -7,14 +7,23 @@ use super::authority::Validity;
 use super::invitation::Invitation;
 use super::{DAY_S, sha256, text};
 use crate::error::{Error, Result};
+use afterimage_planted as planted;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use zeroize::Zeroizing;
 
 /// Most invitations that are open at a time.
 pub const INVITATIONS_MAX: usize = 1000;
-/// Most certificates that are valid at a time, revoked ones among them.
+/// Most certificates that let somebody in at a time: those that expired, were revoked or superseded don't
+/// count.
 pub const CERTIFICATES_MAX: usize = 20_000;
+/// Most certificates that a group gets over others within a day. An agent needs one in 60 days.
+pub const RENEWALS_PER_DAY_MAX: usize = 8;
+/// Certificates over one and the same that nobody came with yet: the newest. (An answer may be lost.)
+const SUCCESSORS_MAX: usize = 3;
+/// Ended certificates of a group that are still listed: the newest.
+const ENDED_LISTED_MAX: usize = 16;
 /// How long what has expired is still listed.
 const LISTED_S: u64 = 30 * DAY_S;
 
@@ -63,6 +72,15 @@ pub struct Certificate {
     /// The certificate over which it was renewed, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renews: Option<String>,
+    /// The id of the invitation that it was given for, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invited: Option<String>,
+}
+
+impl Certificate {
+    fn lets_in(&self, now_s: u64) -> bool {
+        self.revoked_s.is_none() && now_s < self.validity.until_s
+    }
 }
 
 /// Why a certificate is not let in.
@@ -142,19 +160,86 @@ impl Ledger {
         Ok(found.group.clone())
     }
 
-    /// Notes a certificate that is given out.
+    /// Whether a group may get another certificate over one that it has.
+    ///
+    /// # Errors
+    /// It got as many today as it may.
+    pub fn check_renewal(&self, group: &str, now_s: u64) -> Result<()> {
+        let is_new = |c: &&Certificate| {
+            c.group == group && c.renews.is_some() && now_s < c.validity.from_s + DAY_S
+        };
+        if self.certificates.iter().filter(is_new).count() < RENEWALS_PER_DAY_MAX
+            || planted::is("renewals-without-end")
+        {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "group {group} renewed its certificate {RENEWALS_PER_DAY_MAX} times within a day: try again \
+             tomorrow. If that was not you, somebody else has its key: `afterimage site revoke {group}` at \
+             the site"
+        )))
+    }
+
+    /// Notes a certificate that is given out. An earlier one for the same invitation, whose answer was lost,
+    /// is none any more.
     ///
     /// # Errors
     /// There are too many.
     pub fn add(&mut self, certificate: Certificate, now_s: u64) -> Result<()> {
-        self.certificates.retain(|c| now_s < c.validity.until_s + LISTED_S);
-        if self.certificates.len() >= CERTIFICATES_MAX {
+        if !planted::is("renewals-without-end") {
+            self.drop_superseded(&certificate);
+            self.drop_ended(now_s);
+        }
+        if self.certificates.len() >= CERTIFICATES_MAX && self.live(now_s) >= CERTIFICATES_MAX {
             return Err(Error::Refused(format!(
-                "the site has {CERTIFICATES_MAX} certificates: wait until some expire"
+                "the site has {CERTIFICATES_MAX} certificates: wait until some expire, or revoke groups that \
+                 are not needed"
             )));
         }
         self.certificates.push(certificate);
         Ok(())
+    }
+
+    /// How many let somebody in, and were not renewed.
+    fn live(&self, now_s: u64) -> usize {
+        let superseded: BTreeSet<&str> =
+            self.certificates.iter().filter_map(|c| c.renews.as_deref()).collect();
+        let is_live = |c: &&Certificate| {
+            c.lets_in(now_s) && !superseded.contains(text::to_hex(&c.serial).as_str())
+        };
+        self.certificates.iter().filter(is_live).count()
+    }
+
+    /// Removes what a new certificate takes the place of.
+    fn drop_superseded(&mut self, new: &Certificate) {
+        if new.invited.is_some() {
+            self.certificates.retain(|c| c.invited != new.invited);
+        }
+        if new.renews.is_some() {
+            let mut same = self.certificates.iter().filter(|c| c.renews == new.renews).count();
+            self.certificates.retain(|c| {
+                let is_surplus = c.renews == new.renews && same >= SUCCESSORS_MAX;
+                same -= usize::from(is_surplus);
+                !is_surplus
+            });
+        }
+    }
+
+    /// Removes those that let nobody in, but for the newest of each group: without them they are refused,
+    /// too.
+    fn drop_ended(&mut self, now_s: u64) {
+        let mut listed: BTreeMap<String, usize> = BTreeMap::new();
+        let mut kept: Vec<Certificate> = Vec::with_capacity(self.certificates.len());
+        for certificate in self.certificates.drain(..).rev() {
+            let stays = certificate.lets_in(now_s) || {
+                let count = listed.entry(certificate.group.clone()).or_default();
+                *count += 1;
+                *count <= ENDED_LISTED_MAX && now_s < certificate.validity.until_s + LISTED_S
+            };
+            kept.extend(stays.then_some(certificate));
+        }
+        kept.reverse();
+        self.certificates = kept;
     }
 
     /// Whether a certificate is let in for its group.

@@ -123,7 +123,7 @@ impl Site {
     pub fn redeem(&self, id: &[u8], secret: &[u8], key: &PublicKey) -> Result<Issued> {
         self.change(|ledger| {
             let group = ledger.redeem(id, secret, key.bytes(), now_s())?;
-            self.issue(ledger, &group, key, None)
+            self.issue(ledger, &group, key, (None, Some(text::to_hex(id))))
         })
     }
 
@@ -134,7 +134,8 @@ impl Site {
     pub fn renew(&self, old: &[u8], group: &str, key: &PublicKey) -> Result<Issued> {
         self.change(|ledger| {
             ledger.check(old, group, now_s()).map_err(|e| Error::Refused(e.to_string()))?;
-            self.issue(ledger, group, key, Some(text::to_hex(old)))
+            ledger.check_renewal(group, now_s())?;
+            self.issue(ledger, group, key, (Some(text::to_hex(old)), None))
         })
     }
 
@@ -143,12 +144,14 @@ impl Site {
         ledger: &mut Ledger,
         group: &str,
         key: &PublicKey,
-        renews: Option<String>,
+        (renews, invited): (Option<String>, Option<String>),
     ) -> Result<Issued> {
         let (serial, validity) = (serial()?, Validity::days(CLIENT_DAYS));
         let certificate = self.authority.sign_client(key, group, &serial, validity)?;
         let (serial, group) = (serial.to_vec(), group.to_owned());
-        let added = Certificate { serial, group: group.clone(), validity, revoked_s: None, renews };
+        let revoked_s = None;
+        let added =
+            Certificate { serial, group: group.clone(), validity, revoked_s, renews, invited };
         ledger.add(added, now_s())?;
         Ok(Issued { group, certificate, validity })
     }

@@ -1,5 +1,5 @@
 use super::authority::Validity;
-use super::ledger::{Certificate, INVITATIONS_MAX, Ledger, Refusal};
+use super::ledger::{CERTIFICATES_MAX, Certificate, INVITATIONS_MAX, Ledger, Refusal};
 use super::{Invitation, group_name, group_of_uri, group_uri};
 use zeroize::Zeroizing;
 
@@ -14,7 +14,77 @@ fn certificate(serial: u8, group: &str, renews: Option<&str>) -> Certificate {
         validity: Validity { from_s: 100, until_s: 200 },
         revoked_s: None,
         renews: renews.map(Into::into),
+        invited: None,
     }
+}
+
+/// A certificate of a day, given out at a time.
+fn issued(number: u64, group: &str, from_s: u64) -> Certificate {
+    let mut serial = vec![0x40; 16];
+    serial[8..].copy_from_slice(&number.to_be_bytes());
+    let validity = Validity { from_s, until_s: from_s + 90 * super::DAY_S };
+    Certificate { serial, validity, ..certificate(0, group, None) }
+}
+
+/// The holder of one certificate renews as often as it is let, coming with each.
+#[test]
+fn renewals_of_one_group_never_shut_out_another() {
+    let mut ledger = Ledger::default();
+    let mut now = 1000;
+    ledger.add(issued(1, "shop", now), now).unwrap();
+    let (mut last, mut refused) = (ledger.certificates[0].serial.clone(), 0);
+    for number in 2..2000 {
+        now += 3600;
+        if ledger.check_renewal("shop", now).is_err() {
+            refused += 1;
+            continue;
+        }
+        let renews = Some(super::text::to_hex(&last));
+        let next = Certificate { renews, ..issued(number, "shop", now) };
+        last = next.serial.clone();
+        ledger.add(next, now).unwrap();
+        if number % 3 > 0 {
+            ledger.retire_before(&last, now);
+        }
+    }
+    assert!(refused > 1000, "{refused} of 2000 in 83 days");
+    let count = ledger.certificates.len();
+    assert!(count < 600, "{count} certificates are kept of one group");
+    assert!(ledger.check_renewal("other", now).is_ok());
+    ledger.add(issued(1, "other", now), now).unwrap();
+    assert_eq!(ledger.check(&last, "shop", now), Ok(()));
+}
+
+#[test]
+fn certificates_over_one_and_the_same_are_few_and_an_invitation_is_worth_one() {
+    let mut ledger = Ledger::default();
+    ledger.add(issued(1, "shop", 0), 0).unwrap();
+    let renews = Some(super::text::to_hex(&ledger.certificates[0].serial));
+    for number in 2..9 {
+        let next = Certificate { renews: renews.clone(), ..issued(number, "shop", 0) };
+        ledger.add(next, 0).unwrap();
+    }
+    assert_eq!(ledger.certificates.len(), 4);
+    assert_eq!(ledger.check(&issued(8, "", 0).serial, "shop", 1), Ok(()));
+    for number in 20..40 {
+        let invited = Some("abcd".to_owned());
+        ledger.add(Certificate { invited, ..issued(number, "till", 0) }, 0).unwrap();
+    }
+    let of_till = ledger.certificates.iter().filter(|c| c.group == "till").count();
+    assert_eq!(of_till, 1);
+}
+
+#[test]
+fn only_certificates_that_let_somebody_in_count() {
+    let mut ledger = Ledger::default();
+    for number in 0..CERTIFICATES_MAX as u64 {
+        ledger.certificates.push(issued(number, &format!("g{number}"), 0));
+    }
+    assert!(ledger.add(issued(1, "new", 0), 0).is_err());
+    for revoked in &mut ledger.certificates[..10] {
+        revoked.revoked_s = Some(1);
+    }
+    ledger.add(issued(1, "new", 0), 5).unwrap();
 }
 
 #[test]

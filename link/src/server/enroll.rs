@@ -1,7 +1,7 @@
 //! Giving certificates out: for an invitation, or over an old one.
 
 use super::admission::Place;
-use super::{Counts, FIRST_LIMIT, Server};
+use super::{Counts, FIRST_LIMIT, Server, crowded};
 use crate::error::{Error, Result};
 use crate::frame::io::{Reader, SILENCE_LIMIT, flush, write};
 use crate::frame::{Accepts, Kind, convert, decode, encode, message as m};
@@ -20,14 +20,17 @@ use tokio_rustls::server::TlsStream;
 pub(super) async fn redeem(
     server: &Arc<Server>,
     mut stream: TlsStream<TcpStream>,
-    _place: Place,
+    place: Place,
 ) -> Result<()> {
     let exported = exported(&stream)?;
     let request = async {
         let mut reader = Reader::new(&mut stream, SILENCE_LIMIT);
         reader.next(Accepts::Redeem).await
     };
-    let request = timeout(FIRST_LIMIT, request).await;
+    let request = tokio::select! {
+        request = timeout(FIRST_LIMIT, request) => request,
+        () = place.evicted() => return Err(crowded()),
+    };
     let Some((_, message)) = request.map_err(|_| too_slow())?? else { return Ok(()) };
     Counts::add(&server.counts.messages);
     if !server.admission.redeem() {

@@ -7,8 +7,8 @@
 //!
 //! What always holds:
 //! * what a client may do is known from its certificate before a byte of a message is looked at;
-//! * handshakes, links, and what each may have under way are bounded; what is over is turned away, and
-//!   those that are in go on;
+//! * handshakes, links, and what each may have under way are bounded, by source and by group; what is over
+//!   is turned away, those that are in go on, and silent ones keep nobody out;
 //! * a group has one writer: a newer link takes over from an older one, unless its epoch is lower;
 //! * a link ends within a second of its certificate's revocation.
 
@@ -36,12 +36,15 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// Longest that a handshake takes.
+/// Longest that a handshake takes, and until its first message came.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+const CLIENT_HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// Longest that the first message takes to come.
 pub const FIRST_LIMIT: Duration = Duration::from_secs(10);
 /// Most links at a time. Each has at most [`FRESH_BYTES_MAX`] and [`BACKGROUND_BYTES_MAX`] under way.
 pub const LINKS_MAX: usize = 64;
+/// Most links of a group at a time: the writer, one that takes over from it, and what ends meanwhile.
+pub const LINKS_PER_GROUP_MAX: usize = 4;
 /// Bytes of fresh frames that a client may have under way.
 pub const FRESH_BYTES_MAX: u64 = 12 << 20;
 /// Bytes of background frames that a client may have under way.
@@ -135,7 +138,7 @@ impl Server {
                     Counts::add(&self.counts.accepted);
                     let Some(place) = self.admission.handshake(addr.ip()) else {
                         Counts::add(&self.counts.refused);
-                        tracing::debug!(%addr, "too many handshakes at once: turned away");
+                        tracing::debug!(%addr, "too many handshakes of one source: turned away");
                         continue;
                     };
                     let server = Arc::clone(self);
@@ -156,7 +159,13 @@ impl Server {
     }
 
     async fn welcome(self: Arc<Self>, stream: TcpStream, addr: SocketAddr, place: Place) {
-        let shaken = timeout(HANDSHAKE_LIMIT, self.shake(stream)).await;
+        let shaken = async {
+            tokio::select! {
+                shaken = timeout(HANDSHAKE_LIMIT, self.shake(stream)) => shaken,
+                () = place.evicted() => Ok(Err(crowded())),
+            }
+        };
+        let shaken = shaken.await;
         let outcome = match shaken {
             Ok(Ok((stream, redeems))) if redeems => enroll::redeem(&self, stream, place).await,
             Ok(Ok((stream, _))) => session::run(&self, stream, addr, place).await,
@@ -182,7 +191,9 @@ impl Server {
         let away = |e: std::io::Error| Error::Away(format!("handshake: {e}"));
         socket::set(&stream).map_err(away)?;
         let acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
-        let begun = acceptor.await.map_err(away)?;
+        let begun = timeout(CLIENT_HELLO_LIMIT, acceptor).await;
+        let slow = |_| Error::Away("nothing came after connecting".into());
+        let begun = begun.map_err(slow)?.map_err(away)?;
         let hello = begun.client_hello();
         let asked = hello.server_name().unwrap_or_default().to_owned();
         let wants = hello.alpn().is_some_and(|mut names| names.any(|n| n == ALPN_REDEEM));
@@ -195,6 +206,11 @@ impl Server {
         }
         Ok((stream, redeems))
     }
+}
+
+/// A place at the door was needed for somebody else.
+fn crowded() -> Error {
+    Error::Away("many connect at once, and this one took too long: try again".into())
 }
 
 /// Who is at the other end of a link with certificates.

@@ -1,9 +1,10 @@
 //! A link with certificates: its first message, its place as the group's writer, and what ends it.
 
-use super::admission::Place;
+use super::admission::{Crowded, Place};
 use super::lanes::Lanes;
 use super::slot::Stop;
-use super::{Connection, Counts, FIRST_LIMIT, Server, enroll, peer_of, work};
+use super::{Connection, Counts, FIRST_LIMIT, LINKS_PER_GROUP_MAX, Server};
+use super::{crowded, enroll, peer_of, work};
 use crate::error::{Error, Result};
 use crate::frame::io::{PING_EVERY, Reader, SILENCE_LIMIT, flush, write};
 use crate::frame::{Accepts, Kind, convert, decode, encode, message as m};
@@ -30,7 +31,11 @@ pub(super) async fn run(
     mut place: Place,
 ) -> Result<()> {
     let peer = peer_of(&stream)?;
-    let mut first = first(server, &mut stream).await?;
+    let evicted = place.evicted();
+    let mut first = tokio::select! {
+        first = first(server, &mut stream) => first?,
+        () = evicted => return Err(crowded()),
+    };
     let message = match first.take() {
         Some((Kind::Renew, message)) => {
             return enroll::renew(server, &mut stream, peer, &message).await;
@@ -107,15 +112,25 @@ async fn begin(
             peer.group, hello.identity.name
         )));
     }
-    if !place.enter() {
-        return Err(Error::Away("the site has as many links as it can: try again later".into()));
-    }
+    place.enter(&peer.group).map_err(|crowded| {
+        Error::Away(match crowded {
+            Crowded::Site => "the site has as many links as it can: try again later".into(),
+            Crowded::Group => format!(
+                "group {} has {LINKS_PER_GROUP_MAX} links, which are ending: try again",
+                peer.group
+            ),
+        })
+    })?;
     let (site, serial) = (Arc::clone(&server.site), peer.serial.clone());
     let came = tokio::task::spawn_blocking(move || site.came_with(&serial)).await;
     if let Ok(Err(error)) = came {
         tracing::warn!(group = peer.group, %error, "revoke a certificate that was renewed");
     }
-    let held = server.slots.take(&peer.group, hello.epoch, stop).await?;
+    let held = tokio::select! {
+        taken = server.slots.take(&peer.group, hello.epoch, stop) => taken?,
+        // One that waits to take over gives way to the next, too.
+        why = stop.told() => return Err(Error::Away(why)),
+    };
     Ok((hello, version, held))
 }
 

@@ -158,7 +158,7 @@ fn slow_ones_are_shut_out_and_keep_nobody_out() {
         read.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
     });
     let open = open.count();
-    assert!((16..=32).contains(&open), "{open} may shake hands");
+    assert!((8..=16).contains(&open), "{open} may shake hands");
     // Others (of other addresses, or who are let in already) come in.
     std::thread::sleep(Duration::from_secs(11).saturating_sub(begin.elapsed()));
     let mut sink = bed.sink("a");
