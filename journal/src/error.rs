@@ -138,6 +138,9 @@ pub enum Error {
         /// The limit.
         limit_bytes: u64,
     },
+    /// A site holds records that are not in this journal's line: a person has to decide which one goes on.
+    #[error("{0}")]
+    OtherBranch(String),
     /// A configuration, session or copy that doesn't fit what the journal holds.
     #[error("{0}")]
     Invalid(String),
@@ -187,6 +190,7 @@ impl Error {
             | Self::Unusable { .. }
             | Self::KeyMissing { .. }
             | Self::KeyUnfit { .. }
+            | Self::OtherBranch(_)
             | Self::Invalid(_) => ErrorKind::FixInput,
             Self::Locked { .. } | Self::Busy { .. } => ErrorKind::Retry,
             Self::Damaged { .. } | Self::Missing { .. } => ErrorKind::NotRestorable,

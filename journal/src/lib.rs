@@ -10,6 +10,7 @@
 //! [`window`] how far back that reaches, [`layout`] where journals lie below a state directory. The
 //! bytes are in `docs/format.md`.
 
+pub mod arrivals;
 pub mod catalogue;
 pub mod clock;
 pub mod error;

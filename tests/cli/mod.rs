@@ -12,6 +12,7 @@ mod pool;
 mod s3;
 pub mod shop;
 mod site;
+mod site_clock;
 mod site_pool;
 mod storage;
 mod thinned;

@@ -5,7 +5,7 @@ use super::source::{Source, images, send, send_until_there};
 use afterimage_journal::feed::Feed;
 use afterimage_journal::wire::{Ack, Extent, Hello, Inventory, Op, Sink, SinkError};
 use afterimage_journal::{Seq, layout};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a sink is asked for an answer.
 const SOON: Duration = Duration::from_secs(30);
@@ -255,6 +255,73 @@ pub fn refuses_a_fork_of_the_journal(place: &mut dyn Place) {
     positions.push(second.write(100));
     send_until_there(&mut feed, &mut *place.sink(&second), &mut acked);
     same(place, &second, &positions);
+}
+
+/// The state was put back from a copy and run on, and the source merged the units that differ: it stays
+/// refused, whoever is restarted.
+pub fn refuses_a_fork_that_was_merged_since(place: &mut dyn Place) {
+    let mut source = Source::new();
+    source.write(300);
+    let (mut first, mut second) = (source.cloned(), source.cloned());
+    assert_eq!(first.journal.epoch(), second.journal.epoch());
+    let mut positions = vec![first.write(300), first.write(50)];
+    let (mut feed, mut acked) = (Feed::new(&first.journal), Ack::default());
+    send_until_there(&mut feed, &mut *place.sink(&first), &mut acked);
+    let branch = |second: &Source, when: &str| {
+        let mut sink = place.sink(second);
+        let refused = send(&mut Feed::new(&second.journal), &mut *sink, &mut Ack::default());
+        let is_named =
+            matches!(&refused, Err(SinkError::Refused(why)) if why.contains("another branch"));
+        assert!(is_named, "{when}: {refused:?}");
+    };
+    second.write(200);
+    branch(&second, "at once");
+    for _ in 0..3 {
+        second.write(300);
+        std::thread::sleep(Duration::from_millis(400));
+    }
+    second.keep(Duration::from_millis(100));
+    assert!(second.write(10) > *positions.last().unwrap());
+    branch(&second, "once it was merged");
+    let second = second.cloned();
+    branch(&second, "after its next start");
+    same(place, &first, &positions);
+    positions.push(first.write(100));
+    send_until_there(&mut feed, &mut *place.sink(&first), &mut acked);
+    same(place, &first, &positions);
+    branch(&second, "later");
+}
+
+/// It loses what it holds under the sender's hands, all or some of it: that is said within seconds, though
+/// little is sent, and all is there again afterwards.
+pub fn says_that_it_lost_what_it_had_and_gets_it_again(place: &mut dyn Place) {
+    let mut source = Source::new();
+    let mut positions = vec![source.write(700)];
+    let mut sink = place.sink(&source);
+    let mut feed = Feed::new(&source.journal);
+    send_until_there(&mut feed, &mut *sink, &mut Ack::default());
+    for all in [false, true] {
+        place.lose(all);
+        let (begin, mut token) = (Instant::now(), 1 << 40);
+        let said = loop {
+            token += 1;
+            let sync = Op::Sync { token, watermark: positions[0], wall_ns: 1 };
+            if let Err(e) = sink.apply(sync).and_then(|()| sink.ack(Duration::from_millis(100))) {
+                break e;
+            }
+            assert!(begin.elapsed() < SOON, "it goes on as if it had everything");
+        };
+        let is_said = matches!(&said, SinkError::Away(_) | SinkError::Broken(_));
+        assert!(is_said && said.to_string().contains("again"), "{said:?}");
+        positions.push(source.write(50));
+        drop(sink);
+        sink = place.sink(&source);
+        let begin = Instant::now();
+        while let Err(e) = send(&mut feed, &mut *sink, &mut Ack::default()) {
+            assert!(begin.elapsed() < SOON && !matches!(e, SinkError::Refused(_)), "{e:?}");
+        }
+        same(place, &source, &positions);
+    }
 }
 
 /// What arrives is not what was sent: none of it is taken, and nothing is lost.

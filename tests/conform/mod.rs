@@ -34,6 +34,8 @@ conform!(
     refuses_an_epoch_that_is_over_and_its_deletes,
     refuses_another_journal,
     refuses_a_fork_of_the_journal,
+    refuses_a_fork_that_was_merged_since,
+    says_that_it_lost_what_it_had_and_gets_it_again,
     keeps_what_it_has_when_something_damaged_comes,
     forgets_nothing_of_the_window_when_the_source_merges,
 );

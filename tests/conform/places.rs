@@ -10,7 +10,7 @@ use afterimage_journal::wire::Sink;
 use afterimage_s3::S3Sink;
 use afterimage_s3::sink::SinkOptions;
 use afterimage_s3::store::{Patience, Patient};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -23,6 +23,8 @@ pub trait Place {
     fn sink(&self, source: &Source) -> Box<dyn Sink>;
     /// Commands over what is there.
     fn cli(&self) -> Cli;
+    /// Has it lose what it holds: all of it, or a part.
+    fn lose(&self, all: bool);
     /// Whether two senders can be there at a time.
     fn takes_two(&self) -> bool {
         true
@@ -53,6 +55,10 @@ impl Place for Directory {
         Cli::new(PROGRAM, self.0.path().join("s"))
     }
 
+    fn lose(&self, all: bool) {
+        lose_files(&self.0.path().join("s"), all);
+    }
+
     // The directory's lock is held.
     fn takes_two(&self) -> bool {
         false
@@ -81,6 +87,39 @@ impl Place for Server {
     fn cli(&self) -> Cli {
         Cli::new(PROGRAM, self.site.state())
     }
+
+    fn lose(&self, all: bool) {
+        lose_files(self.site.state(), all);
+    }
+}
+
+/// Removes a journal's directory, or every other unit.
+fn lose_files(state: &Path, all: bool) {
+    let dir = layout::journal_dir(state, "shop").unwrap();
+    if all {
+        return std::fs::remove_dir_all(dir).unwrap();
+    }
+    let names = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path());
+    let is_unit = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("unit-");
+    let mut units: Vec<PathBuf> = names.filter(is_unit).collect();
+    units.sort();
+    units.iter().step_by(2).for_each(|path| std::fs::remove_file(path).unwrap());
+}
+
+/// Deletes a bucket's objects, or every other one with data.
+fn lose_objects(server: &s3::Server, all: bool) {
+    let store = server.patient();
+    let (mut keys, mut after) = (Vec::new(), String::new());
+    loop {
+        let page = store.list("", &after, false).unwrap();
+        keys.extend(page.keys.iter().cloned());
+        match page.keys.last() {
+            Some(last) if page.more => after.clone_from(last),
+            _ => break,
+        }
+    }
+    let data = keys.iter().filter(|key| all || key.contains("/object/"));
+    data.step_by(if all { 1 } else { 2 }).for_each(|key| store.delete(key).unwrap());
 }
 
 /// A bucket on a real server.
@@ -102,6 +141,8 @@ fn s3_sink(place: &str) -> Box<dyn Sink> {
     let options = SinkOptions {
         age: ms(0),
         background_age: ms(0),
+        look_every: ms(500),
+        audit_every: ms(1000),
         patience: Patience { first: ms(10), longest: ms(100), whole: ms(20_000) },
         ..SinkOptions::of(&url)
     };
@@ -112,6 +153,10 @@ fn s3_sink(place: &str) -> Box<dyn Sink> {
 impl Place for Bucket {
     fn sink(&self, _source: &Source) -> Box<dyn Sink> {
         s3_sink(&self.0.place())
+    }
+
+    fn lose(&self, all: bool) {
+        lose_objects(&self.0, all);
     }
 
     fn cli(&self) -> Cli {
@@ -149,6 +194,10 @@ impl Drop for FaultyBucket {
 impl Place for FaultyBucket {
     fn sink(&self, _source: &Source) -> Box<dyn Sink> {
         s3_sink(&self.place())
+    }
+
+    fn lose(&self, all: bool) {
+        lose_objects(&self.bucket.0, all);
     }
 
     fn cli(&self) -> Cli {

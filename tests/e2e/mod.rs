@@ -16,6 +16,7 @@ mod quiesce;
 mod resync;
 mod rounds;
 mod sites;
+mod sites_forks;
 mod sites_links;
 mod styles;
 mod thinned;

@@ -28,10 +28,28 @@ impl Site {
     /// Starts `afterimage site serve` at a port of its own, or at `addr`, and waits until it is ready.
     #[track_caller]
     pub fn start(program: &str, state: impl Into<PathBuf>, addr: Option<&str>) -> Self {
+        Self::run(Command::new(program), Cli::new(program, state), addr)
+    }
+
+    /// The same on a host of another boot that has been up for so many seconds. It can only be killed.
+    #[track_caller]
+    pub fn start_elsewhere(program: &str, state: impl Into<PathBuf>, up_s: u64) -> Self {
         let cli = Cli::new(program, state);
+        let boot = cli.state().with_extension("boot");
+        std::fs::write(&boot, "c0ffee00-0000-4000-8000-000000000001\n").unwrap();
+        let mut command = Command::new("unshare");
+        let up = up_s.to_string();
+        command.args(["--time", "--monotonic", &up, "--boottime", &up, "--mount", "--fork"]);
+        command.args(["--kill-child=KILL", "sh", "-c"]);
+        command.arg(r#"mount --bind "$1" /proc/sys/kernel/random/boot_id && shift && exec "$@""#);
+        command.arg("sh").arg(&boot).arg(program);
+        Self::run(command, cli, None)
+    }
+
+    fn run(mut command: Command, cli: Cli, addr: Option<&str>) -> Self {
         let log = cli.state().with_extension("site.log");
         let file = File::create(&log).unwrap();
-        let mut child = Command::new(program)
+        let mut child = command
             .args(["site", "serve", "--listen", addr.unwrap_or("127.0.0.1:0"), "--state"])
             .arg(cli.state())
             .stdin(Stdio::null())

@@ -347,6 +347,8 @@ impl Link {
     fn fail(&mut self, failure: Failure, now: Instant, wall_ns: u64) -> Step {
         let (trouble, text) = match failure {
             Failure::Sink(e) => (Trouble::of(&e), e.to_string()),
+            // It stays so until a person decides.
+            Failure::Source(Error::OtherBranch(why)) => (Trouble::Refused, why),
             Failure::Source(e) => (Trouble::Source, format!("the journal can't be sent: {e}")),
         };
         self.is_open = false;

@@ -99,7 +99,7 @@ impl Sink for Site {
         place.acks.clear();
         // The edge tells how much of the background is there.
         let (watermark, edge) = (place.durable, place.pieces_durable);
-        Ok(Inventory { files: Vec::new(), watermark, edge })
+        Ok(Inventory { watermark, edge, ..Inventory::default() })
     }
 
     fn apply(&mut self, op: Op) -> std::result::Result<(), SinkError> {

@@ -4,7 +4,7 @@ use super::Target;
 use afterimage_journal::format::unit_header::UnitHeader;
 use afterimage_journal::layout::Identity;
 use afterimage_journal::pool::FileName;
-use afterimage_journal::wire::{Ack, Extent, Held, Hello, Inventory, OP_BYTES_MAX, Op};
+use afterimage_journal::wire::{Ack, Extent, Held, HeldEpoch, Hello, Inventory, OP_BYTES_MAX, Op};
 use afterimage_link::Invitation;
 use afterimage_link::frame::convert::{self, frame_of, read_op};
 use afterimage_link::frame::io::Reader;
@@ -102,13 +102,14 @@ fn zstd_of(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn of_site() -> Vec<Vec<u8>> {
-    let held = |name, extent| Held { name, salt: [3; 16], extent };
+    let held = |name, extent| Held { name, salt: [3; 16], extent, epoch: 2, lowest: 9 };
     let inventory = Inventory {
         files: vec![
             held(FileName::Merged(1, 4), Extent::Whole),
             held(FileName::Unit(5), Extent::Open(8192)),
             held(FileName::Unit(6), Extent::Part(4096)),
         ],
+        epochs: vec![HeldEpoch { epoch: 1, id: None }, HeldEpoch { epoch: 2, id: Some([7; 16]) }],
         watermark: 77,
         edge: 5,
     };

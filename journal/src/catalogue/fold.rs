@@ -11,6 +11,7 @@ use crate::history::{Entry, Unit, is_void, open_file};
 use crate::pool::FileName;
 use crate::storage::Storage;
 use crate::unit::{ScanEnd, UnitContents, read_merged, read_payload};
+use uuid::Uuid;
 
 /// Most records that wait for numbers of the next unit.
 const BORDER_RECORDS_MAX: usize = 1 << 16;
@@ -21,6 +22,8 @@ pub(crate) fn epoch_start(header: &UnitHeader) -> Option<EpochStart> {
         epoch: header.epoch,
         first_seq: header.after_seq + 1,
         prev_last_seq: header.prev_last_seq,
+        id: Some(Uuid::from_bytes(header.salt)),
+        unit: Some(header.number),
     })
 }
 

@@ -301,12 +301,29 @@ impl Catalogue {
     /// Moves edge and floor forward.
     pub(crate) fn raise(&mut self, edge: Seq, floor: Seq) {
         let floor = self.floor().max(floor);
-        self.edge = self.edge.max(edge).max(floor);
+        let before = self.edge;
+        self.edge = before.max(edge).max(floor);
+        self.keep_checkpoints_from(before);
         self.floor = (floor < self.edge).then_some(floor);
         if let Some(kept) = &mut self.kept {
             kept.retain(|seq| *seq >= floor);
         }
         self.kept_memory.retain(|seq| *seq >= floor);
+    }
+
+    /// The edge moved beyond what was chosen here, with a merged unit that a site was sent: the checkpoints
+    /// that the window had stay. (Where that unit lost something, its own word counts as well.)
+    fn keep_checkpoints_from(&mut self, before: Seq) {
+        let Some(kept) = self.kept.as_mut().filter(|_| self.edge > before) else { return };
+        let window = self.facts.checkpoints.iter().filter(|c| (before..self.edge).contains(&c.seq));
+        for point in window {
+            kept.push(point.seq);
+            self.kept_memory.extend(point.is_warm().then_some(point.committed));
+        }
+        for all in [kept, &mut self.kept_memory] {
+            all.sort_unstable();
+            all.dedup();
+        }
     }
 
     /// Moves the base's end forward; it is the last number of a unit.

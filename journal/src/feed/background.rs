@@ -50,8 +50,9 @@ impl Feed {
         let name = FileName::Unit(self.at.0);
         self.sink.files.retain(|h| h.name != name);
         if let Some(unit) = self.unit.as_ref().filter(|_| self.begun) {
-            let (salt, extent) = (unit.header.salt, Extent::Open(self.at.1));
-            self.sink.files.push(Held { name, salt, extent });
+            let (salt, epoch) = (unit.header.salt, unit.header.epoch);
+            let extent = Extent::Open(self.at.1);
+            self.sink.files.push(Held { name, salt, extent, epoch, lowest: 0 });
         }
     }
 

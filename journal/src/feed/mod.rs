@@ -12,6 +12,7 @@
 //! * after any error the sink is opened anew, and the feed started anew with what it says.
 
 mod background;
+mod line;
 mod plan;
 mod source;
 mod tail;
@@ -24,6 +25,7 @@ use crate::log::{Final, Journal};
 use crate::pool::FileName;
 use crate::wire::{Ack, Extent, Hello, Inventory, Op};
 use crate::{Seq, planted};
+use line::Files;
 use plan::{Want, plan};
 use source::{Source, gone};
 use std::collections::{BTreeMap, VecDeque};
@@ -153,7 +155,10 @@ impl Feed {
     /// Compares the lists anew.
     fn plan(&mut self) -> Result<plan::Plan> {
         let files = self.source.files(&self.seen)?;
-        let mut plan = plan(&files, &self.seen, &self.sink, self.mirror)?;
+        let last_seq = |name| self.source.last_seq_of(name);
+        let own = Files { listed: &files, last_seq: &last_seq };
+        let line = self.source.line(&files);
+        let mut plan = plan((&own, &line), &self.seen, &self.sink, self.mirror)?;
         let wants = plan.wants.drain(..);
         self.wants = wants.map(|want| (want, self.source.file_bytes(want.source()))).collect();
         self.wants_bytes = self.wants.iter().map(|(_, bytes)| bytes).sum();
@@ -344,12 +349,19 @@ impl Feed {
 
     /// The sink has a file whole, or will when it took what was sent.
     fn sink_has(&mut self, name: FileName, salt: [u8; 16]) {
+        let epoch = self.source.epoch_of(name);
         let (first, last) = name.numbers();
         self.sink.files.retain(|h| {
             let (a, b) = h.name.numbers();
             !(first <= a && b <= last) || (self.mirror && h.name != name)
         });
-        self.sink.files.push(crate::wire::Held { name, salt, extent: Extent::Whole });
+        self.sink.files.push(crate::wire::Held {
+            name,
+            salt,
+            extent: Extent::Whole,
+            epoch,
+            lowest: 0,
+        });
     }
 
     /// Waits until there may be something fresh, for at most so long; whether there may.

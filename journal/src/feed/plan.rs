@@ -10,6 +10,7 @@
 //! error; nothing is sent as a whole that the sink has, nor that it needs only the news of; the log's end
 //! goes in the log's order, from where the sink has it, or from the tail if it has nothing.
 
+use super::line::{Files, Line, other_branch};
 use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::unit_header::BLOCK_BYTES;
@@ -58,12 +59,7 @@ pub(super) struct Plan {
 }
 
 fn ahead(held: &Held) -> Error {
-    Error::Invalid(format!(
-        "the sink holds {} with records that this journal doesn't have: it belongs to another branch of \
-         the journal, or the journal was put back from an old copy. Nothing is sent, nothing is \
-         lost there; give the group a new place at that site, or bring back the journal",
-        held.name
-    ))
+    other_branch(&format!("{} with records that are not in this one", held.name))
 }
 
 fn is_empty(held: &Held) -> bool {
@@ -72,21 +68,20 @@ fn is_empty(held: &Held) -> bool {
 
 /// Compares.
 pub(super) fn plan(
-    files: &[SourceFile],
+    (own, line): (&Files<'_>, &Line),
     last: &Final,
     sink: &Inventory,
     mirror: bool,
 ) -> Result<Plan> {
+    line.check(own, sink)?;
+    let files = own.listed;
     let own = |name| files.iter().find(|f| f.name == name);
     for held in sink.files.iter().filter(|h| !matches!(h.extent, Extent::Part(_))) {
         check(held, own(held.name), last)?;
     }
     if sink.watermark > last.watermark {
-        return Err(Error::Invalid(format!(
-            "the sink has numbers up to {}, this journal up to {}: it holds another branch of the \
-             journal, or the journal was put back from an old copy; nothing is sent",
-            sink.watermark, last.watermark
-        )));
+        let (theirs, ours) = (sink.watermark, last.watermark);
+        return Err(other_branch(&format!("records up to {theirs}, this one has {ours}")));
     }
     let known = Known::new(files, sink, mirror);
     let (tail, begun) = known.tail(last);
@@ -226,9 +221,9 @@ impl<'a> Known<'a> {
             FileName::Merged(..) if prefix > 0 && last > prefix => {
                 let first = first.max(prefix + 1);
                 // The unit that the sink has a part of ends with this file: it is replaced.
-                let above = match self.is_open(first) {
-                    true => 0,
-                    false => self.sink.watermark,
+                let above = match self.open(first) {
+                    Some(held) => held.lowest.saturating_sub(1),
+                    None => self.sink.watermark,
                 };
                 let name = FileName::Merged(first, last);
                 Some(Want::Delta { of: file.name, name, above })
@@ -237,12 +232,10 @@ impl<'a> Known<'a> {
         }
     }
 
-    fn is_open(&self, number: u64) -> bool {
+    fn open(&self, number: u64) -> Option<&Held> {
         let name = FileName::Unit(number);
-        self.sink
-            .files
-            .iter()
-            .any(|h| h.name == name && matches!(h.extent, Extent::Open(_)) && !is_empty(h))
+        let mut files = self.sink.files.iter();
+        files.find(|h| h.name == name && matches!(h.extent, Extent::Open(_)) && !is_empty(h))
     }
 
     fn given_up(&self) -> Vec<FileName> {

@@ -3,6 +3,7 @@
 //! What always holds: it keeps the journal neither open nor from giving files up for long: its pin is held
 //! for one file at most, and not always.
 
+use super::line::{Line, Openings};
 use super::plan::SourceFile;
 use super::whole::Whole;
 use crate::Seq;
@@ -11,6 +12,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::format::align_up;
 use crate::format::cipher::Key;
+use crate::format::index::{FOOTER_BYTES, Footer};
 use crate::format::record::{HEADER_BYTES, Record};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use crate::history::History;
@@ -20,8 +22,8 @@ use crate::log::{Final, Finals, Journal};
 use crate::merge::{Job, Unpaced, extract};
 use crate::pool::{FileName, Found, Places};
 use crate::replica::told_epoch;
-use crate::storage::{Lock, LockKind, Storage};
-use crate::unit::{ScanEnd, read_header, read_unit};
+use crate::storage::{Lock, LockKind, Storage, StoredFile};
+use crate::unit::{ScanEnd, read_header, read_merged, read_unit};
 use crate::window::Stamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -44,6 +46,8 @@ pub(super) struct Source {
     pub finals: Arc<Finals>,
     /// Headers of files that never change any more.
     headers: BTreeMap<FileName, UnitHeader>,
+    /// The openings that files tell of; `None`: one can't be read.
+    openings: BTreeMap<FileName, Option<Openings>>,
     pin: Option<Lock>,
     /// When the pin was taken or let go of last.
     pin_at: Option<Instant>,
@@ -61,6 +65,7 @@ impl Source {
             epoch: journal.epoch(),
             finals: journal.finals(),
             headers: BTreeMap::new(),
+            openings: BTreeMap::new(),
             pin: None,
             pin_at: None,
         }
@@ -79,6 +84,7 @@ impl Source {
             clock: Arc::new(SystemClock),
             epoch,
             headers: BTreeMap::new(),
+            openings: BTreeMap::new(),
             pin: None,
             pin_at: None,
         })
@@ -109,7 +115,11 @@ impl Source {
             if !self.headers.contains_key(&found.name) {
                 // What can't be read is the journal's damage, not the sink's.
                 match read_header(&*self.storage, found, self.group()) {
-                    Ok((_, header)) => drop(self.headers.insert(found.name, header)),
+                    Ok((file, header)) => {
+                        let openings = openings(&*file, found, &header)?;
+                        self.openings.insert(found.name, openings);
+                        self.headers.insert(found.name, header);
+                    }
                     Err(Error::Unusable { .. }) => continue,
                     Err(e) => return Err(e),
                 }
@@ -119,7 +129,31 @@ impl Source {
         }
         let there: BTreeSet<FileName> = files.iter().map(|f| f.name).collect();
         self.headers.retain(|name, _| there.contains(name));
+        self.openings.retain(|name, _| there.contains(name));
         Ok(files)
+    }
+
+    /// The journal's openings, as files that were listed tell of them.
+    pub fn line(&self, files: &[SourceFile]) -> Line {
+        let openings = |f: &SourceFile| self.openings.get(&f.name).and_then(Option::as_ref);
+        Line::of(files.iter().map(|f| (f.name, openings(f))))
+    }
+
+    /// The highest number in a sealed file; 0: it is not sealed, or can't be read.
+    pub fn last_seq_of(&self, name: FileName) -> Seq {
+        let read = || -> Option<Seq> {
+            let found = self.find(name).ok()??;
+            let (file, header) = read_header(&*self.storage, &found, self.group()).ok()?;
+            let mut bytes = [0; FOOTER_BYTES as usize];
+            file.read_exact_at(&mut bytes, header.unit_bytes.checked_sub(FOOTER_BYTES)?).ok()?;
+            Footer::decode(&header.salt, header.unit_bytes, &bytes).map(|footer| footer.last_seq)
+        };
+        read().unwrap_or(0)
+    }
+
+    /// Epoch of a file that was listed; 0: it was not.
+    pub fn epoch_of(&self, name: FileName) -> u64 {
+        self.headers.get(&name).map_or(0, |h| h.epoch)
     }
 
     /// Size of a file that was listed; 0: it was not.
@@ -189,6 +223,19 @@ impl Source {
             let _ = self.storage.remove(&found.path);
         }
         opened
+    }
+}
+
+/// What a file says of the journal's openings; `None`: it is damaged there.
+fn openings(file: &dyn StoredFile, found: &Found, header: &UnitHeader) -> Result<Option<Openings>> {
+    if let FileName::Unit(_) = found.name {
+        return Ok(Some(Openings::of(header, None)));
+    }
+    match read_merged(file, &found.path, header) {
+        Ok(merged) => Ok(Some(Openings::of(header, Some(merged)))),
+        // The journal's damage, not the sink's.
+        Err(Error::Unusable { .. } | Error::Damaged { .. }) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 

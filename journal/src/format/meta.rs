@@ -5,7 +5,7 @@
 
 mod merged;
 
-pub use merged::{EpochStart, Made, MemoryKept, Merged};
+pub use merged::{EPOCHS_LISTED_MAX, EpochStart, Made, MemoryKept, Merged};
 
 use crate::{Seq, VolumeId};
 use serde::{Deserialize, Serialize};

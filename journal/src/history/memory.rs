@@ -33,7 +33,7 @@ impl Damage {
 
 /// Takes the memory from checkpoints for which it is not whole.
 pub(super) fn judge(history: &mut History) {
-    let merged = history.units.iter().filter_map(|u| u.merged.as_ref());
+    let merged = history.units.iter().filter_map(|u| u.merged.as_ref()).filter(|m| m.last_seq > 0);
     let merged = merged.map(|m| (m.first_seq, m.memory_kept()));
     let exact = thinned::exact(0, Seq::MAX, merged);
     let mut checkpoints = std::mem::take(&mut history.checkpoints);

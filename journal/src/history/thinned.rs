@@ -18,7 +18,7 @@ pub(super) fn ranges(history: &History) -> Vec<LevelRange> {
     if floor >= edge {
         return Vec::new();
     }
-    let merged = history.units.iter().filter_map(|u| u.merged.as_ref());
+    let merged = history.units.iter().filter_map(|u| u.merged.as_ref()).filter(|m| m.last_seq > 0);
     let exact = exact(floor, edge, merged.map(|m| (m.first_seq, m.disks_kept())));
     let Some(kept) = &history.kept else { return exact };
     let is_exact = |seq: &&Seq| {

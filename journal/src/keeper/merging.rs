@@ -29,7 +29,7 @@ impl Keeper {
             return Ok(false);
         }
         let rows = self.rows()?;
-        let now = Stamp::now(self.setup.clock.as_ref());
+        let now = self.now();
         let floor = self.floor();
         let base = self.runs.base().filter(|b| Some(b.span().last_seq) == floor.map(|f| f.seq));
         let base = base.cloned();
@@ -60,7 +60,7 @@ impl Keeper {
             unit_bytes_max: self.identity.unit_bytes,
             salt: self.setup.clock.salt(),
             cipher: &self.cipher,
-            now,
+            now: Stamp::now(self.setup.clock.as_ref()),
             mount_id: self.setup.storage.mount_id(&into),
             pace: self.setup.pace.as_ref(),
         };

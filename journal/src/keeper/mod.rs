@@ -30,6 +30,7 @@ pub use rebuild::{Rebuilt, rebuild};
 pub use thread::{KeeperThread, Shared};
 
 use crate::Seq;
+use crate::arrivals::Arrivals;
 use crate::catalogue::{self, Catalogue, Extended, epoch_start, units_of};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -46,7 +47,7 @@ use crate::scrub::{Finding, Scrub};
 use crate::storage::{Access, Storage};
 use crate::window::age::held_ns;
 use crate::window::limits::{DEAD_PERMILLE, MOVING_UNITS};
-use crate::window::{Actions, Capture, Edge, Limits, Stamp, Usage, decide};
+use crate::window::{Actions, Capture, Edge, Limits, Usage, decide};
 use runs::Runs;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -90,6 +91,8 @@ pub struct Keeper {
     refused_at: u64,
     /// Headers of units behind the catalogue, by number.
     behind: BTreeMap<u64, UnitHeader>,
+    /// When what arrived; `None`: the journal is no site's.
+    arrivals: Option<Arrivals>,
     runs: Runs,
     /// Groups that are left alone, by first and last number, and why.
     left_alone: BTreeMap<(u64, u64), String>,
@@ -137,6 +140,7 @@ impl Keeper {
             unsealed: Vec::new(),
             refused_at: 0,
             behind: BTreeMap::new(),
+            arrivals: None,
             runs,
             left_alone: BTreeMap::new(),
             stopped: false,
@@ -313,7 +317,7 @@ impl Keeper {
         self.places = Places::of(&self.setup.storage, &self.setup.dir)?;
         check_members(&self.places, &self.setup.dir)?;
         let rows = self.rows()?;
-        let now = Stamp::now(self.setup.clock.as_ref());
+        let now = self.now();
         let worth = self.groups(&rows, &now).into_iter();
         let worth = worth.filter(|g| !self.left_alone.contains_key(&(g.first, g.last)));
         let units: u64 = rows.iter().map(|r| r.file_bytes).sum();

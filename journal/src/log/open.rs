@@ -9,6 +9,7 @@ use super::tail::Tail;
 use super::unit::OpenUnit;
 use super::{Handle, Inner, Journal, Options};
 use crate::Seq;
+use crate::arrivals::Arrivals;
 use crate::error::{Error, Result};
 use crate::format::cipher::Cipher;
 use crate::format::unit_header::{BLOCK_BYTES, FLAG_EPOCH_START, UnitHeader};
@@ -104,6 +105,7 @@ impl Journal {
         let ring = Ring::open(&*options.storage, dir, (group, header.epoch), ring_bytes)?;
         tails::passed(&options.storage, &unknown)?;
         remove_distrust(&*options.storage, dir)?;
+        Arrivals::end(&*options.storage, dir)?;
         seal_open_units(&history, &options);
         let (units, bytes) = size(dir, &options)?;
         let tail = Tail::new(Arc::new(first), header.after_seq + 1);

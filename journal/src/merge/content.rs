@@ -8,7 +8,7 @@ use crate::Seq;
 use crate::catalogue::epoch_start;
 use crate::error::{Error, Result};
 use crate::format::cipher::TAG_BYTES;
-use crate::format::meta::{META_BYTES_MAX, Made, MemoryKept, Merged, Meta};
+use crate::format::meta::{EPOCHS_LISTED_MAX, META_BYTES_MAX, Made, MemoryKept, Merged, Meta};
 use crate::format::record::{Kind, Record};
 use crate::format::unit_header::{FLAG_MERGED, UnitHeader};
 use crate::history::void_above;
@@ -104,6 +104,7 @@ pub(super) fn gather(job: &Job, sight: &mut dyn Sight, found: &[Found]) -> Resul
             last: 0,
             edge: job.edge,
             epochs: Vec::new(),
+            epochs_from: 0,
             kept: Vec::new(),
             floor: (job.floor < job.edge).then_some(job.floor),
             memory: None,
@@ -131,6 +132,10 @@ pub(super) fn gather(job: &Job, sight: &mut dyn Sight, found: &[Found]) -> Resul
         let behind = memory.split_last();
         merged.memory = behind.map(|(edge, kept)| MemoryKept { edge: *edge, kept: kept.to_vec() });
     }
+    if let Some(at) = sight.judges_all_at().filter(|at| *at >= merged.last_seq) {
+        (merged.edge, merged.kept, merged.memory) = (at, Vec::new(), None);
+    }
+    merged.shorten_epochs(EPOCHS_LISTED_MAX);
     content.kept.sort_by_key(Kept::key);
     drop_repeated_meta(job, &mut content)?;
     Ok(content)
@@ -197,6 +202,7 @@ fn note_replaced(found: &Found, unit: &UnitContents, content: &mut Content) -> R
             last,
             edge: 0,
             epochs: epoch_start(header).into_iter().collect(),
+            epochs_from: 0,
             kept: Vec::new(),
             floor: None,
             memory: None,
@@ -218,6 +224,7 @@ fn note_replaced(found: &Found, unit: &UnitContents, content: &mut Content) -> R
     }
     let all = &mut content.merged;
     all.epochs.extend(of.epochs.iter().copied());
+    all.epochs_from = all.epochs_from.max(of.epochs_from);
     if of.last_seq > 0 {
         let lowest = if all.last_seq == 0 { of.first_seq } else { all.first_seq };
         let earliest = if all.last_seq == 0 { of.first_wall_ns } else { all.first_wall_ns };

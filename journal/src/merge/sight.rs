@@ -20,6 +20,11 @@ pub trait Sight {
     /// The position at which the record with a number is judged.
     fn judged_at(&self, part: Part, seq: Seq) -> Seq;
 
+    /// Where everything is judged, if that is one position for all.
+    fn judges_all_at(&self) -> Option<Seq> {
+        None
+    }
+
     /// What is visible at such a position, of all that can hide records of this part in the unit with
     /// this number and those behind it.
     ///
@@ -46,6 +51,10 @@ impl AtFloor {
 impl Sight for AtFloor {
     fn judged_at(&self, _part: Part, _seq: Seq) -> Seq {
         self.floor
+    }
+
+    fn judges_all_at(&self) -> Option<Seq> {
+        Some(self.floor)
     }
 
     fn stack(&mut self, _part: Part, _at: Seq, _unit: u64) -> Result<Arc<Stack>> {

@@ -6,6 +6,7 @@
 //! checked, whoever wrote it.
 
 use super::Taken;
+use crate::Seq;
 use crate::error::{Error, Result};
 use crate::format::record::{self, Decoded, HEADER_BYTES, Kind, Record};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
@@ -198,6 +199,16 @@ impl Incoming {
         self.file = opened.map_err(|e| Error::io("open unit", &path, e))?;
         self.found.path = path;
         Ok(())
+    }
+
+    /// What tells its file from another one.
+    pub fn identity(&self) -> u64 {
+        self.file.identity()
+    }
+
+    /// The lowest number in it; 0: it has none.
+    pub fn lowest(&self) -> Seq {
+        self.records.iter().map(|(_, record)| record.seq).min().unwrap_or(0)
     }
 
     /// Makes what came durable.

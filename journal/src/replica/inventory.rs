@@ -3,7 +3,9 @@
 //! What always holds: what is listed was made durable before; a member of the pool that is away makes the
 //! list unknown, not shorter.
 
+use super::claims::Sure;
 use super::draft::{self, Draft};
+use super::epochs::EpochsHeld;
 use super::incoming::Incoming;
 use super::{DOUBT_FILE, Replica};
 use crate::Seq;
@@ -43,6 +45,11 @@ impl Held {
             self.ranges.remove(&first);
         }
         self.ranges.insert(first, last);
+    }
+
+    /// First and last numbers of what is here whole.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.ranges.iter().map(|(first, last)| (*first, *last))
     }
 
     /// Whether a unit is, or something that stands for it.
@@ -94,13 +101,15 @@ impl Replica {
         let is_encrypted = identity.encryption.is_some();
         let group = identity.group.into_bytes();
         self.held = Held::default();
+        self.highest = 0;
         self.incoming.clear();
         let mut sealed = Vec::new();
         for found in units_of(&places)? {
             let Some((file, header)) = readable(&*storage, &found, group)? else { continue };
             let (first, last) = found.name.numbers();
             self.held.epoch = self.held.epoch.max(header.epoch);
-            if is_sealed(&*file, &found, &header)? {
+            if let Some(footer) = sealed_with(&*file, &found, &header)? {
+                self.highest = self.highest.max(footer.last_seq);
                 self.held.add(first, last);
                 sealed.push((found, file));
             } else if let FileName::Unit(number) = found.name {
@@ -170,21 +179,35 @@ impl Replica {
     }
 
     /// What is here, as the sender is told.
-    pub(super) fn inventory(&self) -> Result<Inventory> {
-        let Some(identity) = &self.identity else { return Ok(Inventory::default()) };
+    pub(super) fn inventory(&mut self) -> Result<Inventory> {
+        self.sure = Sure::default();
+        let Some(identity) = self.identity.clone() else { return Ok(Inventory::default()) };
         let places = Places::of(&self.storage, &self.dir)?;
         let found = units_of(&places)?;
         let group = identity.group.into_bytes();
-        let mut files = Vec::new();
+        let (mut files, mut epochs) = (Vec::new(), EpochsHeld::default());
         for found in &found {
-            let Some((_, header)) = readable(&*self.storage, found, group)? else { continue };
+            let Some((file, header)) = readable(&*self.storage, found, group)? else { continue };
             let (first, _) = found.name.numbers();
             let extent = match self.incoming.get(&first) {
                 Some(unit) if unit.found.name == found.name => Extent::Open(unit.end),
                 _ if self.held.covers_all(found.name.numbers()) => Extent::Whole,
                 _ => continue,
             };
-            files.push(HeldFile { name: found.name, salt: header.salt, extent });
+            let (name, salt, epoch) = (found.name, header.salt, header.epoch);
+            let lowest = match extent {
+                Extent::Open(_) => self.incoming.get(&first).map_or(0, Incoming::lowest),
+                Extent::Whole | Extent::Part(_) => 0,
+            };
+            files.push(HeldFile { name, salt, extent, epoch, lowest });
+            let has_records = match extent {
+                Extent::Open(_) => self.incoming.get(&first).is_some_and(|u| !u.records.is_empty()),
+                Extent::Whole | Extent::Part(_) => true,
+            };
+            epochs.add((found, &*file), &header, has_records)?;
+            if has_records {
+                self.sure.add(name, &header, extent == Extent::Whole);
+            }
         }
         if let Some(draft) = &self.draft
             && let Some(salt) = draft.salt()
@@ -193,15 +216,17 @@ impl Replica {
                 true => Extent::Whole,
                 false => Extent::Part(draft.end),
             };
-            files.push(HeldFile { name: draft.name, salt, extent });
+            files.push(HeldFile { name: draft.name, salt, extent, epoch: 0, lowest: 0 });
         }
         files.sort_by_key(|f| {
             let (first, last) = f.name.numbers();
             (first, std::cmp::Reverse(last), matches!(f.name, FileName::Unit(_)))
         });
-        let catalogue = Catalogue::fresh(&self.storage, &self.dir, identity, &places, &found)?;
+        let catalogue = Catalogue::fresh(&self.storage, &self.dir, &identity, &places, &found)?;
         let (watermark, edge) = (self.watermark(&catalogue), catalogue.edge());
-        Ok(Inventory { files, watermark, edge })
+        self.sure.begin(epochs.starts.values().copied());
+        self.sure.tell(watermark, self.arrivals.acknowledged(), catalogue.floor());
+        Ok(Inventory { files, epochs: epochs.newest(), watermark, edge })
     }
 
     /// The number up to which nothing is missing, from the first unit on.
@@ -291,13 +316,17 @@ fn seal_again(storage: &dyn Storage, found: &Found, group: [u8; 16]) -> Result<(
     }
 }
 
-/// Whether there is a footer: what it says was durable before it was written.
-fn is_sealed(file: &dyn StoredFile, found: &Found, header: &UnitHeader) -> Result<bool> {
+/// The footer, if there is one: what it says was durable before it was written.
+fn sealed_with(
+    file: &dyn StoredFile,
+    found: &Found,
+    header: &UnitHeader,
+) -> Result<Option<Footer>> {
     let mut bytes = [0; FOOTER_BYTES as usize];
-    let Some(at) = header.unit_bytes.checked_sub(FOOTER_BYTES) else { return Ok(false) };
+    let Some(at) = header.unit_bytes.checked_sub(FOOTER_BYTES) else { return Ok(None) };
     match file.read_exact_at(&mut bytes, at).map_err(|e| Error::io("read unit", &found.path, e)) {
-        Ok(()) => Ok(Footer::decode(&header.salt, header.unit_bytes, &bytes).is_some()),
+        Ok(()) => Ok(Footer::decode(&header.salt, header.unit_bytes, &bytes)),
         Err(e) if e.is_host() => Err(e),
-        Err(_) => Ok(false),
+        Err(_) => Ok(None),
     }
 }

@@ -15,9 +15,12 @@
 //!   was only told counts for nothing: who told it may find that it has another branch of the journal;
 //! * it holds the journal's `lock`: nobody opens the journal for writing meanwhile.
 
+mod claims;
 mod draft;
+mod epochs;
 mod incoming;
 mod inventory;
+mod place;
 mod receive;
 mod told;
 mod whole;
@@ -27,6 +30,8 @@ pub use told::NAME as EPOCH_FILE;
 pub(crate) use told::read as told_epoch;
 
 use crate::Seq;
+use crate::arrivals::Arrivals;
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VERSION;
 use crate::format::unit_header::BLOCK_BYTES;
@@ -37,9 +42,11 @@ use crate::pool::{Allocate, FileName, HomeAllocator, Places};
 use crate::storage::{Lock, Storage};
 use crate::unit;
 use crate::wire::{Ack, Hello, Inventory, OP_BYTES_MAX, Op, Sink, SinkError};
+use claims::Sure;
 use draft::{Draft, Piece};
 use incoming::Incoming;
 use inventory::Held;
+use place::Whereabouts;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,6 +76,8 @@ pub struct ReplicaOptions {
     pub ground: Arc<dyn Ground>,
     /// Whether it keeps exactly the files that the source keeps. Then nobody may merge here.
     pub mirror: bool,
+    /// The site's own clock: by it records age from their arrival.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl ReplicaOptions {
@@ -76,7 +85,12 @@ impl ReplicaOptions {
     #[must_use]
     pub fn at_home(storage: &Arc<dyn Storage>) -> Self {
         let ground = Arc::new(Home { storage: Arc::clone(storage) });
-        Self { allocator: Arc::new(HomeAllocator), ground, mirror: false }
+        Self {
+            allocator: Arc::new(HomeAllocator),
+            ground,
+            mirror: false,
+            clock: Arc::new(SystemClock),
+        }
     }
 }
 
@@ -97,6 +111,13 @@ pub struct Replica {
     /// Units that are here whole, or that something whole stands for.
     held: Held,
     draft: Option<Draft>,
+    /// When what arrived, and the highest number that is here in units that are not written any more.
+    arrivals: Arrivals,
+    highest: Seq,
+    /// What the sender can't take away.
+    sure: Sure,
+    /// Where it is.
+    home: Whereabouts,
     /// What is to be told.
     ack: Option<Ack>,
     whole: Vec<FileName>,
@@ -133,6 +154,11 @@ impl Replica {
         let lock = layout::take_lock_in(&**storage, dir)?;
         let there = storage.exists(&dir.join("journal.json"));
         let identity = there.then(|| layout::read_identity_in(&**storage, dir)).transpose()?;
+        if there {
+            // One of before there was such a file: what is here counts as arriving now.
+            Arrivals::begin(&**storage, dir)?;
+        }
+        let arrivals = Arrivals::load(&**storage, dir)?.unwrap_or_default();
         Ok(Self {
             storage: Arc::clone(storage),
             dir: dir.to_owned(),
@@ -144,6 +170,10 @@ impl Replica {
             incoming: BTreeMap::new(),
             held: Held::default(),
             draft: None,
+            arrivals,
+            highest: 0,
+            sure: Sure::default(),
+            home: Whereabouts::default(),
             ack: None,
             whole: Vec::new(),
             on_sealed: None,
@@ -216,6 +246,7 @@ impl Replica {
         if self.identity.is_none() {
             let parent = self.dir.parent().unwrap_or(Path::new("."));
             layout::write_identity(&*self.storage, &self.dir, identity)
+                .and_then(|()| Arrivals::begin(&*self.storage, &self.dir))
                 .and_then(|()| layout::sync_dir_in(&*self.storage, parent))
                 .map_err(sink_error)?;
             self.identity = Some(identity.clone());
@@ -269,6 +300,7 @@ impl Replica {
     /// Makes everything that came durable, then acknowledges it.
     fn sync(&mut self, token: u64, watermark: Seq) -> Taken<()> {
         self.identity_of_sender()?;
+        self.check_files().map_err(sink_error)?;
         let is_early = planted::is("ack-before-sync");
         let mut synced = Ok(());
         for unit in self.incoming.values_mut().filter(|_| !is_early) {
@@ -278,12 +310,51 @@ impl Replica {
             self.doubt();
         }
         synced.map_err(sink_error)?;
+        let noted = self.note_arrivals(watermark);
+        if noted.is_err() && !self.is_in_place() {
+            return Err(sink_error(place::gone("find the journal", &self.dir)));
+        }
+        noted.map_err(sink_error)?;
         let whole = match self.ack.take() {
             Some(before) => before.whole.into_iter().chain(self.whole.drain(..)).collect(),
             None => std::mem::take(&mut self.whole),
         };
         self.ack = Some(Ack { token, watermark, whole });
         Ok(())
+    }
+
+    /// A number that is here, the highest or one of the last.
+    fn highest_here(&self) -> Seq {
+        let last = |unit: &Incoming| unit.records.last().map(|(_, record)| record.seq);
+        self.incoming.values().filter_map(last).max().unwrap_or(0).max(self.highest)
+    }
+
+    /// Notes what is here now. Where there is no room for a note, nothing gets older than it is.
+    fn note_arrivals(&mut self, watermark: Seq) -> Result<()> {
+        self.highest = self.highest_here();
+        let acknowledged = watermark.min(self.highest);
+        self.sure.acknowledge(acknowledged);
+        if !self.arrivals.note((self.highest, acknowledged), &*self.options.clock) {
+            return Ok(());
+        }
+        match self.arrivals.save(&*self.storage, &self.dir) {
+            Err(error) if error.kind() == ErrorKind::FreeSpace => {
+                tracing::warn!(%error, "when records arrived can't be noted: they stay for longer");
+                Ok(())
+            }
+            saved => saved,
+        }
+    }
+
+    /// Takes over when another copy of the journal noted its records to arrive, if nothing is noted here.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn take_arrivals(&mut self, other: &Arrivals) -> Result<()> {
+        match self.arrivals.take_over(other, &*self.options.clock) {
+            true => self.arrivals.save(&*self.storage, &self.dir),
+            false => Ok(()),
+        }
     }
 
     /// A sync failed: the page cache may show what the device never took. Word of it stays, so that it is
@@ -344,9 +415,13 @@ impl Sink for Replica {
         self.sender = None;
         // What was told of it, and what its own units say, come first.
         if self.identity.is_some() {
+            if !self.is_in_place() {
+                return Err(sink_error(place::gone("find the journal", &self.dir)));
+            }
             self.load().map_err(sink_error)?;
         }
         self.admit(hello)?;
+        self.settle_home();
         let inventory = self.inventory().map_err(sink_error)?;
         self.sender = Some(Sender { epoch: hello.epoch, has_begun: false });
         self.ack = None;

@@ -2,6 +2,7 @@
 
 use super::incoming::Incoming;
 use super::{INCOMING_MAX, NUMBER_MAX, Replica, Taken, sink_error};
+use crate::catalogue::epoch_start;
 use crate::format::unit_header::{FLAG_MERGED, UnitHeader};
 use crate::pool::{FileName, Found, Slot};
 use crate::unit;
@@ -22,7 +23,7 @@ impl Replica {
         if self.held.covers(number) {
             return Ok(());
         }
-        let slot = match self.incoming.get(&number) {
+        match self.incoming.get(&number) {
             Some(unit) if unit.header == *header => return Ok(()),
             Some(unit) if !unit.records.is_empty() => {
                 return Err(SinkError::Refused(format!(
@@ -30,6 +31,9 @@ impl Replica {
                      holds another branch of the journal, which is kept"
                 )));
             }
+            _ => self.check_begin(header)?,
+        }
+        let slot = match self.incoming.get(&number) {
             // Nothing was ever in it: the source made it anew.
             Some(unit) => {
                 let dir = unit.found.path.parent().unwrap_or(&self.dir).to_owned();
@@ -49,6 +53,8 @@ impl Replica {
         let opened = Incoming::open(&*self.storage, &found, *header, is_encrypted);
         self.incoming.insert(number, opened.map_err(sink_error)?);
         self.held.epoch = self.held.epoch.max(header.epoch);
+        self.sure.count(FileName::Unit(number), header.epoch);
+        self.sure.begin(epoch_start(header));
         Ok(())
     }
 
@@ -85,11 +91,13 @@ impl Replica {
     /// Seals a unit with what is in it.
     pub(super) fn seal_here(&mut self, number: u64) -> Taken<()> {
         let Some(unit) = self.incoming.get(&number) else { return Ok(()) };
+        let highest = unit.records.last().map_or(0, |(_, r)| r.seq);
         let sealed = unit.seal();
         if sealed.is_err() {
             self.doubt();
         }
         sealed.map_err(sink_error)?;
+        self.highest = self.highest.max(highest);
         self.incoming.remove(&number);
         self.counts(FileName::Unit(number));
         Ok(())

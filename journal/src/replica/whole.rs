@@ -32,10 +32,12 @@ impl Replica {
             return Ok(());
         }
         let checked = draft.check(&*self.storage, &wanted).and_then(|unit| {
+            self.check_whole(name, &unit)?;
             let replaced = self.replaced(name, &unit)?;
-            Ok((unit.header.epoch, replaced))
+            let highest = unit.records.iter().map(|(_, r)| r.seq).max().unwrap_or(0);
+            Ok((unit.header.epoch, highest, replaced))
         });
-        let (epoch, replaced) = match checked {
+        let (epoch, highest, replaced) = match checked {
             Ok(checked) => checked,
             Err(e) => {
                 // It would not be better the second time.
@@ -52,7 +54,9 @@ impl Replica {
         let (first, last) = range;
         self.incoming.retain(|number, _| !(first..=last).contains(number));
         self.held.epoch = self.held.epoch.max(epoch);
+        self.highest = self.highest.max(highest);
         self.counts(name);
+        self.sure.count(name, epoch);
         let left: Vec<PathBuf> =
             replaced.into_iter().map(|f| f.path).filter(|p| *p != named.path).collect();
         self.give_up(&left).map_err(sink_error)?;

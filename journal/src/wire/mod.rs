@@ -58,6 +58,22 @@ pub struct Held {
     pub salt: [u8; 16],
     /// How much of it is there, durably.
     pub extent: Extent,
+    /// The epoch in its header; 0: not told.
+    pub epoch: u64,
+    /// The lowest number in a unit that is not sealed; 0: not told.
+    pub lowest: Seq,
+}
+
+/// Most epochs that an inventory lists: the newest.
+pub const HELD_EPOCHS_MAX: usize = 1024;
+
+/// An epoch of which a sink holds records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldEpoch {
+    /// Its number.
+    pub epoch: u64,
+    /// The salt of its first unit, which no other opening of the journal has; `None`: not known there.
+    pub id: Option<[u8; 16]>,
 }
 
 /// What a sink holds of a journal.
@@ -65,6 +81,8 @@ pub struct Held {
 pub struct Inventory {
     /// Ascending by first unit, what replaces before what it replaces. Empty: nothing yet.
     pub files: Vec<Held>,
+    /// The epochs that it holds records of, ascending: the newest [`HELD_EPOCHS_MAX`]. Empty: not told.
+    pub epochs: Vec<HeldEpoch>,
     /// Every number up to this one is durable there, or merged away, or was never given.
     pub watermark: Seq,
     /// Where the sink's window begins; positions before it are not restorable there.

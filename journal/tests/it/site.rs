@@ -17,6 +17,14 @@ fn replica(dir: &Path) -> Replica {
     Replica::open(&storage, dir, ReplicaOptions::at_home(&storage)).unwrap()
 }
 
+/// A replica by the clock of a bench.
+fn replica_of(bench: &Bench, dir: &Path) -> Replica {
+    let storage = RealStorage::shared();
+    let clock = Arc::new(bench.watch.clone());
+    let options = ReplicaOptions { clock, ..ReplicaOptions::at_home(&storage) };
+    Replica::open(&storage, dir, options).unwrap()
+}
+
 /// Everything that there is; says how many bytes went as files and as the log's end.
 fn ship(journal: &Journal, site: &mut Replica) -> (u64, u64) {
     let mut feed = Feed::new(journal);
@@ -127,7 +135,7 @@ fn a_site_with_a_window_of_its_own_merges_and_is_sent_nothing_twice() {
         bench.round(2);
         bench.keep(3 * ROUND);
         let journal = opened(&bench);
-        let mut site = replica(&dir);
+        let mut site = replica_of(&bench, &dir);
         ship(&journal, &mut site);
         let storage = RealStorage::shared();
         let setup = Setup {

@@ -87,9 +87,14 @@ fn the_time_a_machine_was_off_counts_for_an_hour_at_most() {
     let up = |mono_min| stamp(2, 1010 + 14_400 + mono_min, mono_min);
     assert_eq!(edge(&rows, &up(5), 24 * HOUR), None);
     assert_eq!(unit_of(edge(&rows, &up(5), HOUR)), 9);
-    // Running time is what expires.
-    assert_eq!(unit_of(edge(&rows, &up(23 * 60 - 7), 24 * HOUR)), 2);
-    // A clock that came up in the past proves the uptime all the same.
+    // Nor does the uptime prove more: this may be another host, to which the journal was moved.
+    assert_eq!(edge(&rows, &up(60 * 24 * 30), 2 * HOUR), None);
+    // Running time is what expires, from what was written in this boot on.
+    let mut rows = rows;
+    rows.push(row(11, up(5)));
+    assert_eq!(unit_of(edge(&rows, &up(5 + 23 * 60 - 7), 24 * HOUR)), 2);
+    // A clock that came up in the past proves the uptime all the same, up to an hour.
+    let rows = minutes(10);
     assert_eq!(unit_of(edge(&rows, &stamp(2, 3, 90), HOUR)), 9);
     assert_eq!(edge(&rows, &stamp(2, 3, 20), HOUR), None);
 }

@@ -87,7 +87,8 @@ impl Pair {
     fn replica(&mut self) -> Result<&mut Replica, Gone> {
         if self.replica.is_none() {
             let storage = self.storage();
-            let options = ReplicaOptions::at_home(&storage);
+            let clock = Arc::clone(&self.run.clock) as _;
+            let options = ReplicaOptions { clock, ..ReplicaOptions::at_home(&storage) };
             match Replica::open(&storage, Path::new(DIR), options) {
                 Ok(replica) => self.replica = Some(replica),
                 Err(e) => {

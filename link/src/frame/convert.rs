@@ -8,11 +8,14 @@ use crate::error::{Error, Result};
 use afterimage_journal::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use afterimage_journal::layout::{Encryption, Identity, check_name};
 use afterimage_journal::pool::FileName;
-use afterimage_journal::wire::{Ack, Extent, Held, Hello, Inventory, OP_BYTES_MAX, Op, SinkError};
+use afterimage_journal::wire::{Ack, Extent, HELD_EPOCHS_MAX, Held, HeldEpoch, Hello};
+use afterimage_journal::wire::{Inventory, OP_BYTES_MAX, Op, SinkError};
 use uuid::Uuid;
 
-/// Files in one part of an inventory, names in one ack or release.
+/// Most files in one part of an inventory, names in one ack or release.
 pub const NAMES_MAX: usize = 4096;
+/// Files that a part of an inventory is sent with: it has room for the epochs, too.
+const FILES_IN_PART_MAX: usize = NAMES_MAX / 2;
 /// Files of an inventory that a client takes.
 pub const INVENTORY_FILES_MAX: usize = 1 << 20;
 /// Largest file that a site is told of, in bytes.
@@ -170,6 +173,19 @@ fn read_names(names: Vec<m::Name>) -> Result<Vec<FileName>> {
     names.into_iter().map(|n| read_name(Some(n))).collect()
 }
 
+fn epoch_of(held: &HeldEpoch) -> m::Epoch {
+    m::Epoch { epoch: held.epoch, id: held.id.map(Vec::from).unwrap_or_default() }
+}
+
+fn read_epoch(epoch: m::Epoch) -> Result<HeldEpoch> {
+    let m::Epoch { epoch, id } = epoch;
+    let id = match id.is_empty() {
+        true => None,
+        false => Some(id.try_into().map_err(|_| broken("an epoch's id of other size"))?),
+    };
+    Ok(HeldEpoch { epoch, id })
+}
+
 /// An inventory's messages, the last one marked.
 #[must_use]
 pub fn parts_of(inventory: &Inventory) -> Vec<m::Held> {
@@ -179,9 +195,10 @@ pub fn parts_of(inventory: &Inventory) -> Vec<m::Held> {
             Extent::Open(bytes) => (1, bytes),
             Extent::Part(bytes) => (2, bytes),
         };
-        m::File { name: Some(name_of(held.name)), salt: held.salt.to_vec(), extent, bytes }
+        let (name, salt, epoch) = (Some(name_of(held.name)), held.salt.to_vec(), held.epoch);
+        m::File { name, salt, extent, bytes, epoch, lowest: held.lowest }
     };
-    let chunks = inventory.files.chunks(NAMES_MAX);
+    let chunks = inventory.files.chunks(FILES_IN_PART_MAX);
     let part =
         |files: &[Held]| m::Held { files: files.iter().map(file).collect(), ..m::Held::default() };
     let mut parts: Vec<m::Held> = chunks.map(part).collect();
@@ -191,6 +208,7 @@ pub fn parts_of(inventory: &Inventory) -> Vec<m::Held> {
     if let Some(last) = parts.last_mut() {
         last.watermark = inventory.watermark;
         last.edge = inventory.edge;
+        last.epochs = inventory.epochs.iter().map(epoch_of).collect();
         last.is_last = true;
     }
     parts
@@ -215,8 +233,18 @@ pub fn take_part(inventory: &mut Inventory, part: m::Held) -> Result<bool> {
             2 => Extent::Part(file.bytes),
             other => return Err(broken(format!("a file is there to an extent {other}"))),
         };
-        inventory.files.push(Held { name: read_name(file.name)?, salt, extent });
+        inventory.files.push(Held {
+            name: read_name(file.name)?,
+            salt,
+            extent,
+            epoch: file.epoch,
+            lowest: file.lowest,
+        });
     }
+    if part.epochs.len() > HELD_EPOCHS_MAX {
+        return Err(broken("the site says that it holds more epochs than it may list"));
+    }
+    inventory.epochs = part.epochs.into_iter().map(read_epoch).collect::<Result<_>>()?;
     inventory.watermark = part.watermark;
     inventory.edge = part.edge;
     Ok(part.is_last)

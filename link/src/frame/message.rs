@@ -88,6 +88,23 @@ pub struct File {
     /// All below this byte, when it is not whole.
     #[prost(uint64, tag = "4")]
     pub bytes: u64,
+    /// The epoch in its header; 0: not told.
+    #[prost(uint64, tag = "5")]
+    pub epoch: u64,
+    /// The lowest number in an open one; 0: not told.
+    #[prost(uint64, tag = "6")]
+    pub lowest: u64,
+}
+
+/// An epoch of which a site holds records.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Epoch {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// The salt of its first unit; empty: not known.
+    #[prost(bytes = "vec", tag = "2")]
+    pub id: Vec<u8>,
 }
 
 /// A part of what a site holds; the last one has `is_last`.
@@ -105,6 +122,9 @@ pub struct Held {
     /// Nothing of it follows.
     #[prost(bool, tag = "4")]
     pub is_last: bool,
+    /// In the last part: the epochs that are held, ascending, the newest.
+    #[prost(message, repeated, tag = "5")]
+    pub epochs: Vec<Epoch>,
 }
 
 /// A site ends the link, and says why.

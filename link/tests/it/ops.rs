@@ -3,7 +3,8 @@
 use super::bed::{Bed, GROUP, hello, until};
 use afterimage_journal::format::unit_header::UnitHeader;
 use afterimage_journal::pool::FileName;
-use afterimage_journal::wire::{Ack, Extent, Held, OP_BYTES_MAX, Op, Sink, SinkError};
+use afterimage_journal::wire::{Ack, Extent, HELD_EPOCHS_MAX, Held, HeldEpoch};
+use afterimage_journal::wire::{OP_BYTES_MAX, Op, Sink, SinkError};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -78,9 +79,13 @@ fn a_long_inventory_comes_whole() {
             1 => Extent::Open(i * 512),
             _ => Extent::Part(u64::MAX),
         },
+        epoch: i % 5,
+        lowest: i % 7 * 1000,
     };
+    let epoch = |epoch: u64| HeldEpoch { epoch, id: (epoch % 3 > 0).then_some([epoch as u8; 16]) };
     bed.notes(|n| {
         n.inventory.files = (0..20_000).map(file).collect();
+        n.inventory.epochs = (1..=HELD_EPOCHS_MAX as u64).map(epoch).collect();
         n.inventory.watermark = 123;
         n.inventory.edge = 45;
         n.mirrors = true;

@@ -1,6 +1,7 @@
 //! One group at the site: its replica, its keeper, and what is to be said of it.
 
 use super::ground::{KeeperNow, Limited};
+use super::place::StatePlace;
 use super::settings::GroupSettings;
 use super::status::{ConnectionStatus, SiteGroupStatus};
 use afterimage_journal::keeper::{Ground, KeeperThread, PoolGround, Setup};
@@ -39,6 +40,7 @@ struct Facts {
 pub(super) struct Group {
     name: String,
     dir: PathBuf,
+    state: Arc<StatePlace>,
     storage: Arc<dyn Storage>,
     pool: Arc<Pool>,
     facts: Mutex<Facts>,
@@ -72,7 +74,7 @@ fn sink_error(error: &Error) -> SinkError {
 impl Group {
     pub(super) fn new(
         name: &str,
-        dir: PathBuf,
+        (dir, state): (PathBuf, &Arc<StatePlace>),
         storage: &Arc<dyn Storage>,
         pool: &Arc<Pool>,
         settings: GroupSettings,
@@ -82,6 +84,7 @@ impl Group {
         Arc::new(Self {
             name: name.to_owned(),
             dir,
+            state: Arc::clone(state),
             storage: Arc::clone(storage),
             pool: Arc::clone(pool),
             facts: Mutex::new(facts),
@@ -107,6 +110,12 @@ impl Group {
     /// Opens the replica, if it isn't.
     fn find(&self, open: &mut Open) -> afterimage_journal::Result<()> {
         let mirror = lock(&self.facts).settings.mirror;
+        self.state.check()?;
+        if open.replica.as_ref().is_some_and(|replica| !replica.is_in_place()) {
+            let dir = self.dir.display();
+            tracing::error!(group = self.name, %dir, "the journal is gone: it is begun anew");
+            self.let_go(open);
+        }
         if open.replica.is_some() && open.is_mirror == mirror {
             return Ok(());
         }
@@ -119,6 +128,7 @@ impl Group {
             }),
             ground: self.ground(unit_bytes),
             mirror,
+            clock: Arc::new(clock::SystemClock),
         };
         open.replica = Some(Replica::open(&self.storage, &self.dir, options)?);
         open.is_mirror = mirror;

@@ -1,6 +1,7 @@
 //! All groups of a site, by name.
 
 use super::group::{Group, GroupSink};
+use super::place::StatePlace;
 use super::settings::{self, Settings};
 use super::status::{ConnectionStatus, SiteGroupStatus};
 use afterimage_journal::layout;
@@ -20,6 +21,7 @@ const GROUPS_MAX: usize = 1000;
 /// See the module.
 pub(super) struct Groups {
     state: PathBuf,
+    place: Arc<StatePlace>,
     storage: Arc<dyn Storage>,
     pool: Arc<Pool>,
     known: Mutex<Known>,
@@ -41,14 +43,16 @@ impl Groups {
     ) -> afterimage_link::Result<Arc<Self>> {
         let stamp = Stamp::of(&settings::path(state));
         let known = Known { settings: Settings::load(state)?, stamp, ..Known::default() };
+        let local = |e: afterimage_journal::Error| afterimage_link::Error::Local(e.to_string());
         let groups = Self {
             state: state.to_owned(),
+            place: Arc::new(StatePlace::of(state).map_err(local)?),
             storage: Arc::clone(storage),
             pool: Arc::clone(pool),
             known: Mutex::new(known),
         };
         let names = layout::journals(state);
-        let names = names.map_err(|e| afterimage_link::Error::Local(e.to_string()))?;
+        let names = names.map_err(local)?;
         for name in names {
             match groups.group(&name) {
                 Ok(group) => group.start(),
@@ -74,7 +78,7 @@ impl Groups {
         let dir = layout::journal_dir(&self.state, name);
         let dir = dir.map_err(|e| SinkError::Refused(e.to_string()))?;
         let settings = known.settings.of(name);
-        let group = Group::new(name, dir, &self.storage, &self.pool, settings);
+        let group = Group::new(name, (dir, &self.place), &self.storage, &self.pool, settings);
         known.groups.insert(name.to_owned(), Arc::clone(&group));
         Ok(group)
     }

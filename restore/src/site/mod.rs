@@ -21,6 +21,7 @@ mod ground;
 mod group;
 mod groups;
 mod notify;
+mod place;
 mod seed;
 pub mod settings;
 pub mod status;

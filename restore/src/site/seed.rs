@@ -6,6 +6,7 @@
 
 use super::settings::Settings;
 use crate::error::{Error, Result};
+use afterimage_journal::arrivals::Arrivals;
 use afterimage_journal::feed::Feed;
 use afterimage_journal::replica::{Replica, ReplicaOptions};
 use afterimage_journal::storage::{RealStorage, Storage};
@@ -45,6 +46,10 @@ pub fn seed(state: &Path, from: &History) -> Result<Seeded> {
     let taken = |e: SinkError| Error::Usage(format!("the site doesn't take it: {e}"));
     let inventory = replica.open(&hello).map_err(taken)?;
     feed.start(&inventory, mirror)?;
+    // Another site's notes of when records arrived there; without any, all arrives now.
+    if let Ok(Some(noted)) = Arrivals::load(&**from.storage(), &from.dir) {
+        replica.take_arrivals(&noted)?;
+    }
     let mut seeded = Seeded { head: from.head, epoch: hello.epoch, ..Seeded::default() };
     loop {
         let op = match feed.fresh()? {

@@ -55,6 +55,46 @@ pub enum Committed {
     Taken(u64),
 }
 
+/// What a bucket has of a journal.
+#[derive(Debug)]
+pub enum Found {
+    /// No manifest.
+    Nothing,
+    /// A state.
+    State(Box<State>),
+    /// Manifests of which one that is needed is missing.
+    Broken(Remains),
+}
+
+/// What is left of a broken chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remains {
+    /// The newest manifest that is there.
+    pub number: u64,
+    /// The highest epoch of those at the end; 0: none of them can be read.
+    pub epoch: u64,
+    /// The journal's `journal.json`, if one of them says it.
+    pub identity: Vec<u8>,
+    /// What is missing.
+    pub why: String,
+}
+
+impl Remains {
+    /// A state without files behind all that is there; its next manifest says all.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let swept = self.number / MILESTONE * MILESTONE;
+        State {
+            number: self.number,
+            epoch: self.epoch,
+            identity: self.identity.clone(),
+            floor: swept,
+            swept,
+            ..State::default()
+        }
+    }
+}
+
 /// The manifests of one journal.
 #[derive(Debug, Clone)]
 pub struct Chain {
@@ -94,8 +134,22 @@ impl Chain {
             Some(hint) if has(hint)? => hint,
             _ => first,
         };
-        let newest = last_where(known, has)?;
+        let mut newest = last_where(known, has)?;
+        // Where some are missing in between, those behind them are the newest all the same.
+        while let Some(beyond) = self.listed_beyond(newest)?.filter(|b| *b > newest) {
+            if !has(beyond)? {
+                break;
+            }
+            newest = last_where(beyond, has)?;
+        }
         Ok((newest != 0).then_some(newest))
+    }
+
+    /// The last that a listing has behind a number.
+    fn listed_beyond(&self, number: u64) -> Result<Option<u64>, StoreError> {
+        let page = self.store.list(&self.prefix(), &self.key(number), false)?;
+        let last = page.keys.last().and_then(|key| key.strip_prefix(&self.prefix()));
+        Ok(last.and_then(|n| n.parse().ok()))
     }
 
     /// What a listing calls the last of a stretch.
@@ -118,15 +172,34 @@ impl Chain {
     /// What the bucket holds; `None`: nothing yet.
     ///
     /// # Errors
-    /// A request failed, or a manifest is damaged or a newer program's.
+    /// A request failed, or a manifest is missing, damaged or a newer program's.
     pub fn load(&self) -> Result<Option<State>, ChainError> {
-        let mut from = 0;
+        match self.find()? {
+            Found::Nothing => Ok(None),
+            Found::State(state) => Ok(Some(*state)),
+            Found::Broken(Remains { number, why, .. }) => {
+                Err(ChainError::Unusable { key: self.key(number), why })
+            }
+        }
+    }
+
+    /// What there is.
+    ///
+    /// # Errors
+    /// A request failed, or a manifest is damaged or a newer program's.
+    pub fn find(&self) -> Result<Found, ChainError> {
+        let (mut from, mut before) = (0, None);
         for _ in 0..LOADS_MAX {
-            let Some(newest) = self.newest(from)? else { return Ok(None) };
+            let Some(newest) = self.newest(from)? else { return Ok(Found::Nothing) };
             match self.load_at(newest) {
-                // Deleted meanwhile: then there is a newer one.
-                Err(ChainError::Store(StoreError::NotFound(_))) => from = newest,
-                told => return told.map(Some),
+                // Deleted by its writer meanwhile: then there is a newer one.
+                Err(ChainError::Store(StoreError::NotFound(_))) if before != Some(newest) => {
+                    (from, before) = (newest, Some(newest));
+                }
+                Err(ChainError::Store(StoreError::NotFound(key))) => {
+                    return self.remains(newest, &key).map(Found::Broken);
+                }
+                told => return told.map(|state| Found::State(Box::new(state))),
             }
         }
         Err(StoreError::Unclear(format!(
@@ -134,6 +207,29 @@ impl Chain {
             self.prefix()
         ))
         .into())
+    }
+
+    /// What is known of a journal whose newest state can't be told, since a manifest is missing.
+    fn remains(&self, newest: u64, missing: &str) -> Result<Remains, ChainError> {
+        let why = format!(
+            "{missing} is missing, though later ones are there: objects were deleted by somebody else than the agent \
+             (a lifecycle rule?), or the bucket was put back in part"
+        );
+        let mut remains = Remains { number: newest, epoch: 0, identity: Vec::new(), why };
+        let first = newest.saturating_sub(DELTAS_MAX + 1).max(1);
+        for number in (first..=newest).rev() {
+            let bytes = match self.store.get(&self.key(number), None) {
+                Ok(bytes) => bytes,
+                Err(StoreError::NotFound(_)) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            let Ok(message) = message::decode(number, &bytes) else { continue };
+            remains.epoch = remains.epoch.max(message.epoch);
+            if remains.identity.is_empty() {
+                remains.identity = message.identity;
+            }
+        }
+        Ok(remains)
     }
 
     fn load_at(&self, newest: u64) -> Result<State, ChainError> {

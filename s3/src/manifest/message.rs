@@ -116,6 +116,23 @@ pub struct FileEntry {
     /// Of an open one: where its records end; what lies behind came in pieces.
     #[prost(uint64, tag = "10")]
     pub records: u64,
+    /// The epoch in its header; 0: written by a program that did not note it.
+    #[prost(uint64, tag = "11")]
+    pub file_epoch: u64,
+    /// The epochs of the journal that began in it.
+    #[prost(message, repeated, tag = "12")]
+    pub openings: Vec<FileOpening>,
+}
+
+/// An epoch that began in a file.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct FileOpening {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// The salt of its first unit; empty: not known.
+    #[prost(bytes = "vec", tag = "2")]
+    pub id: Vec<u8>,
 }
 
 /// A stretch of a file, in an object of its own.

@@ -5,6 +5,6 @@ mod chain;
 mod message;
 mod state;
 
-pub use chain::{Chain, ChainError, Committed, MILESTONE, Stamp};
+pub use chain::{Chain, ChainError, Committed, Found, MILESTONE, Remains, Stamp};
 pub use message::Manifest;
 pub use state::{Change, File, Holding, Segment, State, objects_of};

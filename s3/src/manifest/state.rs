@@ -4,9 +4,10 @@
 //! * an object that left a file is dead, by key, until it was deleted; none comes back;
 //! * what was read from manifests is checked before it is used: names, places and sizes fit.
 
-use super::message::{Dead, FileEntry, Manifest, Opening, SegmentEntry};
+use super::message::{Dead, FileEntry, FileOpening, Manifest, Opening, SegmentEntry};
 use crate::object::{SEGMENT_BYTES_MAX, tail_bytes};
 use afterimage_journal::Seq;
+use afterimage_journal::format::unit_header::{FLAG_EPOCH_START, UnitHeader};
 use afterimage_journal::pool::FileName;
 use afterimage_journal::unit::UNIT_BYTES_MAX;
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,6 +79,10 @@ pub struct File {
     pub edge: Seq,
     /// Ascending, without overlap; what is in none reads as zeroes.
     pub segments: Vec<Segment>,
+    /// The epoch in its header; 0: not known.
+    pub epoch: u64,
+    /// The epochs that began in it, each with the salt of its first unit where that is known.
+    pub openings: Vec<(u64, Option<[u8; 16]>)>,
 }
 
 impl File {
@@ -85,7 +90,17 @@ impl File {
     #[must_use]
     pub fn empty(salt: [u8; 16], file_bytes: u64, holding: Holding) -> Self {
         let (end, records, index_crc, edge, segments) = (0, 0, 0, 0, Vec::new());
-        Self { salt, file_bytes, holding, end, records, index_crc, edge, segments }
+        let (epoch, openings) = (0, Vec::new());
+        Self { salt, file_bytes, holding, end, records, index_crc, edge, segments, epoch, openings }
+    }
+
+    /// One of which nothing is there yet, with this header.
+    #[must_use]
+    pub fn begun(header: &UnitHeader, holding: Holding) -> Self {
+        let starts = header.flags & FLAG_EPOCH_START != 0;
+        let openings = starts.then_some((header.epoch, Some(header.salt))).into_iter().collect();
+        let empty = Self::empty(header.salt, header.unit_bytes, holding);
+        Self { epoch: header.epoch, openings, ..empty }
     }
 }
 
@@ -290,7 +305,14 @@ impl State {
                 random,
             });
         }
+        let opening = |found: &FileOpening| match found.id.as_slice() {
+            [] => Ok((found.epoch, None)),
+            id => id.try_into().map(|id| (found.epoch, Some(id))).map_err(|_| wrong("an opening")),
+        };
+        let openings = entry.openings.iter().map(opening).collect::<Result<_, _>>()?;
         let file = File {
+            epoch: entry.file_epoch,
+            openings,
             salt,
             file_bytes: entry.file_bytes,
             holding,
@@ -330,5 +352,11 @@ fn entry(name: FileName, file: &File, keep: usize) -> FileEntry {
         edge: file.edge,
         keep: keep as u32,
         segments: segments.collect(),
+        file_epoch: file.epoch,
+        openings: file.openings.iter().map(opening_entry).collect(),
     }
+}
+
+fn opening_entry((epoch, id): &(u64, Option<[u8; 16]>)) -> FileOpening {
+    FileOpening { epoch: *epoch, id: id.map(Vec::from).unwrap_or_default() }
 }

@@ -1,17 +1,17 @@
 //! One opening of a journal in a bucket: the state as its manifests will tell it, and what is on its way.
 
+use super::audit::{Audit, begin_anew};
 use super::garbage::Garbage;
 use super::gather::{Cut, Gather};
 use super::uploads::Uploads;
 use super::{SinkOptions, chain_error, fetch_error, store_error};
-use crate::manifest::{Chain, Change, Committed, File, Holding, Segment, Stamp, State};
+use crate::manifest::{Chain, Change, Committed, File, Found, Holding, Segment, Stamp, State};
 use crate::storage::{Fetcher, read_at};
 use crate::store::Patient;
 use afterimage_journal::format::record::Record;
 use afterimage_journal::layout;
 use afterimage_journal::pool::FileName;
-use afterimage_journal::wire::{Ack, Extent, Held, Hello, Inventory, SinkError};
-use std::cmp::Reverse;
+use afterimage_journal::wire::{Ack, Hello, SinkError};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub(super) struct Live {
     pub garbage: Garbage,
     pub uploads: Uploads,
     pub store: Patient,
-    chain: Chain,
+    pub chain: Chain,
     /// Objects on their way, and whose they are.
     sent: HashMap<[u8; 16], FileName>,
     /// The newest sync: token, watermark, time of its record.
@@ -63,6 +63,10 @@ pub(super) struct Live {
     pub fresh_since: Option<Instant>,
     pub background_since: Option<Instant>,
     committed_at: Instant,
+    /// When the newest manifest was asked for, and all objects were looked for; an audit under way.
+    pub looked_at: Instant,
+    pub audited_at: Instant,
+    pub audit: Option<Audit>,
 }
 
 /// Nanoseconds since the Unix epoch.
@@ -81,7 +85,7 @@ impl Live {
         hello: &Hello,
     ) -> Result<Self, SinkError> {
         let chain = Chain::new(store.clone(), root.clone());
-        let state = chain.load().map_err(chain_error)?.unwrap_or_default();
+        let state = load(store, &root, &chain)?;
         check_state(&root, &state, hello)?;
         Ok(Self {
             opened_by: Some(hello.clone()),
@@ -101,6 +105,9 @@ impl Live {
             fresh_since: None,
             background_since: None,
             committed_at: Instant::now(),
+            looked_at: Instant::now(),
+            audited_at: Instant::now(),
+            audit: None,
             root,
             options,
             state,
@@ -131,7 +138,7 @@ impl Live {
                 self.state = fenced;
                 return Ok(());
             }
-            state = self.chain.load().map_err(chain_error)?.unwrap_or_default();
+            state = load(&self.store, &self.root, &self.chain)?;
             if state.epoch == hello.epoch {
                 // A later opening of our own: that one stays.
                 return Err(lost(&self.root, hello.epoch, state.epoch));
@@ -144,34 +151,6 @@ impl Live {
     /// The key of a manifest.
     pub fn manifest_key(&self, number: u64) -> String {
         self.chain.key(number)
-    }
-
-    /// What is there.
-    pub fn inventory(&self) -> Inventory {
-        let mut files: Vec<Held> = self
-            .state
-            .files
-            .iter()
-            .map(|(name, file)| Held {
-                name: *name,
-                salt: file.salt,
-                extent: match file.holding {
-                    Holding::Open => Extent::Open(file.records),
-                    Holding::Part => Extent::Part(file.end),
-                    Holding::Whole => Extent::Whole,
-                },
-            })
-            .collect();
-        files.sort_by_key(|held| {
-            let (first, last) = held.name.numbers();
-            (first, Reverse(last), matches!(held.name, FileName::Unit(_)))
-        });
-        let whole = self.state.files.values().filter(|f| f.holding == Holding::Whole);
-        Inventory {
-            files,
-            watermark: self.state.watermark,
-            edge: whole.map(|f| f.edge).max().unwrap_or(0),
-        }
     }
 
     /// The tail of a file that is not whole. Small segments at its end are read once more, so that they
@@ -233,6 +212,11 @@ impl Live {
         self.sent.insert(random, name);
         let key = format!("{}/{}", self.root, segment.key(name));
         self.uploads.put(key, random, cut.bytes, self.locked_until()).map_err(store_error)
+    }
+
+    /// Whether an object was not there yet when it was looked at last.
+    pub fn is_on_its_way(&self, random: &[u8; 16]) -> bool {
+        self.sent.contains_key(random)
     }
 
     /// Until when what is written now is kept from deletion.
@@ -316,7 +300,9 @@ impl Live {
         let dead = self.has_expired().then(|| IDLE.saturating_sub(self.committed_at.elapsed()));
         let fresh = left(self.fresh_since, options.age);
         let background = left(self.background_since, options.background_age);
-        [fresh, background, dead].into_iter().flatten().min()
+        let look = (self.state.number > 0)
+            .then(|| options.look_every.saturating_sub(self.looked_at.elapsed()));
+        [fresh, background, dead, look].into_iter().flatten().min()
     }
 
     /// Commits if that is due.
@@ -343,6 +329,7 @@ impl Live {
 
     /// Writes all that was brought, and the manifest that names it.
     fn commit(&mut self) -> Result<(), SinkError> {
+        self.look()?;
         self.note_buried();
         if !self.is_told() || self.has_expired() {
             self.write_manifest()?;
@@ -357,7 +344,8 @@ impl Live {
             self.acked_token = token;
             self.ack = Some(ack);
         }
-        self.collect()
+        self.collect()?;
+        self.audit_on()
     }
 
     fn write_manifest(&mut self) -> Result<(), SinkError> {
@@ -390,6 +378,15 @@ impl Live {
     }
 }
 
+/// What is there; begun anew where that can't be told any more.
+fn load(store: &Patient, root: &str, chain: &Chain) -> Result<State, SinkError> {
+    match chain.find().map_err(chain_error)? {
+        Found::Nothing => Ok(State::default()),
+        Found::State(state) => Ok(*state),
+        Found::Broken(remains) => begin_anew(store, root, &remains),
+    }
+}
+
 /// The first manifest of an opening; `None`: its number was taken.
 fn fence(
     chain: &Chain,
@@ -397,7 +394,7 @@ fn fence(
     options: SinkOptions,
     hello: &Hello,
 ) -> Result<Option<State>, SinkError> {
-    if state.number == 0 {
+    if state.identity.is_empty() {
         state.identity = layout::encode_identity(&hello.identity)
             .map_err(|e| SinkError::Refused(e.to_string()))?;
     }
@@ -419,7 +416,7 @@ fn check_state(root: &str, state: &State, hello: &Hello) -> Result<(), SinkError
     if state.epoch > hello.epoch {
         return Err(lost(root, hello.epoch, state.epoch));
     }
-    if state.number == 0 {
+    if state.identity.is_empty() {
         return Ok(());
     }
     let place = Path::new(root).join("journal.json");
@@ -435,7 +432,7 @@ fn check_state(root: &str, state: &State, hello: &Hello) -> Result<(), SinkError
 }
 
 /// The number of our next manifest is another writer's.
-fn lost(root: &str, ours: u64, theirs: u64) -> SinkError {
+pub(super) fn lost(root: &str, ours: u64, theirs: u64) -> SinkError {
     if theirs > ours {
         return SinkError::Refused(format!(
             "{root} was taken over by epoch {theirs}, ours is {ours}: another agent writes this \

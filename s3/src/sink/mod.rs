@@ -10,11 +10,14 @@
 //! * an epoch's first manifest is there before its first object; after it no lower epoch commits (I-9);
 //! * deleted is only what a manifest of this opening, which was committed a moment ago, calls dead for
 //!   longer than the grace; so a writer that lost the journal deletes nothing that anybody may name;
-//! * after any error the opening is over: what it left is found by the next one.
+//! * after any error the opening is over: what it left is found by the next one;
+//! * a bucket that lost what it was given is noticed within seconds, single objects within a day.
 
+mod audit;
 mod check;
 mod garbage;
 mod gather;
+mod held;
 mod live;
 mod ops;
 mod put;
@@ -43,6 +46,10 @@ pub struct SinkOptions {
     pub background_age: Duration,
     /// How long what is dead stays.
     pub grace: Duration,
+    /// The writer asks for its own last manifest so often, and before each commit.
+    pub look_every: Duration,
+    /// All objects are looked for so often.
+    pub audit_every: Duration,
     /// Days for which objects are kept from deletion.
     pub lock_days: Option<u32>,
     /// How long requests are repeated.
@@ -57,6 +64,8 @@ impl SinkOptions {
             age: Duration::from_millis(2000),
             background_age: Duration::from_millis(5000),
             grace: url.grace,
+            look_every: Duration::from_millis(5000),
+            audit_every: audit::AUDIT_EVERY,
             lock_days: url.lock_days,
             patience: Patience::default(),
         }
@@ -76,6 +85,8 @@ pub struct S3Sink {
     options: SinkOptions,
     /// Whether the server was asked if it does what we need.
     checked: bool,
+    /// When all objects were looked for last; `None`: not yet, or something was lost since.
+    audited: Option<Instant>,
     live: Option<Live>,
 }
 
@@ -93,7 +104,7 @@ impl S3Sink {
     /// The prefix of a URL in this store.
     #[must_use]
     pub fn over(url: &S3Url, store: Patient, options: SinkOptions) -> Self {
-        Self { store, prefix: url.key(""), options, checked: false, live: None }
+        Self { store, prefix: url.key(""), options, checked: false, audited: None, live: None }
     }
 
     /// What was asked of the bucket so far.
@@ -109,7 +120,11 @@ impl S3Sink {
             check::server(&self.store, &root, self.options.lock_days)?;
             self.checked = true;
         }
-        let live = Live::open(&self.store, root, self.options, hello)?;
+        let mut live = Live::open(&self.store, root, self.options, hello)?;
+        if self.audited.is_none_or(|at| at.elapsed() >= self.options.audit_every) {
+            // What was lost is told with the first op: until then another opening finds it again.
+            self.audited = live.audit_all()?.then(Instant::now);
+        }
         let inventory = live.inventory();
         self.live = Some(live);
         Ok(inventory)
@@ -124,8 +139,11 @@ impl S3Sink {
             return Err(SinkError::Broken("the bucket is not open: open it first".into()));
         };
         let done = what(live);
-        if done.is_err() {
+        if let Err(error) = &done {
             self.live = None;
+            if let SinkError::Broken(_) = error {
+                self.audited = None;
+            }
         }
         done
     }

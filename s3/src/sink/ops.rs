@@ -7,6 +7,7 @@ use super::verify;
 use crate::manifest::{File, Holding};
 use afterimage_journal::format::checksum::crc32c;
 use afterimage_journal::format::index::{self, FOOTER_BYTES, Footer};
+use afterimage_journal::format::meta::{EpochStart, Merged};
 use afterimage_journal::format::record::{self, Decoded, HEADER_BYTES, Record};
 use afterimage_journal::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, UnitHeader};
 use afterimage_journal::format::{ALIGN_BYTES, align_up};
@@ -14,6 +15,7 @@ use afterimage_journal::pool::FileName;
 use afterimage_journal::unit::{UNIT_BYTES_MAX, UNIT_BYTES_MIN, record_bytes_max};
 use afterimage_journal::wire::{OP_BYTES_MAX, Op, SinkError};
 use std::time::Instant;
+use uuid::Uuid;
 
 /// Zeroes that are stored, not stepped over: frames of them cost nothing, a segment does.
 pub(super) const HOLE_BYTES_MIN: u64 = 1 << 20;
@@ -81,7 +83,7 @@ impl Live {
         }
         // Another file of this name, or a part of this one that came the other way.
         self.give_up(name);
-        let file = File::empty(header.salt, header.unit_bytes, Holding::Open);
+        let file = File::begun(header, Holding::Open);
         self.state.files.insert(name, file);
         self.change.touch(name, 0);
         let mut gather = Gather::at(0);
@@ -155,7 +157,7 @@ impl Live {
             return Err(broken(name, "its records give another index than the source's"));
         }
         self.append(name, index_at - end, &area)?;
-        self.finish(name, index_crc, 0)
+        self.finish(name, index_crc, None)
     }
 
     /// The records of a unit of which a part came before this opening.
@@ -197,14 +199,24 @@ impl Live {
     }
 
     /// A file is whole: the last of it is written, and it counts with the next manifest.
-    pub fn finish(&mut self, name: FileName, index_crc: u32, edge: u64) -> Result<(), SinkError> {
+    pub fn finish(
+        &mut self,
+        name: FileName,
+        index_crc: u32,
+        merged: Option<&Merged>,
+    ) -> Result<(), SinkError> {
         if let Some(cut) = self.tail(name)?.gather.finish() {
             self.write(name, cut)?;
         }
         self.tails.remove(&name);
         if let Some(file) = self.state.files.get_mut(&name) {
             file.holding = Holding::Whole;
-            (file.end, file.index_crc, file.edge) = (file.file_bytes, index_crc, edge);
+            (file.end, file.index_crc) = (file.file_bytes, index_crc);
+            if let Some(merged) = merged {
+                file.edge = merged.edge;
+                let id = |start: &EpochStart| (start.epoch, start.id.map(Uuid::into_bytes));
+                file.openings = merged.epochs.iter().map(id).collect();
+            }
             let keep = file.segments.len();
             self.change.touch(name, keep);
         }

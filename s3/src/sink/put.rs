@@ -73,7 +73,7 @@ impl Live {
             }
             self.give_up(name);
         }
-        let file = File::empty(header.salt, file_bytes, Holding::Part);
+        let file = File::begun(&header, Holding::Part);
         self.state.files.insert(name, file);
         self.change.touch(name, 0);
         Ok(true)
@@ -100,8 +100,8 @@ impl Live {
         if self.state.files.get(&name).is_some_and(|f| f.file_bytes != have) {
             return Err(broken(name, &format!("it ends at {have}, before its last byte")));
         }
-        let edge = verify::whole(self, name, index_crc)?;
-        self.finish(name, index_crc, edge)?;
+        let merged = verify::whole(self, name, index_crc)?;
+        self.finish(name, index_crc, merged.as_ref())?;
         let (first, last) = name.numbers();
         let replaced = |other: &FileName| {
             let (from, to) = other.numbers();

@@ -4,10 +4,11 @@ use super::live::Live;
 use super::ops::broken;
 use crate::manifest::File;
 use crate::storage::{Fetcher, Only, ReadOnly, Readable, read_at};
+use afterimage_journal::Error;
+use afterimage_journal::format::meta::Merged;
 use afterimage_journal::pool::{FileName, Found};
 use afterimage_journal::unit::{ScanEnd, UnitContents, read_merged, read_unit};
 use afterimage_journal::wire::SinkError;
-use afterimage_journal::{Error, Seq};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,16 +48,20 @@ pub(super) fn read(live: &Live, name: FileName) -> Result<UnitContents, SinkErro
     read_unit(&storage, &Found { name, path }, live.group, None).map_err(judge)
 }
 
-/// Whether a file is whole and what the source has; the window's edge that it names.
-pub(super) fn whole(live: &Live, name: FileName, index_crc: u32) -> Result<Seq, SinkError> {
+/// Whether a file is whole and what the source has; what a merged unit says of itself.
+pub(super) fn whole(
+    live: &Live,
+    name: FileName,
+    index_crc: u32,
+) -> Result<Option<Merged>, SinkError> {
     let unit = read(live, name)?;
     if unit.end != ScanEnd::Sealed || unit.index_crc != index_crc {
         return Err(broken(name, "what came of it is not what the source has"));
     }
     match name {
-        FileName::Unit(_) => Ok(0),
+        FileName::Unit(_) => Ok(None),
         FileName::Merged(..) => {
-            read_merged(&*unit.file, &unit.path, &unit.header).map(|m| m.edge).map_err(judge)
+            read_merged(&*unit.file, &unit.path, &unit.header).map(Some).map_err(judge)
         }
     }
 }

@@ -7,6 +7,7 @@ mod fence;
 mod fixture;
 mod garbage;
 mod live;
+mod lost;
 mod reading;
 #[path = "../../../tests/kit/s3.rs"]
 mod server;

@@ -13,7 +13,17 @@ pub struct EpochStart {
     pub first_seq: Seq,
     /// Numbers above this one are void in units of older epochs.
     pub prev_last_seq: Seq,
+    /// The salt of its first unit: random, so no two openings of a journal share it, copies of it
+    /// included. Not there: merged by a program that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+    /// Number of its first unit. Not there: as `id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<u64>,
 }
+
+/// Most epochs that a merged unit lists: far below what a record of metadata has room for.
+pub const EPOCHS_LISTED_MAX: usize = 256;
 
 /// The first record of a merged unit: what it replaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +37,10 @@ pub struct Merged {
     /// The epochs that began in what it replaces, so that void numbers stay void.
     #[serde(default)]
     pub epochs: Vec<EpochStart>,
+    /// From this epoch on `epochs` is complete; of older ones it may list the first alone. Not there: it
+    /// is complete.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epochs_from: u64,
     /// Positions before the edge for which everything was kept, too; ascending.
     #[serde(default)]
     pub kept: Vec<Seq>,
@@ -77,7 +91,25 @@ pub struct Made {
     pub boot_id: Uuid,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_zero(epoch: &u64) -> bool {
+    *epoch == 0
+}
+
 impl Merged {
+    /// Shortens `epochs` to at most `max` entries, which bounds the unit's first record however often the
+    /// journal is opened. The first stays (it makes numbers of units before this one void), and so do the
+    /// newest at or below the floor and all above it (they end sessions that are still restorable).
+    pub fn shorten_epochs(&mut self, max: usize) {
+        let floor = self.floor();
+        let below = self.epochs.iter().filter(|e| e.first_seq <= floor).count();
+        let surplus = self.epochs.len().saturating_sub(max).min(below.saturating_sub(2));
+        if surplus > 0 {
+            self.epochs.drain(1..=surplus);
+            self.epochs_from = self.epochs_from.max(self.epochs.get(1).map_or(0, |e| e.epoch));
+        }
+    }
+
     /// Where the base ended when it was made.
     #[must_use]
     pub fn floor(&self) -> Seq {
@@ -97,7 +129,10 @@ impl Merged {
     }
 
     fn is_exact(&self, (kept, edge): (&[Seq], Seq), seq: Seq) -> bool {
-        seq >= edge || seq < self.first_seq || kept.binary_search(&seq).is_ok()
+        self.last_seq == 0
+            || seq >= edge
+            || seq < self.first_seq
+            || kept.binary_search(&seq).is_ok()
     }
 
     /// Positions before an edge, and the edge from which on disks lost nothing.
@@ -110,5 +145,43 @@ impl Merged {
     #[must_use]
     pub fn memory_kept(&self) -> (&[Seq], Seq) {
         self.memory.as_ref().map_or(self.disks_kept(), |m| (&m.kept, m.edge))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EpochStart, Merged};
+
+    fn merged(epochs: u64, floor: u64) -> Merged {
+        let start = |epoch: u64| EpochStart {
+            epoch,
+            first_seq: epoch * 10 + 1,
+            prev_last_seq: epoch * 10,
+            id: None,
+            unit: None,
+        };
+        let text = format!(r#"{{"first":1,"last":9,"edge":{floor}}}"#);
+        let bare: Merged = serde_json::from_str(&text).unwrap();
+        Merged { epochs: (1..=epochs).map(start).collect(), ..bare }
+    }
+
+    #[test]
+    fn a_shortened_list_has_the_first_and_the_newest_epochs() {
+        let mut many = merged(1000, 9_990);
+        many.shorten_epochs(100);
+        let left: Vec<u64> = many.epochs.iter().map(|e| e.epoch).collect();
+        assert_eq!((left.len(), left[0], left[1], left[99]), (100, 1, 902, 1000));
+        assert_eq!(many.epochs_from, 902);
+        let mut few = merged(100, 9_000);
+        few.shorten_epochs(100);
+        assert_eq!((few.epochs.len(), few.epochs_from), (100, 0));
+    }
+
+    #[test]
+    fn what_begins_above_the_floor_stays_and_the_last_below_it() {
+        let mut merged = merged(1000, 505);
+        merged.shorten_epochs(10);
+        let left: Vec<u64> = merged.epochs.iter().map(|e| e.epoch).collect();
+        assert_eq!((left[0], left[1], left[2], left.len()), (1, 50, 51, 952));
     }
 }

@@ -60,6 +60,7 @@ fn replica(storage: &Arc<dyn Storage>, pool: &Arc<Pool>, dir: &Path) -> Result<R
         allocator: Arc::<Pool>::clone(pool) as Arc<dyn Allocate>,
         ground: PoolGround::shared(pool, "web", UNIT),
         mirror: false,
+        clock: Arc::new(afterimage_journal::clock::SystemClock),
     };
     Replica::open(storage, dir, options).map_err(|e| e.to_string())
 }
