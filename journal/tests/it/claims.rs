@@ -70,14 +70,14 @@ impl Bed {
         Self { bench, site, hello, _at: at, listed, last, watermark }
     }
 
-    /// Lets the site's keeper do all that it wants to, now and most of a window later.
+    /// Lets the site's keeper do all that it wants to, now and a while later.
     fn keep(&self) {
         for _ in 0..2 {
             let storage = RealStorage::shared();
             let ground = Arc::new(Home { storage: Arc::clone(&storage) });
             let setup = Setup { ground, dir: self.site.clone(), ..self.bench.setup(100 * ROUND) };
             finish(&mut Keeper::open(setup).unwrap());
-            self.bench.pass(10 * ROUND);
+            self.bench.pass(ROUND);
         }
     }
 
