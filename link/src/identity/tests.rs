@@ -43,7 +43,7 @@ fn renewals_of_one_group_never_shut_out_another() {
         let next = Certificate { renews, ..issued(number, "shop", now) };
         last = next.serial.clone();
         ledger.add(next, now).unwrap();
-        if number % 3 > 0 {
+        if !number.is_multiple_of(3) {
             ledger.retire_before(&last, now);
         }
     }

@@ -231,7 +231,8 @@ mod tests {
         assert!(admission.handshake(v6(2, 0)).is_some());
         // An address of version 4 is one, written in either way.
         let four = Ipv4Addr::new(10, 0, 0, 1);
-        let same = |n: usize| if n % 2 == 0 { four.into() } else { four.to_ipv6_mapped().into() };
+        let same =
+            |n: usize| if n.is_multiple_of(2) { four.into() } else { four.to_ipv6_mapped().into() };
         let held: Vec<_> = (0..1000).filter_map(|n| admission.handshake(same(n))).collect();
         assert_eq!(held.len(), HANDSHAKES_PER_SOURCE_MAX);
     }

@@ -82,7 +82,10 @@ fn a_long_inventory_comes_whole() {
         epoch: i % 5,
         lowest: i % 7 * 1000,
     };
-    let epoch = |epoch: u64| HeldEpoch { epoch, id: (epoch % 3 > 0).then_some([epoch as u8; 16]) };
+    let epoch = |epoch: u64| HeldEpoch {
+        epoch,
+        id: (!epoch.is_multiple_of(3)).then_some([epoch as u8; 16]),
+    };
     bed.notes(|n| {
         n.inventory.files = (0..20_000).map(file).collect();
         n.inventory.epochs = (1..=HELD_EPOCHS_MAX as u64).map(epoch).collect();
