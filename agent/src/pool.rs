@@ -3,7 +3,7 @@
 use crate::api::{ApiError, PoolAddRequest, PoolRemoveRequest};
 use crate::engine::api;
 use crate::group::Group;
-use afterimage_journal::pool::{Added, Pool, PoolStatus, PoolThread, Writers};
+use afterimage_journal::pool::{Added, Pool, PoolStatus, PoolThread, UnitUse, Writers};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::{Options, layout};
 use std::path::Path;
@@ -24,10 +24,14 @@ impl Groups {
 }
 
 impl Writers for Groups {
-    fn in_use(&self, name: &str, number: u64) -> bool {
-        let Some(group) = self.named(name) else { return false };
-        // A journal that stopped may be opened again at any moment.
-        group.journal().map_or(true, |journal| number >= journal.open_from())
+    fn in_use(&self, name: &str, number: u64) -> UnitUse {
+        // It may be opened for the first time right now: the journal's lock tells.
+        let Some(group) = self.named(name) else { return UnitUse::Unknown };
+        match group.journal() {
+            Ok(journal) if number < journal.open_from() => UnitUse::Idle,
+            // A journal that stopped may be opened again at any moment.
+            _ => UnitUse::Written,
+        }
     }
 
     fn give_way(&self, name: &str) {

@@ -76,6 +76,23 @@ pub fn check_name(name: &str) -> Result<()> {
     )))
 }
 
+/// As [`check_name`], for a name that is new: ours and those of our drafts are taken. Names that were given
+/// by older versions go on being read.
+///
+/// # Errors
+/// As there; or it ends in `.json` or `.tmp`.
+pub fn check_new_name(name: &str) -> Result<()> {
+    check_name(name)?;
+    let lower = name.to_ascii_lowercase();
+    if !lower.ends_with(".json") && !lower.ends_with(".tmp") {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{name:?} can't be a name: names that end in .json or .tmp are kept for files beside the journals; \
+         use another one"
+    )))
+}
+
 /// The directory of the pool's first member.
 #[must_use]
 pub fn pool_dir(state: &Path) -> PathBuf {

@@ -12,6 +12,7 @@ use crate::failure::{Failure, Outcome};
 use crate::state::StateArgs;
 use crate::{quantity, show as out};
 use afterimage_journal::layout;
+use afterimage_journal::storage::RealStorage;
 use afterimage_link::identity::{Site, text};
 use afterimage_restore::site;
 use std::path::Path;
@@ -130,7 +131,9 @@ fn existing(state: &Path) -> Outcome<Site> {
 
 fn enroll(args: &EnrollArgs) -> Outcome {
     let state = &args.state.state;
-    layout::check_name(&args.group).map_err(|e| Failure::usage(e.to_string()))?;
+    let is_there = layout::is_journal(&RealStorage, state, &args.group)?;
+    let check = if is_there { layout::check_name } else { layout::check_new_name };
+    check(&args.group).map_err(|e| Failure::usage(e.to_string()))?;
     if args.valid > Duration::from_secs(afterimage_link::identity::site::INVITATION_S_MAX) {
         return Err(Failure::usage("an invitation can be used for 30 days at the most"));
     }

@@ -4,6 +4,7 @@ use crate::failure::{Failure, Outcome};
 use crate::progress::Bar;
 use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
+use afterimage_journal::pool::stray_files;
 use afterimage_restore::{DamageFound, Progress, Recovery, VerifyAtReport, VerifyReport};
 use std::collections::BTreeSet;
 
@@ -62,6 +63,10 @@ fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Ou
             show::bytes(report.bytes),
             report.seconds
         ))?;
+    }
+    let history = &recovery.history;
+    for stray in stray_files(history.storage(), &history.dir).unwrap_or_default() {
+        show::complain(format!("note: {stray}"));
     }
     if report.is_sound() {
         return if args.json { Ok(()) } else { show::print("every checksum is right\n") };

@@ -22,13 +22,14 @@ impl Engine {
         let add =
             sites::change_of((&self.state, group), &request.sites, &[], request.rpo_alarm_ms)?;
         let settings = settings_of(request, self.options.unit_bytes)?;
-        layout::check_name(&settings.name).map_err(|e| api(&e))?;
-        layout::check_name(&settings.group).map_err(|e| api(&e))?;
         let (name, journal) = (settings.name.clone(), settings.group.clone());
         let existed = layout::journal_dir(&self.state, &journal)
             .map_err(|e| api(&e))?
             .join("journal.json")
             .exists();
+        // A group that has such a name from an older version keeps it.
+        let check = if existed { layout::check_name } else { layout::check_new_name };
+        check(&settings.name).and_then(|()| check(&settings.group)).map_err(|e| api(&e))?;
         let first = self.add(settings.clone(), Opening::Now).await?;
         let attached = match tokio::time::timeout(FIRST_ATTACH_LIMIT, first).await {
             Ok(Ok(outcome)) => outcome,
@@ -85,7 +86,11 @@ impl Engine {
                 if !purge {
                     return Ok(());
                 }
-                crate::group::purge(&dir).and_then(|()| pool.purge(group.name()))
+                // Members that are away have to be cleared when they come back.
+                if let Ok(identity) = layout::read_identity(&dir) {
+                    pool.begin_purge(group.name(), identity.group)?;
+                }
+                crate::group::purge(&dir).and_then(|()| pool.purge())
             });
             closed.await.map_err(|e| ApiError::other(e.to_string()))?.map_err(|e| api(&e))?;
         }

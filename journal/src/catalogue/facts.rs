@@ -70,7 +70,9 @@ impl Facts {
     pub(crate) fn reach(&mut self, epochs: &[EpochStart], seq: Seq) {
         while let Some(start) = epochs.get(self.epochs_done).filter(|e| e.first_seq <= seq) {
             self.epochs_done += 1;
-            for session in self.sessions.iter_mut().filter(|s| s.to.is_none()) {
+            // One that an epoch had ended may end earlier: the next began while that one's start was away.
+            let outlives = |s: &&mut SessionState| s.to.is_none_or(|to| to > start.prev_last_seq);
+            for session in self.sessions.iter_mut().filter(outlives) {
                 if planted::is("session-outlives-epoch") {
                     continue;
                 }

@@ -30,12 +30,20 @@ pub(crate) fn epoch_start(header: &UnitHeader) -> Option<EpochStart> {
 /// The number that is due behind all below `expected` when `seq` comes: a new epoch may jump
 /// ahead, since numbers of lost records are not used again.
 pub(crate) fn due(epochs: &[EpochStart], expected: Seq, seq: Seq) -> Seq {
-    let start = epochs.iter().rev().find(|e| e.first_seq <= seq);
-    match start {
-        // Its first record may be the one that is missing.
-        Some(s) if expected == s.prev_last_seq + 1 => s.first_seq,
-        _ => expected,
+    if seq <= expected {
+        return expected;
     }
+    let start = epochs.iter().rev().find(|e| e.first_seq <= seq);
+    let Some(start) = start else { return expected };
+    // An epoch that began while the start of another was on a member that was away: that one ended what came
+    // before it, and nothing of its own counts.
+    let ends_here = |e: &EpochStart| {
+        expected == e.prev_last_seq + 1
+            && e.first_seq <= start.first_seq
+            && e.first_seq > start.prev_last_seq
+    };
+    // The first record of an epoch may be the one that is missing.
+    if epochs.iter().any(ends_here) { start.first_seq } else { expected }
 }
 
 impl Catalogue {

@@ -12,6 +12,7 @@ use crate::format::record::Kind;
 use crate::layout::{self, Identity};
 use crate::meta::{EpochStart, META_BYTES_MAX, Meta};
 use crate::planted;
+use crate::pool::table::{Newest, UnitTable};
 use crate::pool::tails;
 use crate::pool::{FileName, Found, Places};
 use crate::replica;
@@ -58,6 +59,8 @@ fn load_once(
 ) -> Result<History> {
     let distrust = layout::read_distrust_in(&**storage, dir)?;
     let places = Places::of(storage, dir)?;
+    // Before the files: each that it names was there by then.
+    let named = places.table()?.table().map_or_else(Newest::default, UnitTable::newest);
     let found = catalogue::units_of(&places)?;
     let catalogue = match trusted {
         true => Catalogue::fresh(storage, dir, identity, &places, &found)?,
@@ -68,7 +71,7 @@ fn load_once(
     let mut history = empty(storage, dir, identity);
     let site_epoch = replica::told_epoch(&**storage, dir)?;
     let mut tail = Tail::of(&mut history, catalogue, &found, site_epoch);
-    tail.read_units(&found, &places)?;
+    tail.read_units(&found, &places, named)?;
     tail.entries.retain(|e| {
         let epoch = tail.history.units[e.unit as usize].header.epoch;
         !is_void(&tail.catalogue.epochs, epoch, e.record.seq)
@@ -166,7 +169,7 @@ impl<'h> Tail<'h> {
         Self { history, catalogue, entries, site_epoch }
     }
 
-    fn read_units(&mut self, found: &[Found], places: &Places) -> Result<()> {
+    fn read_units(&mut self, found: &[Found], places: &Places, named: Newest) -> Result<()> {
         let group = self.history.identity.group.into_bytes();
         let storage = Arc::clone(&self.history.storage);
         let mut expected = self.history.units.last().map_or(0, |u| u.name.numbers().1) + 1;
@@ -192,6 +195,15 @@ impl<'h> Tail<'h> {
                 Err(e) => self.unreadable(count, e)?,
             }
         }
+        let last = named.number;
+        if last >= expected {
+            let hint = places.missing_text();
+            let what = format!("units {expected} to {last} are missing{hint}");
+            self.lose_units(last + 1 - expected, what);
+        }
+        self.history.unit_number_max = self.history.unit_number_max.max(last);
+        self.history.epoch = self.history.epoch.max(named.epoch);
+        self.history.seen_seq = self.history.seen_seq.max(named.seq);
         // Where the newest units may be, nothing is missing by number.
         if !tails::unknown(&storage, &self.history.dir)?.is_empty() {
             let hint = places.missing_text();
@@ -255,6 +267,16 @@ impl<'h> Tail<'h> {
             if seq < expected {
                 continue;
             }
+            if let Some(first) = self.newest_epoch_missed(expected, seq) {
+                // What is missing before the newest epoch is damage; what is missing in it may be torn off.
+                let history = &mut *self.history;
+                let what =
+                    format!("records {expected} to {} are missing{}", first - 1, holes(history));
+                let (from, last) = (expected, first - 1);
+                history.damage.push(Damage { from, last, to: None, what, unread: false });
+                missing_last = first - 1;
+                expected = first;
+            }
             if seq > expected {
                 let start = self.catalogue.epochs.iter().rev().find(|e| e.first_seq <= seq);
                 let history = &mut *self.history;
@@ -290,6 +312,13 @@ impl<'h> Tail<'h> {
             damage.from = damage.from.min(history.head + 1);
             damage.last = damage.last.max(missing_last);
         }
+    }
+
+    /// The first number of the newest epoch, when that and numbers before it are missing before `seq`.
+    fn newest_epoch_missed(&self, expected: Seq, seq: Seq) -> Option<Seq> {
+        let start = self.catalogue.epochs.iter().rev().find(|e| e.first_seq <= seq)?;
+        let missed = start.epoch == self.history.epoch && expected < start.first_seq;
+        (missed && start.first_seq < seq).then_some(start.first_seq)
     }
 
     pub(super) fn find_head(&mut self) {

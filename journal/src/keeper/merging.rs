@@ -5,7 +5,7 @@ use super::sight::Thinned;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::cipher::Cipher;
 use crate::merge::{self, AtFloor, Job, Outcome, Sight, Written, release};
-use crate::pool::Found;
+use crate::pool::{Found, table};
 use crate::window::victims::sort_by_cost;
 use crate::window::{Group, Row, Stamp, victims};
 use std::path::PathBuf;
@@ -113,6 +113,9 @@ impl Keeper {
 
     /// The merged unit is durable: the catalogue follows, then what it replaced is given up.
     fn replace(&mut self, written: &Written, sources: &[Found]) -> Result<()> {
+        let (name, path) = (written.found.name, &written.found.path);
+        let (storage, dir) = (&self.setup.storage, &self.setup.dir);
+        table::note_made(storage, dir, path, (name, &written.header))?;
         let storage = self.setup.storage.as_ref();
         self.catalogue.replace(storage, &self.identity, &written.found)?;
         self.catalogue.set_live_bytes(written.found.name, written.header.unit_bytes);

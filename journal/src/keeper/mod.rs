@@ -55,6 +55,11 @@ use std::sync::Arc;
 
 /// Most findings of damage that are kept to be shown.
 const DAMAGE_SHOWN_MAX: usize = 32;
+/// Sealed units behind one that can't be taken into the catalogue, from which on that is told: the newest few
+/// are seldom in it at once.
+const WAITING_UNITS: u64 = 8;
+
+const NO_KEY: &str = "the journal is encrypted and its key is not here: nothing is merged";
 
 /// What a keeper works with.
 #[derive(Clone)]
@@ -89,6 +94,8 @@ pub struct Keeper {
     /// Highest number of a unit that was said to be sealed, and the one that was tried last.
     sealed: u64,
     refused_at: u64,
+    /// Why the catalogue, and with it the window, does not get on.
+    stands_still: Option<String>,
     /// Headers of units behind the catalogue, by number.
     behind: BTreeMap<u64, UnitHeader>,
     /// When what arrived; `None`: the journal is no site's.
@@ -139,6 +146,7 @@ impl Keeper {
             unsaved: false,
             unsealed: Vec::new(),
             refused_at: 0,
+            stands_still: None,
             behind: BTreeMap::new(),
             arrivals: None,
             runs,
@@ -148,10 +156,6 @@ impl Keeper {
             scrub: Scrub::default(),
             occupancy: Occupancy::default(),
         };
-        if let Cipher::Locked = keeper.cipher {
-            let why = "the journal is encrypted and its key is not here: nothing is merged";
-            keeper.occupancy.merging_waits = Some(why.into());
-        }
         keeper.evaluate()?;
         Ok(keeper)
     }
@@ -253,15 +257,25 @@ impl Keeper {
                 None => units_of(&self.places)?.into_iter().find(|f| f.name.numbers().0 == next),
             };
             let extended = match &found {
-                Some(found) => self.catalogue.extend(storage, &self.identity, found)?,
+                Some(found) => match self.catalogue.extend(storage, &self.identity, found) {
+                    // What is merged already, and what lies before it, is kept up all the same.
+                    Err(e @ Error::Unusable { .. }) => Extended::NotYet(e.to_string()),
+                    extended => extended?,
+                },
                 None => Extended::NotYet("it is not there".into()),
             };
             match extended {
-                Extended::Added => self.unsaved = true,
+                Extended::Added => (self.unsaved, self.stands_still) = (true, None),
                 // Its numbers may go on in the next unit; then that one's seal asks again.
                 Extended::NotYet(why) => {
                     tracing::debug!(unit = next, why, "not in the catalogue yet");
                     self.refused_at = self.sealed;
+                    self.stands_still = (self.sealed >= next + WAITING_UNITS).then(|| {
+                        format!(
+                            "nothing from unit {next} on is merged, and the journal grows: {why}; \
+                             see `afterimage verify`"
+                        )
+                    });
                 }
             }
             return Ok(true);
@@ -339,6 +353,10 @@ impl Keeper {
         }
         let edge = self.whole_units(self.catalogue.edge());
         self.occupancy.take(&usage, &self.setup.limits, &self.actions);
+        self.occupancy.merging_waits = match self.cipher {
+            Cipher::Locked => Some(NO_KEY.into()),
+            _ => self.stands_still.clone(),
+        };
         self.occupancy.take_reach(&self.catalogue, held_ns(&rows, &now, edge));
         Ok(())
     }

@@ -9,6 +9,8 @@ use super::{Inner, Stop, lock};
 use crate::error::{Error, Result};
 use crate::format::record::Kind;
 use crate::planted;
+use crate::pool::FileName;
+use crate::pool::table::{self, Change};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -100,6 +102,12 @@ impl Inner {
                 return Err(e);
             }
             self.tell_sealed(unit.header.number);
+        }
+        // First of all: a file that the unit table names and that is not there is missed.
+        let gone: Vec<Change> =
+            next.iter().map(|u| Change::Gone(FileName::Unit(u.header.number))).collect();
+        if !gone.is_empty() {
+            table::append(&*self.options.storage, &self.dir, &gone)?;
         }
         // Newest first: killed in between, no number is missing below another.
         for unit in next.into_iter().rev() {

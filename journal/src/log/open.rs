@@ -18,8 +18,10 @@ use crate::history::History;
 use crate::key;
 use crate::layout::{self, Identity};
 use crate::planted;
-use crate::pool::Places;
+use crate::pool::settle::settle;
+use crate::pool::table::{self, Change};
 use crate::pool::tails::{self, UNKNOWN_UNITS};
+use crate::pool::{FileName, Places};
 use crate::ring::{self, Ring};
 use crate::storage::{Access, Lock, Storage};
 use crate::unit::{self, ScanEnd};
@@ -38,7 +40,7 @@ impl Journal {
     /// # Errors
     /// There is one already, or the directory can't be written, or has no room for a unit.
     pub fn create(dir: &Path, group: Uuid, name: &str, options: Options) -> Result<Self> {
-        layout::check_name(name)?;
+        layout::check_new_name(name)?;
         check_unit_bytes(options.unit_bytes)?;
         let storage = Arc::clone(&options.storage);
         let is_new = !storage.exists(dir);
@@ -49,7 +51,9 @@ impl Journal {
             let why = "there is a journal already: open it, or purge it first".into();
             return Err(Error::Unusable { path, why });
         }
-        if !Places::of(&storage, dir)?.units()?.is_empty() {
+        let names = storage.list(dir).map_err(|e| Error::io("list", dir, e))?;
+        // On other members only what an earlier journal of this name left can lie: it is none of this one.
+        if names.iter().any(|name| FileName::parse(name).is_some()) {
             let why = "its units are there, but its identity is not: put back journal.json".into();
             return Err(Error::Unusable { path, why });
         }
@@ -83,6 +87,7 @@ impl Journal {
         if let Cipher::Locked = key::cipher(dir, &identity, options.key.as_ref())? {
             return Err(Error::KeyMissing { journal: dir.to_owned() });
         }
+        settle(&options.storage, dir, identity.group)?;
         ring::recover(&options.storage, dir, group)?;
         let mut history = History::load_unpinned(&options.storage, dir)?;
         history.unlock(options.key.as_ref())?;
@@ -97,7 +102,8 @@ impl Journal {
         }
         let header = first_header(&history, &options, (mount_id, !unknown.is_empty()));
         let slot = options.allocator.allocate(dir, header.unit_bytes)?;
-        let path = unit::create(&*options.storage, &slot, &header)?;
+        let path = unit::create(&options.storage, dir, &slot, &header)?;
+        remove_replaced(&history, &options, (&path, header.number))?;
         let (device, is_direct) = choose(&options, &path)?;
         let how = (is_direct, options.key.as_ref());
         let first = OpenUnit::new(&*options.storage, header, path, how)?;
@@ -195,7 +201,7 @@ fn remove_unborn(storage: &Arc<dyn Storage>, dir: &Path, is_new: bool) {
     for unit in units.unwrap_or_default() {
         let _ = storage.remove(&unit.path);
     }
-    for name in ["journal.json", ring::NAME, "lock"] {
+    for name in ["journal.json", ring::NAME, table::NAME, "lock"] {
         let _ = storage.remove(&dir.join(name));
     }
     if is_new {
@@ -311,12 +317,32 @@ fn replaced_unit(history: &History) -> Option<u64> {
 /// missing below another.
 fn remove_unused(history: &History, options: &Options) -> Result<()> {
     let Some(lowest) = replaced_unit(history) else { return Ok(()) };
-    for unit in history.units.iter().rev().filter(|u| u.number() > lowest) {
+    let unused = || history.units.iter().rev().filter(|u| u.number() > lowest);
+    let gone: Vec<Change> = unused().map(|u| Change::Gone(u.name)).collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
+    // First of all: a file that is named and not there is missed.
+    table::append(&*options.storage, &history.dir, &gone)?;
+    for unit in unused() {
         let (storage, dir) = (&options.storage, unit.path.parent().unwrap_or(&history.dir));
         storage.remove(&unit.path).map_err(|e| Error::io("remove unused unit", &unit.path, e))?;
         storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))?;
     }
     Ok(())
+}
+
+/// Removes the file of the unit that was replaced, where the new one lies elsewhere.
+fn remove_replaced(
+    history: &History,
+    options: &Options,
+    (path, number): (&Path, u64),
+) -> Result<()> {
+    let old = history.units.iter().find(|u| u.number() == number && u.path != path);
+    let Some(old) = old.filter(|_| !planted::is("first-directory-wins")) else { return Ok(()) };
+    let (storage, dir) = (&options.storage, old.path.parent().unwrap_or(&history.dir));
+    storage.remove(&old.path).map_err(|e| Error::io("remove replaced unit", &old.path, e))?;
+    storage.sync_dir(dir).map_err(|e| Error::io("sync directory", dir, e))
 }
 
 /// Seals what the last writer left open, so that it is never scanned again, and units that it had

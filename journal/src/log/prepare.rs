@@ -101,7 +101,7 @@ impl Inner {
     fn prepare(&self, header: UnitHeader) -> Result<()> {
         let storage = &*self.options.storage;
         let slot = self.options.allocator.allocate(&self.dir, header.unit_bytes)?;
-        let path = unit::create(storage, &slot, &header)?;
+        let path = unit::create(&self.options.storage, &self.dir, &slot, &header)?;
         let how = (self.is_direct, self.options.key.as_ref());
         let unit = OpenUnit::new(storage, header, path, how)?;
         self.units.fetch_add(1, Ordering::Relaxed);

@@ -201,7 +201,7 @@ impl Pool {
         names.retain(|n| !["lost+found", MEMBER_FILE, "member.tmp"].contains(&n.as_str()));
         names.retain(|n| {
             let is_empty = self.storage.list(&path.join(n)).is_ok_and(|found| found.is_empty());
-            !(n == SPARE_DIR && is_empty)
+            !([SPARE_DIR, "spare"].contains(&n.as_str()) && is_empty)
         });
         names.sort();
         match names.first() {
@@ -228,6 +228,7 @@ impl Pool {
                 limit_bytes: limit.of(None),
                 state: MemberState::Active,
                 epoch,
+                tried: None,
             });
             Ok(())
         })?;
@@ -357,6 +358,7 @@ impl Pool {
                 limit_bytes: None,
                 state: MemberState::Active,
                 epoch: found.epoch,
+                tried: None,
             });
         }
         described.write(storage, home)

@@ -57,6 +57,9 @@ pub struct MemberEntry {
     pub state: MemberState,
     /// The pool's last epoch that it took: an older one on it is an old copy.
     pub epoch: u64,
+    /// An epoch that it was given and that failed to be written: it may have taken it all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<u64>,
 }
 
 /// `pool.json`.
@@ -95,9 +98,11 @@ impl Checked for Description {
     fn text(&self) -> String {
         let Self { format, pool, epoch, members } = self;
         let mut text = format!("{format}\n{pool}\n{epoch}\n");
-        for MemberEntry { uuid, path, limit_bytes, state, epoch } in members {
+        for MemberEntry { uuid, path, limit_bytes, state, epoch, tried } in members {
             let limit = limit_bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
             text += &format!("{uuid}\n{path}\n{limit}\n{state}\n{epoch}\n");
+            // Only where it is there: others read as they always did.
+            text += &tried.map_or_else(String::new, |tried| format!("{tried}\n"));
         }
         text
     }
@@ -134,6 +139,7 @@ impl Description {
             limit_bytes: None,
             state: MemberState::Active,
             epoch,
+            tried: None,
         };
         Self { format: VERSION, pool, epoch, members: vec![home] }
     }
@@ -268,6 +274,7 @@ mod tests {
             limit_bytes: Some(1 << 30),
             state: MemberState::Draining,
             epoch: 1,
+            tried: None,
         });
         described
     }

@@ -8,26 +8,21 @@
 //! same, on two; its source goes only when the copy was read back and is durable, and only when
 //! nobody reads the journal (else it is held). Killed anywhere, it goes on where it was.
 
+use super::copying::DRAFT;
 use super::description::{MEMBER_FILE, MemberState};
 use super::live::{Pool, lock};
-use super::places::FileName;
+use super::name::FileName;
+use super::places::{Listing, Places, Stray};
 use super::survey::{self, HELD_DIR, SPARE_DIR};
-use super::tails;
+use super::{strays, table, tails};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::index::{FOOTER_BYTES, Footer};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
-use crate::storage::{Access, LockKind, StoredFile};
+use crate::planted;
+use crate::storage::{Access, Lock, LockKind};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use uuid::Uuid;
-
-/// How the name of a draft of a move ends.
-const DRAFT: &str = ".moved.tmp";
-/// What is copied at a time.
-const CHUNK_BYTES: usize = 1 << 20;
-/// Zeroes of this length stay holes.
-const HOLE_BYTES: usize = 64 << 10;
 
 /// What a step of draining did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,8 +39,19 @@ pub enum DrainStep {
     Done(PathBuf),
 }
 
-/// Whether a journal's unit of this number may still be written: asked for those without a seal.
-pub type InUse<'a> = &'a dyn Fn(&str, u64) -> bool;
+/// Whether a unit without a seal may still be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitUse {
+    /// It may be, at any moment.
+    Written,
+    /// It is not, says who has the journal open.
+    Idle,
+    /// Nobody here has the journal open, as far as is known: it is moved under the journal's lock.
+    Unknown,
+}
+
+/// How a journal's unit of this number is used: asked for those without a seal.
+pub type InUse<'a> = &'a dyn Fn(&str, u64) -> UnitUse;
 
 struct Source {
     uuid: Uuid,
@@ -126,13 +132,20 @@ impl Pool {
         let mut names =
             survey::names(&self.storage, &dir).map_err(|e| Error::io("list", &dir, e))?;
         names.sort();
+        names.retain(|n| FileName::parse(n).is_some());
         left.files += survey::names(&self.storage, &dir.join(HELD_DIR)).map_or(0, |n| n.len());
+        let listing = if names.is_empty() { Listing::default() } else { self.listing(group)? };
         let named = names.iter().filter_map(|n| Some((n, FileName::parse(n)?.numbers().1)));
         for (name, number) in named {
             let from = dir.join(name);
-            match self.is_sealed(&from).map(|sealed| sealed || !in_use(group, number)) {
-                Ok(true) => {}
-                Ok(false) => {
+            if listing.strays.iter().any(|s| s.path == from && !s.is_copy) {
+                // None of the journal's: it stays behind, and the drain ends.
+                strays::set_aside(&self.storage, &from)?;
+                return Ok(Some(DrainStep::Moved(from)));
+            }
+            let lock = match self.hold_still(&from, in_use(group, number)) {
+                Ok(Some(lock)) => lock,
+                Ok(None) => {
                     if !left.open.iter().any(|g| g == group) {
                         left.open.push(group.to_owned());
                     }
@@ -141,8 +154,10 @@ impl Pool {
                 // Released in between.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::io("read", &from, e)),
-            }
-            match self.move_file(source, group, name) {
+            };
+            let moved = self.move_file(source, group, name, &listing);
+            drop(lock);
+            match moved {
                 Ok(()) => return Ok(Some(DrainStep::Moved(from))),
                 Err(e) if e.kind() == ErrorKind::FreeSpace => left.waits = Some(e.to_string()),
                 Err(Error::Io { source: e, .. }) if e.kind() == io::ErrorKind::NotFound => {}
@@ -150,6 +165,36 @@ impl Pool {
             }
         }
         Ok(None)
+    }
+
+    /// The files of a journal on all members; without a journal in the home, nothing is judged.
+    fn listing(&self, group: &str) -> Result<Listing> {
+        let journal = self.home.join(group);
+        match self.storage.exists(&journal) {
+            true => Places::of(&self.storage, &journal)?.listing(),
+            false => Ok(Listing::default()),
+        }
+    }
+
+    /// Sees to it that nobody writes to a file until what is returned is dropped; `None`: somebody may.
+    fn hold_still(&self, path: &Path, used: UnitUse) -> io::Result<Option<Option<Lock>>> {
+        if self.is_sealed(path)? {
+            return Ok(Some(None));
+        }
+        let group = path.parent().and_then(Path::file_name).map(|name| self.home.join(name));
+        match (used, group) {
+            (UnitUse::Idle, _) => Ok(Some(None)),
+            (UnitUse::Unknown, _) if planted::is("drain-without-the-lock") => Ok(Some(None)),
+            (UnitUse::Unknown, Some(journal)) if self.storage.exists(&journal) => {
+                match self.storage.lock(&journal.join("lock"), LockKind::Exclusive) {
+                    Ok(lock) => Ok(Some(Some(lock))),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                    Err(e) => Err(e),
+                }
+            }
+            (UnitUse::Unknown, _) => Ok(Some(None)),
+            (UnitUse::Written, _) => Ok(None),
+        }
     }
 
     /// Whether a unit's file never changes any more.
@@ -167,12 +212,27 @@ impl Pool {
         Ok(Footer::decode(&header.salt, bytes, &footer).is_some())
     }
 
-    fn move_file(&self, source: &Source, group: &str, name: &str) -> Result<()> {
+    fn move_file(&self, source: &Source, group: &str, name: &str, listing: &Listing) -> Result<()> {
         let from = source.dir.join(group).join(name);
         let file =
             self.storage.open(&from, Access::Read).map_err(|e| Error::io("open", &from, e))?;
         let taken = file.allocated_bytes().map_err(|e| Error::io("look at", &from, e))?;
-        let there = self.elsewhere(source, group, name);
+        let mut there = self.elsewhere(source, group, name);
+        if let Some(other) = &there
+            && !self.is_same(&file, &from, other)?
+        {
+            // The one of the two that doesn't count is set aside. Without a journal nothing tells.
+            if listing.found.is_empty() {
+                let why = format!("it is not the same as {}, which stays", from.display());
+                return Err(Error::Unusable { path: other.clone(), why });
+            }
+            let counts = listing.found.iter().any(|f| f.path == from);
+            strays::set_aside(&self.storage, if counts { other } else { &from })?;
+            if !counts {
+                return Ok(());
+            }
+            there = None;
+        }
         let mut copy = None;
         if there.is_none() {
             let bytes = file.bytes().map_err(|e| Error::io("look at", &from, e))?;
@@ -184,21 +244,34 @@ impl Pool {
                 self.uncount(&to, group, taken);
             })?;
             copy = Some(to);
-        } else if let Some(there) = &there {
-            self.check_same(&file, &from, there)?;
         }
         let _one = lock(&self.renaming);
+        let moved_to = copy.as_ref().map(|to| to.join(name)).or(there);
+        if let Some(path) = &moved_to {
+            self.note_place(group, path)?;
+        }
         let gone = self.let_go(source, group, name);
         if let (Err(_), Some(to)) = (&gone, &copy)
             && self.storage.exists(&from)
         {
             // Who writes to it goes on where it was: no second one stays behind.
+            self.note_place(group, &from)?;
             let _ = self.storage.remove(&to.join(name));
             self.uncount(to, group, taken);
         }
         gone?;
         self.change_member(source.uuid, |m| m.contents.lessen(group, taken, false));
         Ok(())
+    }
+
+    /// Has the journal's unit table say where a unit lies now.
+    fn note_place(&self, group: &str, path: &Path) -> Result<()> {
+        let header = table::header_of(&*self.storage, path);
+        let header = header.map_err(|e| Error::io("read", path, e))?;
+        let name = path.file_name().and_then(|n| FileName::parse(n.to_str()?));
+        // Without a header that can be used it is found where it is.
+        let (Some(header), Some(name)) = (header, name) else { return Ok(()) };
+        table::note_made(&self.storage, &self.home.join(group), path, (name, &header))
     }
 
     /// Ends moves that were cut off between the copy's name and the source's end. Only before anybody
@@ -214,12 +287,15 @@ impl Pool {
             for group in survey::groups(&self.storage, &source.dir).unwrap_or_default() {
                 let dir = source.dir.join(&group);
                 let names = survey::names(&self.storage, &dir).unwrap_or_default();
+                let Ok(listing) = self.listing(&group) else { continue };
                 let twice = names.iter().filter(|name| {
+                    let stray = |s: &Stray| s.path == dir.join(name) && !s.is_copy;
                     FileName::parse(name).is_some()
+                        && !listing.strays.iter().any(stray)
                         && self.elsewhere(source, &group, name).is_some()
                 });
                 for name in twice {
-                    if let Err(error) = self.move_file(source, &group, name) {
+                    if let Err(error) = self.move_file(source, &group, name, &listing) {
                         tracing::error!(unit = %dir.join(name).display(), %error, "on two members");
                     }
                 }
@@ -236,61 +312,6 @@ impl Pool {
     fn uncount(&self, to: &Path, group: &str, bytes: u64) {
         if let Some((uuid, _, _)) = self.member_at(to) {
             self.change_member(uuid, |m| m.contents.lessen(group, bytes, false));
-        }
-    }
-
-    /// Copies a file into a directory, reads it back, and gives it its name.
-    fn copy(&self, file: &Arc<dyn StoredFile>, from: &Path, to: &Path, name: &str) -> Result<()> {
-        let draft = to.join(format!("{name}{DRAFT}"));
-        let written = self
-            .storage
-            .open(&draft, Access::Replace)
-            .map_err(|e| Error::io("create", &draft, e))?;
-        let bytes = file.bytes().map_err(|e| Error::io("look at", from, e))?;
-        written.set_bytes(bytes).map_err(|e| Error::io("create", &draft, e))?;
-        let mut chunk = vec![0; CHUNK_BYTES];
-        let mut at = 0;
-        while at < bytes {
-            let got = file.read_at(&mut chunk, at).map_err(|e| Error::io("read", from, e))?;
-            if got == 0 {
-                return Err(Error::io("read", from, io::ErrorKind::UnexpectedEof));
-            }
-            for (i, piece) in chunk[..got].chunks(HOLE_BYTES).enumerate() {
-                if piece.iter().any(|b| *b != 0) {
-                    written
-                        .write_all_at(piece, at + (i * HOLE_BYTES) as u64)
-                        .map_err(|e| Error::io("write", &draft, e))?;
-                }
-            }
-            at += got as u64;
-        }
-        written.sync_data().map_err(|e| Error::io("sync", &draft, e))?;
-        self.check_same(file, from, &draft)?;
-        let _one = lock(&self.renaming);
-        if !self.storage.exists(from) {
-            return Err(Error::io("find", from, io::ErrorKind::NotFound));
-        }
-        let path = to.join(name);
-        self.storage.rename(&draft, &path).map_err(|e| Error::io("rename to", &path, e))?;
-        self.storage.sync_dir(to).map_err(|e| Error::io("sync directory", to, e))
-    }
-
-    /// Reads both and compares.
-    fn check_same(&self, file: &Arc<dyn StoredFile>, from: &Path, to: &Path) -> Result<()> {
-        let other = self.storage.open(to, Access::Read).map_err(|e| Error::io("open", to, e))?;
-        let (mut a, mut b) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
-        let mut at = 0;
-        loop {
-            let got = file.read_at(&mut a, at).map_err(|e| Error::io("read", from, e))?;
-            let got_b = other.read_at(&mut b, at).map_err(|e| Error::io("read", to, e))?;
-            if a[..got] != b[..got_b] {
-                let why = format!("it is not the same as {}, which stays", from.display());
-                return Err(Error::Unusable { path: to.to_owned(), why });
-            }
-            if got == 0 {
-                return Ok(());
-            }
-            at += got as u64;
         }
     }
 
@@ -338,7 +359,10 @@ impl Pool {
         dirs.push(source.dir.join(SPARE_DIR));
         for dir in &dirs {
             for name in survey::names(&self.storage, dir).unwrap_or_default() {
-                let _ = self.storage.remove(&dir.join(name));
+                // What was set aside stays, in a directory of its own.
+                if name != strays::STRAY_DIR {
+                    let _ = self.storage.remove(&dir.join(name));
+                }
             }
             let _ = self.storage.remove_dir(&dir.join(HELD_DIR));
             let _ = self.storage.remove_dir(dir);
@@ -365,28 +389,5 @@ impl Pool {
                 }
             }
         }
-    }
-
-    /// Deletes what a journal has on the members but the home, after it is gone from there.
-    ///
-    /// # Errors
-    /// A member can't be written.
-    pub fn purge(&self, group: &str) -> Result<()> {
-        for (uuid, member) in self.serving().into_iter().filter(|(_, d)| *d != self.home) {
-            let dir = member.join(group);
-            if !self.storage.exists(&dir) {
-                continue;
-            }
-            let doomed = member.join(format!(".purged-{group}-{}", Uuid::new_v4()));
-            self.storage.rename(&dir, &doomed).map_err(|e| Error::io("rename", &dir, e))?;
-            for dir in [doomed.join(HELD_DIR), doomed.clone()] {
-                for name in survey::names(&self.storage, &dir).unwrap_or_default() {
-                    let _ = self.storage.remove(&dir.join(name));
-                }
-                let _ = self.storage.remove_dir(&dir);
-            }
-            self.change_member(uuid, |m| m.contents.groups.retain(|name, _| name != group));
-        }
-        Ok(())
     }
 }

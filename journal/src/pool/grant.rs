@@ -7,8 +7,8 @@
 use super::allocate::{Allocate, Slot};
 use super::live::{Member, Pool, lock};
 use super::placement::{self, Candidate};
-use super::survey::{HELD_DIR, SPARE_DIR, SPARE_PREFIX, Spare, Usage};
-use super::tails;
+use super::settle;
+use super::survey::{self, HELD_DIR, SPARE_DIR, SPARE_PREFIX, Spare, Usage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout;
 use std::io;
@@ -212,14 +212,14 @@ impl Pool {
         }
     }
 
-    /// Notes in the home that the journal's newest units may be on this member.
+    /// Sees to it that the journal's unit table will name the unit that goes to this member.
     fn note(&self, choice: &Choice, group: &str) -> Result<()> {
         let journal = self.home.join(group);
         // Where there is no journal nobody opens one.
-        if choice.dir == self.home || !self.storage.exists(&journal) {
+        if choice.dir == self.home || !self.storage.exists(&journal.join("journal.json")) {
             return Ok(());
         }
-        tails::note(&self.storage, &journal, choice.uuid)
+        settle::begin(&self.storage, &journal, choice.uuid)
     }
 
     fn make_group_dir(&self, choice: &Choice, dir: &Path) -> Result<()> {
@@ -258,6 +258,16 @@ impl Pool {
             synced.ok()?;
         }
         Some(spare.path)
+    }
+
+    /// Moves spares of older versions to where they are now.
+    pub(super) fn move_old_spares(&self) {
+        for (uuid, dir) in self.serving() {
+            match survey::move_old_spares(&self.storage, &dir) {
+                Ok(()) => self.recount(uuid, &dir),
+                Err(error) => tracing::warn!(member = %dir.display(), %error, "its spares stay"),
+            }
+        }
     }
 
     /// Gives the spares' room back; whether there were any.

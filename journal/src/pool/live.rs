@@ -51,6 +51,8 @@ pub(super) struct Live {
     pub unit_sizes: BTreeSet<u64>,
     /// Why the drain waits.
     pub drain_waits: Option<String>,
+    /// Files that are no units, as of the last count; `None`: they were not looked for yet.
+    pub strays: Option<Vec<super::status::StrayFile>>,
     bumped: Option<Instant>,
     surveyed: Option<Instant>,
 }
@@ -141,6 +143,7 @@ impl Pool {
                 limits: BTreeMap::new(),
                 unit_sizes: BTreeSet::new(),
                 drain_waits: None,
+                strays: None,
                 bumped: None,
                 surveyed: None,
             }),
@@ -170,7 +173,11 @@ impl Pool {
             );
             return Err(Error::Unusable { path: home.to_owned(), why });
         }
+        pool.move_old_spares();
         pool.clear_drafts();
+        if let Err(error) = pool.purge() {
+            tracing::warn!(%error, "what purged groups left on members stays for now");
+        }
         pool.finish_moves();
         pool.advance(|_| Ok(()))?;
         Ok(Arc::new(pool))
@@ -264,9 +271,12 @@ impl Pool {
             let dir = Description::dir_of(&self.home, entry);
             let (pool, member, epoch) = (next.pool, entry.uuid, next.epoch);
             match (MemberFile { format: VERSION, pool, member, epoch }).write(&self.storage, &dir) {
-                Ok(()) => entry.epoch = epoch,
+                Ok(()) => (entry.epoch, entry.tried) = (epoch, None),
                 Err(e) if dir == self.home => return Err(e),
-                Err(e) => failed.push((entry.uuid, format!("can't be written ({e})"))),
+                Err(e) => {
+                    entry.tried = Some(epoch);
+                    failed.push((entry.uuid, format!("can't be written ({e})")));
+                }
             }
         }
         next.write(&self.storage, &self.home)?;
@@ -331,8 +341,12 @@ impl Pool {
             }
             returned |= serves && !served;
         }
-        if returned && let Err(error) = self.advance(|_| Ok(())) {
-            tracing::warn!(%error, "the pool's epoch can't be written");
+        if count {
+            let strays = self.find_strays();
+            lock(&self.live).strays = Some(strays);
+        }
+        if returned && let Err(error) = self.advance(|_| Ok(())).and_then(|()| self.purge()) {
+            tracing::warn!(%error, "a member that is back is not taken in whole");
         }
     }
 
@@ -432,10 +446,5 @@ impl Pool {
         if let Some(member) = lock(&self.live).members.iter_mut().find(|m| m.uuid == uuid) {
             change(member);
         }
-    }
-
-    pub(super) fn serving(&self) -> Vec<(Uuid, PathBuf)> {
-        let live = lock(&self.live);
-        live.members.iter().filter(|m| m.serves()).map(|m| (m.uuid, m.dir.clone())).collect()
     }
 }

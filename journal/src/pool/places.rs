@@ -1,66 +1,49 @@
 //! Where a journal's units lie: one directory a member of the pool.
 //!
-//! What always holds: a member that is missing, stale or of another pool is never read; its units
-//! are missing, by name.
+//! What always holds:
+//! * a member that is missing, stale or of another pool is never read; its units are missing, by name;
+//! * which file is unit N never follows from the order of the directories: of several files of one name the
+//!   highest epoch counts, then the one that the unit table names, then the one with records;
+//! * a file that contradicts the unit table, or belongs to another journal, is a *stray*: it is not read,
+//!   and stays where it is until somebody decides.
 
 use super::description::Description;
+use super::name::{FileName, Found};
+use super::table::{self, Loaded, Row, UnitTable};
 use super::trust::{Home, Missing, judge_read};
 use crate::error::{Error, Result, is_exhausted};
-use crate::storage::Storage;
-use std::collections::BTreeSet;
+use crate::format::index::{FOOTER_BYTES, Footer};
+use crate::format::record::{self, Decoded, HEADER_BYTES};
+use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
+use crate::layout;
+use crate::planted;
+use crate::storage::{Access, Storage};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use uuid::Uuid;
 
-/// What the name of a unit's file says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum FileName {
-    /// `unit-N`: unit N of the log.
-    Unit(u64),
-    /// `merged-A-B`: what is left of the units A to B.
-    Merged(u64, u64),
-}
-
-impl FileName {
-    /// Reads a file's name; one spelling each, anything else is somebody else's file.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        let found = if let Some(rest) = name.strip_prefix("unit-") {
-            Self::Unit(rest.parse().ok()?)
-        } else {
-            let (first, last) = name.strip_prefix("merged-")?.split_once('-')?;
-            Self::Merged(first.parse().ok()?, last.parse().ok()?)
-        };
-        let (first, last) = found.numbers();
-        (found.to_string() == name && 0 < first && first <= last).then_some(found)
-    }
-
-    /// First and last number of the log's units that it stands for.
-    #[must_use]
-    pub fn numbers(self) -> (u64, u64) {
-        match self {
-            Self::Unit(number) => (number, number),
-            Self::Merged(first, last) => (first, last),
-        }
-    }
-}
-
-impl std::fmt::Display for FileName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unit(number) => write!(f, "unit-{number:010}"),
-            Self::Merged(first, last) => write!(f, "merged-{first:010}-{last:010}"),
-        }
-    }
-}
-
-/// A unit's file.
+/// A file under a unit's name that is not the journal's unit of that name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// What its name says.
+pub struct Stray {
+    /// The name that it has.
     pub name: FileName,
     /// Its path.
     pub path: PathBuf,
+    /// What it is, as a clause: "belongs to another journal".
+    pub why: &'static str,
+    /// It has the same bytes as the unit: a move was broken off, or the unit grew since.
+    pub is_copy: bool,
+}
+
+/// All files under units' names.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    /// The units' files, by number, each once.
+    pub found: Vec<Found>,
+    /// Files that don't count.
+    pub strays: Vec<Stray>,
 }
 
 /// The directories that hold a journal's units, as they were when they were asked for. A unit may
@@ -68,10 +51,30 @@ pub struct Found {
 #[derive(Debug, Clone)]
 pub struct Places {
     storage: Arc<dyn Storage>,
+    /// The journal's own directory.
+    journal: PathBuf,
     /// The first is the journal's own.
     dirs: Vec<PathBuf>,
+    /// The member of each; [`table::HOME`] for the first.
+    members: Vec<Uuid>,
     missing: Vec<Missing>,
+    /// Members that are described and can't be used now.
+    away: BTreeSet<Uuid>,
 }
+
+/// One of several files of a name, as far as it was looked at.
+struct Candidate {
+    /// Index of its directory.
+    dir: usize,
+    path: PathBuf,
+    /// `None`: there is none that can be used.
+    header: Option<UnitHeader>,
+}
+
+const FOREIGN: &str = "belongs to another journal";
+const CONTRADICTS: &str = "is not the file that the unit table names";
+const OLDER: &str = "is older than the unit of the same name elsewhere, or was never used";
+const COPY: &str = "is a copy of the unit elsewhere";
 
 impl Places {
     /// Those of the journal in `dir`: on every member of its pool that can be trusted. Where the
@@ -80,8 +83,14 @@ impl Places {
     /// # Errors
     /// A newer program wrote the pool's description, or this process can open no file.
     pub fn of(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
-        let mut places =
-            Self { storage: Arc::clone(storage), dirs: vec![dir.to_owned()], missing: Vec::new() };
+        let mut places = Self {
+            storage: Arc::clone(storage),
+            journal: dir.to_owned(),
+            dirs: vec![dir.to_owned()],
+            members: vec![table::HOME],
+            missing: Vec::new(),
+            away: BTreeSet::new(),
+        };
         let (Some(home), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(places) };
         match Home::read(storage, home)? {
             Home::Alone => {}
@@ -93,9 +102,13 @@ impl Places {
                 for entry in described.members.iter().skip(1) {
                     let member = Description::dir_of(home, entry);
                     match judge_read(storage, home, &described, entry)?.why() {
-                        None => places.dirs.push(member.join(name)),
+                        None => {
+                            places.dirs.push(member.join(name));
+                            places.members.push(entry.uuid);
+                        }
                         Some(why) => {
                             places.missing.push(Missing { path: member, why: why.to_owned() });
+                            places.away.insert(entry.uuid);
                         }
                     }
                 }
@@ -108,6 +121,16 @@ impl Places {
     #[must_use]
     pub fn dirs(&self) -> &[PathBuf] {
         &self.dirs
+    }
+
+    /// The directories other than the journal's own, with their members.
+    pub(crate) fn others(&self) -> impl Iterator<Item = (Uuid, &Path)> {
+        self.members.iter().copied().zip(self.dirs.iter().map(PathBuf::as_path)).skip(1)
+    }
+
+    /// The members that are described and can't be used now.
+    pub(crate) fn away(&self) -> &BTreeSet<Uuid> {
+        &self.away
     }
 
     /// The members that can't be used, and why: units that are not found may lie there.
@@ -124,30 +147,52 @@ impl Places {
         if each.is_empty() { String::new() } else { format!(" ({})", each.join("; ")) }
     }
 
+    /// The journal's unit table as it is now; absent for one behind a network, whose units lie in one place.
+    ///
+    /// # Errors
+    /// A newer program wrote it, or it can't be read.
+    pub(crate) fn table(&self) -> Result<Loaded> {
+        if self.storage.is_far() {
+            return Ok(Loaded::Absent);
+        }
+        table::load(&*self.storage, &self.journal)
+    }
+
     /// All units' files, by number, each once: while a unit moves it may be found on two members,
     /// and both are the same.
     ///
     /// # Errors
-    /// The journal's own directory can't be read. Another member that can't be is as good as
+    /// The journal's own directory or unit table can't be read. Another member that can't be is as good as
     /// missing.
     pub fn units(&self) -> Result<Vec<Found>> {
+        self.listing().map(|listing| listing.found)
+    }
+
+    /// All files under units' names, those that don't count too.
+    ///
+    /// # Errors
+    /// As [`Places::units`].
+    pub fn listing(&self) -> Result<Listing> {
         let first = self.look()?;
         if self.dirs.len() == 1 {
             return Ok(first);
         }
         // A unit that moves from a directory that wasn't looked at yet to one that was is in neither: a
         // second look finds it.
-        let mut found = self.look()?;
-        let names: BTreeSet<FileName> = found.iter().map(|f| f.name).collect();
-        let missed = first.into_iter().filter(|f| !names.contains(&f.name));
-        found.extend(missed.filter_map(|f| Some(Found { path: self.find(f.name)?, ..f })));
-        found.sort_by_key(|f| (f.name.numbers(), f.name));
-        Ok(found)
+        let mut listing = self.look()?;
+        let names: BTreeSet<FileName> = listing.found.iter().map(|f| f.name).collect();
+        let missed = first.found.into_iter().filter(|f| !names.contains(&f.name));
+        let missed = missed.filter_map(|f| Some(Found { path: self.find(f.name)?, ..f }));
+        listing.found.extend(missed);
+        listing.found.sort_by_key(|f| (f.name.numbers(), f.name));
+        Ok(listing)
     }
 
     /// One look at each directory, one after the other.
-    fn look(&self) -> Result<Vec<Found>> {
-        let mut found = Vec::new();
+    fn look(&self) -> Result<Listing> {
+        // Before the directories: what it names had its name by then.
+        let table = self.table()?;
+        let mut all: BTreeMap<FileName, Vec<usize>> = BTreeMap::new();
         for (i, dir) in self.dirs.iter().enumerate() {
             let names = match self.storage.list(dir) {
                 Ok(names) => names,
@@ -159,123 +204,139 @@ impl Places {
                     continue;
                 }
             };
-            let named = names.iter().filter_map(|n| Some((FileName::parse(n)?, n)));
-            found.extend(named.map(|(name, n)| Found { name, path: dir.join(n) }));
+            for name in names.iter().filter_map(|n| FileName::parse(n)) {
+                all.entry(name).or_default().push(i);
+            }
         }
-        found.sort_by_key(|f| (f.name.numbers(), f.name));
-        found.dedup_by_key(|f| f.name);
-        Ok(found)
+        let mut listing = Listing::default();
+        let mut group = None;
+        for (name, dirs) in all {
+            let path = self.choose(name, &dirs, table.table(), &mut group, &mut listing.strays)?;
+            listing.found.extend(path.map(|path| Found { name, path }));
+        }
+        listing.found.sort_by_key(|f| (f.name.numbers(), f.name));
+        Ok(listing)
     }
 
     /// The file of this name, if it is there.
     #[must_use]
     pub fn find(&self, name: FileName) -> Option<PathBuf> {
         let text = name.to_string();
+        if self.dirs.len() == 1 {
+            return self.dirs.first().map(|d| d.join(&text)).filter(|p| self.storage.exists(p));
+        }
         // Twice, as for all units.
-        let mut looks = self.dirs.iter().chain(self.dirs.iter().filter(|_| self.dirs.len() > 1));
-        looks.find_map(|d| Some(d.join(&text)).filter(|p| self.storage.exists(p)))
+        (0..2).find_map(|_| {
+            let table = self.table().ok()?;
+            let is_there = |i: &usize| self.storage.exists(&self.dirs[*i].join(&text));
+            let dirs: Vec<usize> = (0..self.dirs.len()).filter(is_there).collect();
+            self.choose(name, &dirs, table.table(), &mut None, &mut Vec::new()).ok()?
+        })
+    }
+
+    /// Which of the files of a name is the unit: `dirs` are the directories that have one.
+    #[allow(clippy::option_option)]
+    fn choose(
+        &self,
+        name: FileName,
+        dirs: &[usize],
+        table: Option<&UnitTable>,
+        group: &mut Option<Option<[u8; 16]>>,
+        strays: &mut Vec<Stray>,
+    ) -> Result<Option<PathBuf>> {
+        let text = name.to_string();
+        if planted::is("first-directory-wins") {
+            return Ok(dirs.first().map(|i| self.dirs[*i].join(&text)));
+        }
+        let row = table.and_then(|t| t.rows.get(&name)).copied();
+        if let [only] = dirs {
+            let is_named = row.is_some_and(|row| row.member == self.members[*only]);
+            // Without a row, what lies in the journal's own directory is the journal's.
+            if is_named || (row.is_none() && *only == 0) {
+                return Ok(Some(self.dirs[*only].join(&text)));
+            }
+        }
+        let wanted = group.get_or_insert_with(|| self.group_of(table)).to_owned();
+        let mut candidates: Vec<Candidate> = Vec::new();
+        for &dir in dirs {
+            let path = self.dirs[dir].join(&text);
+            match table::header_of(&*self.storage, &path) {
+                Ok(header) => candidates.push(Candidate { dir, path, header }),
+                // It was removed, or moved.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) if is_exhausted(&e) => return Err(Error::io("read unit", &path, e)),
+                Err(_) => candidates.push(Candidate { dir, path, header: None }),
+            }
+        }
+        let mut set_aside = |path: &Path, why, is_copy| {
+            strays.push(Stray { name, path: path.to_owned(), why, is_copy });
+        };
+        candidates.retain(|c| match (&c.header, row) {
+            (Some(header), _) if wanted.is_some_and(|group| header.group != group) => {
+                set_aside(&c.path, FOREIGN, false);
+                false
+            }
+            (_, Some(row)) if self.contradicts(c, &row) => {
+                set_aside(&c.path, CONTRADICTS, false);
+                false
+            }
+            _ => true,
+        });
+        let best = candidates.iter().max_by_key(|c| self.rank(c, row.as_ref()));
+        let Some(best) = best else { return Ok(None) };
+        for other in candidates.iter().filter(|c| c.dir != best.dir) {
+            let salt = |c: &Candidate| c.header.as_ref().map(|h| h.salt);
+            let is_copy = salt(other).is_some() && salt(other) == salt(best);
+            set_aside(&other.path, if is_copy { COPY } else { OLDER }, is_copy);
+        }
+        Ok(Some(best.path.clone()))
+    }
+
+    /// Whether a file can't be the unit that the table names: neither that one, nor a later one of the same
+    /// number. What can't be read stays what it is: damage at the place that the table names, or where the
+    /// unit lies there no more.
+    fn contradicts(&self, c: &Candidate, row: &Row) -> bool {
+        let is_there = self.members[c.dir] == row.member;
+        match &c.header {
+            // While its member is away, a copy may lack what was written since.
+            Some(header) if header.salt == row.salt && self.away.contains(&row.member) => {
+                !is_there && !is_sealed(&*self.storage, &c.path, header)
+            }
+            Some(header) => header.salt != row.salt && header.epoch <= row.epoch,
+            None => !is_there && self.away.contains(&row.member),
+        }
+    }
+
+    /// What decides between files of one name: the highest counts.
+    fn rank(&self, candidate: &Candidate, row: Option<&Row>) -> impl Ord + use<> {
+        let is_there = row.is_some_and(|row| row.member == self.members[candidate.dir]);
+        let header = candidate.header.as_ref();
+        let is_named = header.is_some_and(|h| row.is_some_and(|row| row.salt == h.salt));
+        let epoch = header.map(|h| h.epoch);
+        let has_records = header.is_some_and(|h| has_records(&*self.storage, &candidate.path, h));
+        let made = header.map(|h| h.wall_ns);
+        (epoch, is_named, is_there, has_records, made, std::cmp::Reverse(candidate.dir))
+    }
+
+    /// The journal's group; `None`: nothing says so.
+    fn group_of(&self, table: Option<&UnitTable>) -> Option<[u8; 16]> {
+        let identity = || layout::read_identity_in(&*self.storage, &self.journal).ok();
+        table.map(|t| t.group).or_else(|| Some(identity()?.group.into_bytes()))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pool::description::{MemberEntry, MemberFile, MemberState};
-    use crate::storage::RealStorage;
-    use uuid::Uuid;
+/// Whether a unit's file has a footer: it never changes any more.
+fn is_sealed(storage: &dyn Storage, path: &Path, header: &UnitHeader) -> bool {
+    let mut bytes = [0; FOOTER_BYTES as usize];
+    let Some(at) = header.unit_bytes.checked_sub(FOOTER_BYTES) else { return false };
+    let read = storage.open(path, Access::Read).and_then(|f| f.read_exact_at(&mut bytes, at));
+    read.is_ok() && Footer::decode(&header.salt, header.unit_bytes, &bytes).is_some()
+}
 
-    #[test]
-    fn a_name_has_one_spelling() {
-        for name in ["unit-0000000012", "merged-0000000003-0000000009"] {
-            assert_eq!(FileName::parse(name).unwrap().to_string(), name);
-        }
-        for name in
-            ["unit-12", "unit-0000000000", "merged-0000000009-0000000003", "unit-+000000001"]
-        {
-            assert_eq!(FileName::parse(name), None, "{name}");
-        }
-    }
-
-    /// A pool of a home and two members with a journal on all three.
-    fn pool(dir: &Path) -> (Arc<dyn Storage>, Description) {
-        let storage = RealStorage::shared();
-        let home = dir.join("pool");
-        let mut described = Description::new();
-        described.epoch = 4;
-        described.members[0].epoch = 4;
-        for (i, name) in ["pool", "b", "c"].iter().enumerate() {
-            let member = dir.join(name);
-            std::fs::create_dir_all(member.join("web")).unwrap();
-            std::fs::write(member.join(format!("web/unit-000000000{}", i + 1)), name).unwrap();
-            if i > 0 {
-                described.members.push(MemberEntry {
-                    uuid: Uuid::new_v4(),
-                    path: member.display().to_string(),
-                    limit_bytes: None,
-                    state: MemberState::Active,
-                    epoch: 4,
-                });
-            }
-            let member_uuid = described.members[i].uuid;
-            let file =
-                MemberFile { format: 1, pool: described.pool, member: member_uuid, epoch: 4 };
-            file.write(&storage, &member).unwrap();
-        }
-        described.write(&storage, &home).unwrap();
-        (storage, described)
-    }
-
-    fn numbers(places: &Places) -> Vec<u64> {
-        places.units().unwrap().iter().map(|f| f.name.numbers().0).collect()
-    }
-
-    #[test]
-    fn units_are_found_on_every_member_and_each_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let (storage, _) = pool(dir.path());
-        std::fs::write(dir.path().join("c/web/unit-0000000002"), "b").unwrap();
-        let places = Places::of(&storage, &dir.path().join("pool/web")).unwrap();
-        assert_eq!(numbers(&places), [1, 2, 3]);
-        let found = places.find(FileName::Unit(3)).unwrap();
-        assert_eq!(found, dir.path().join("c/web/unit-0000000003"));
-        assert!(places.missing().is_empty() && places.missing_text().is_empty());
-        // A journal that has nothing on the other members is whole without them.
-        std::fs::create_dir(dir.path().join("pool/db")).unwrap();
-        let places = Places::of(&storage, &dir.path().join("pool/db")).unwrap();
-        assert_eq!((places.dirs().len(), numbers(&places).len()), (3, 0));
-    }
-
-    #[test]
-    fn a_member_that_is_away_or_an_old_copy_is_named_and_not_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let (storage, mut described) = pool(dir.path());
-        std::fs::rename(dir.path().join("b"), dir.path().join("elsewhere")).unwrap();
-        let places = Places::of(&storage, &dir.path().join("pool/web")).unwrap();
-        assert_eq!(numbers(&places), [1, 3]);
-        assert_eq!(
-            places.missing_text(),
-            format!(" (member {}/b is not there)", dir.path().display())
-        );
-        described.epoch = 6;
-        described.members[2].epoch = 5;
-        described.write(&storage, &dir.path().join("pool")).unwrap();
-        let places = Places::of(&storage, &dir.path().join("pool/web")).unwrap();
-        assert_eq!(numbers(&places), [1]);
-        assert!(places.missing_text().contains("/c is an old copy"), "{}", places.missing_text());
-    }
-
-    #[test]
-    fn without_its_description_a_pool_is_read_from_the_home_and_says_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let (storage, _) = pool(dir.path());
-        let home = dir.path().join("pool");
-        std::fs::write(home.join("pool.json"), "{").unwrap();
-        let places = Places::of(&storage, &home.join("web")).unwrap();
-        assert_eq!((numbers(&places), places.missing().len()), (vec![1], 1));
-        std::fs::remove_file(home.join("pool.json")).unwrap();
-        assert_eq!(Places::of(&storage, &home.join("web")).unwrap().missing().len(), 1);
-        // A copy of the journal alone, or a pool that never had another member.
-        std::fs::remove_file(home.join("member.json")).unwrap();
-        assert!(Places::of(&storage, &home.join("web")).unwrap().missing().is_empty());
-    }
+/// Whether anything was ever placed in a unit's file, or it is a merged one.
+pub(super) fn has_records(storage: &dyn Storage, path: &Path, header: &UnitHeader) -> bool {
+    let mut bytes = [0; HEADER_BYTES as usize];
+    let read =
+        storage.open(path, Access::Read).and_then(|f| f.read_exact_at(&mut bytes, BLOCK_BYTES));
+    read.is_ok() && !matches!(record::decode(&header.salt, BLOCK_BYTES, &bytes), Decoded::None)
 }

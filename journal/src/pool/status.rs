@@ -2,11 +2,16 @@
 
 use super::description::MemberState;
 use super::live::{Member, Pool, lock};
-use super::survey::Usage;
+use super::places::Places;
+use super::strays::STRAY_DIR;
+use super::survey::{self, Usage};
 use super::trust::Standing;
+use crate::error::{Error, Result};
+use crate::storage::Storage;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// A member, for people and programs.
@@ -38,6 +43,39 @@ pub struct MemberStatus {
     pub spare_bytes: u64,
 }
 
+/// A file under a unit's name that is none of a journal's units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StrayFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it is, as a clause: "belongs to another journal".
+    pub why: String,
+}
+
+impl std::fmt::Display for StrayFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}: it is not read", self.path.display(), self.why)
+    }
+}
+
+/// The files on a journal's members that are under units' names and are none of its units, those that were
+/// set aside too. Copies that a move left are none.
+///
+/// # Errors
+/// The journal's own directory or unit table can't be read.
+pub fn stray_files(storage: &Arc<dyn Storage>, journal: &Path) -> Result<Vec<StrayFile>> {
+    let places = Places::of(storage, journal)?;
+    let strays = places.listing()?.strays.into_iter().filter(|s| !s.is_copy);
+    let mut files: Vec<StrayFile> =
+        strays.map(|s| StrayFile { path: s.path, why: s.why.to_owned() }).collect();
+    for dir in places.dirs().iter().map(|d| d.join(STRAY_DIR)) {
+        let names = survey::names(storage, &dir).map_err(|e| Error::io("list", &dir, e))?;
+        let aside = |n: &String| StrayFile { path: dir.join(n), why: "was set aside".into() };
+        files.extend(names.iter().map(aside));
+    }
+    Ok(files)
+}
+
 /// A pool, for people and programs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolStatus {
@@ -47,6 +85,9 @@ pub struct PoolStatus {
     pub members: Vec<MemberStatus>,
     /// What each journal takes, on all members that serve.
     pub journals: BTreeMap<String, Usage>,
+    /// Files that are none of the journals' units.
+    #[serde(default)]
+    pub strays: Vec<StrayFile>,
 }
 
 impl Pool {
@@ -57,7 +98,16 @@ impl Pool {
         for (name, usage) in lock(&self.live).members.iter().flat_map(|m| &m.contents.groups) {
             journals.entry(name.clone()).or_default().add(usage);
         }
-        PoolStatus { epoch: self.epoch(), members: self.list(), journals }
+        let known = lock(&self.live).strays.clone();
+        let strays = known.unwrap_or_else(|| self.find_strays());
+        PoolStatus { epoch: self.epoch(), members: self.list(), journals, strays }
+    }
+
+    /// Looks for strays of every journal; those of one that can't be read are not known.
+    pub(super) fn find_strays(&self) -> Vec<StrayFile> {
+        let groups = survey::groups(&self.storage, &self.home).unwrap_or_default();
+        let found = groups.iter().map(|g| stray_files(&self.storage, &self.home.join(g)));
+        found.filter_map(Result::ok).flatten().collect()
     }
 
     /// The pool's members; the home is the first.
@@ -105,6 +155,12 @@ impl Pool {
     #[must_use]
     pub fn epoch(&self) -> u64 {
         lock(&self.live).described.as_ref().map_or(0, |d| d.epoch)
+    }
+
+    /// The members that serve, with their directories.
+    pub(super) fn serving(&self) -> Vec<(Uuid, PathBuf)> {
+        let live = lock(&self.live);
+        live.members.iter().filter(|m| m.serves()).map(|m| (m.uuid, m.dir.clone())).collect()
     }
 
     /// The home.

@@ -4,7 +4,8 @@
 //! journal and is no spare is not ours and doesn't count.
 
 use super::description::{MEMBER_FILE, POOL_FILE};
-use super::places::FileName;
+use super::name::FileName;
+use super::strays::STRAY_DIR;
 use crate::layout;
 use crate::map::RunName;
 use crate::storage::{Access, Storage};
@@ -15,8 +16,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The directory of a member's spares.
-pub const SPARE_DIR: &str = "spare";
+/// The directory of a member's spares. Our own names begin with a dot, which no group's name does.
+pub const SPARE_DIR: &str = ".spare";
+/// The same in older versions, beside the directories of groups: one may have that name.
+const SPARE_DIR_BEFORE: &str = "spare";
 /// In a journal's directory: what was released while somebody read the journal (I-7).
 pub const HELD_DIR: &str = "held";
 /// How the name of a spare begins.
@@ -131,10 +134,28 @@ pub(super) fn names(storage: &Arc<dyn Storage>, dir: &Path) -> io::Result<Vec<St
 pub(super) fn groups(storage: &Arc<dyn Storage>, member: &Path) -> io::Result<Vec<String>> {
     let mut found = storage.list(member)?;
     found.retain(|n| {
-        layout::check_name(n).is_ok() && ![SPARE_DIR, POOL_FILE, MEMBER_FILE].contains(&n.as_str())
+        layout::check_name(n).is_ok() && ![POOL_FILE, MEMBER_FILE].contains(&n.as_str())
     });
     found.sort();
     Ok(found)
+}
+
+/// Moves the spares of older versions to where they are now. A group of that name keeps what is its own.
+pub(super) fn move_old_spares(storage: &Arc<dyn Storage>, member: &Path) -> io::Result<()> {
+    let (before, now) = (member.join(SPARE_DIR_BEFORE), member.join(SPARE_DIR));
+    let found = names(storage, &before)?;
+    let spares: Vec<&String> = found.iter().filter(|n| n.starts_with(SPARE_PREFIX)).collect();
+    if !spares.is_empty() {
+        storage.make_dir(&now)?;
+    }
+    for name in spares {
+        storage.rename(&before.join(name), &now.join(name))?;
+    }
+    if storage.exists(&before) {
+        // It stays where a group has its units.
+        let _ = storage.remove_dir(&before);
+    }
+    Ok(())
 }
 
 /// Counts what lies on a member.
@@ -162,8 +183,8 @@ pub(super) fn survey(storage: &Arc<dyn Storage>, member: &Path) -> io::Result<Co
 fn count(storage: &Arc<dyn Storage>, dir: &Path, found: &[String]) -> io::Result<Usage> {
     let mut usage = Usage::default();
     for name in found {
-        if name == HELD_DIR {
-            let dir = dir.join(HELD_DIR);
+        if name == HELD_DIR || name == STRAY_DIR {
+            let dir = dir.join(name);
             let held = names(storage, &dir)?;
             usage.held_bytes += held
                 .iter()

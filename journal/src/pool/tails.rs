@@ -1,15 +1,17 @@
-//! Which members may hold a journal's newest units, so that no number is given out twice when one of
-//! them is away: what was written there last is not known then.
+//! Which members may hold a journal's newest units though its unit table doesn't name them, so that no number
+//! is given out twice when one of them is away: what was written there last is not known then. That is so
+//! for journals that an older version wrote, and where the table was lost while a member was away.
 //!
-//! What always holds: before a journal's first unit goes to a member, a file `on-UUID` in the
-//! journal's own directory says so, durably. An opening of the journal that doesn't find that member
-//! leaves out more numbers than it can hold, and then writes into the file that this was done, so
-//! that it is done once.
+//! What always holds: a file `on-UUID` in the journal's own directory names such a member. An opening of the
+//! journal that doesn't find it leaves out more numbers than it can hold, and then writes into the file that
+//! this was done, so that it is done once. Once the table names all that lies on the member, the file goes.
 
 use super::description::{Description, replace};
+use super::table;
 use super::trust::{Home, Standing, judge};
 use crate::error::{Error, Result};
 use crate::storage::{Access, Storage};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -36,6 +38,33 @@ pub(super) fn forget(storage: &Arc<dyn Storage>, journal: &Path, member: Uuid) {
     let _ = storage.remove(&journal.join(format!("{PREFIX}{member}")));
 }
 
+/// Removes the notes of members of which the unit table names every unit.
+///
+/// # Errors
+/// The journal's directory can't be read, or a note can't be removed.
+pub(super) fn forget_known(
+    storage: &Arc<dyn Storage>,
+    journal: &Path,
+    known: &BTreeSet<Uuid>,
+) -> Result<()> {
+    for (name, _) in noted(storage, journal)?.iter().filter(|(_, member)| known.contains(member)) {
+        let path = journal.join(name);
+        storage.remove(&path).map_err(|e| Error::io("remove", &path, e))?;
+    }
+    Ok(())
+}
+
+/// The notes that there are, with their members.
+fn noted(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Vec<(String, Uuid)>> {
+    let names = storage.list(dir).map_err(|e| Error::io("list journal", dir, e))?;
+    let member = |name: &String| name.strip_prefix(PREFIX)?.parse::<Uuid>().ok();
+    Ok(names
+        .into_iter()
+        .filter_map(|name| Some((member(&name)?, name)))
+        .map(|(m, n)| (n, m))
+        .collect())
+}
+
 fn is_passed(storage: &Arc<dyn Storage>, path: &Path) -> Result<bool> {
     let file = storage.open(path, Access::Read).map_err(|e| Error::io("open", path, e))?;
     let mut word = [0; PASSED.len()];
@@ -49,11 +78,12 @@ fn is_passed(storage: &Arc<dyn Storage>, path: &Path) -> Result<bool> {
 /// # Errors
 /// The journal's directory can't be read, or a newer program described the pool.
 pub(crate) fn unknown(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Vec<PathBuf>> {
-    let names = storage.list(dir).map_err(|e| Error::io("list journal", dir, e))?;
-    let noted: Vec<_> = names
-        .iter()
-        .filter_map(|n| Some((n, n.strip_prefix(PREFIX)?.parse::<Uuid>().ok()?)))
-        .collect();
+    let mut noted = noted(storage, dir)?;
+    if !noted.is_empty() {
+        let table = table::load(&**storage, dir)?;
+        let known = |member: &Uuid| table.table().is_some_and(|t| t.known.contains(member));
+        noted.retain(|(_, member)| !known(member));
+    }
     let Some(home) = dir.parent().filter(|_| !noted.is_empty()) else { return Ok(Vec::new()) };
     let described = match Home::read(storage, home)? {
         Home::Described(described) => Some(described),

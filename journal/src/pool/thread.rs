@@ -3,7 +3,7 @@
 //! What always holds: nothing that touches a member runs on a thread that a guest or a link waits for;
 //! draining takes half of the time at the most, so that who writes finds the disk idle.
 
-use super::drain::DrainStep;
+use super::drain::{DrainStep, UnitUse};
 use super::live::Pool;
 use crate::error::{Error, Result};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Who writes the journals whose units lie in a pool.
 pub trait Writers: Send + Sync {
     /// Whether a unit that is not sealed may still be written.
-    fn in_use(&self, group: &str, number: u64) -> bool;
+    fn in_use(&self, group: &str, number: u64) -> UnitUse;
 
     /// Units of this journal that are in use lie on a member that is being drained: seals them, or moves
     /// them itself ([`Pool::drain_step`]) while nothing is written. What can't be done now is asked again.

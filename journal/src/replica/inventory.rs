@@ -17,6 +17,7 @@ use crate::history::Unit;
 use crate::layout;
 use crate::merge::release;
 use crate::planted;
+use crate::pool::settle::settle;
 use crate::pool::{FileName, Found, Places};
 use crate::storage::{Storage, StoredFile};
 use crate::unit::{self, ScanEnd, read_header, read_unit};
@@ -87,6 +88,7 @@ impl Replica {
     pub(super) fn load(&mut self) -> Result<()> {
         let Some(identity) = self.identity.clone() else { return Ok(()) };
         let storage = Arc::clone(&self.storage);
+        settle(&storage, &self.dir, identity.group)?;
         let places = Places::of(&storage, &self.dir)?;
         if !places.missing().is_empty() {
             let why = format!("what lies here is not known{}", places.missing_text());

@@ -48,7 +48,7 @@ impl Replica {
             }
         };
         let is_encrypted = identity.encryption.is_some();
-        let path = unit::create(&*self.storage, &slot, header).map_err(sink_error)?;
+        let path = unit::create(&self.storage, &self.dir, &slot, header).map_err(sink_error)?;
         let found = Found { name: FileName::Unit(number), path };
         let opened = Incoming::open(&*self.storage, &found, *header, is_encrypted);
         self.incoming.insert(number, opened.map_err(sink_error)?);

@@ -2,7 +2,7 @@
 
 use super::draft::Wanted;
 use super::{Replica, Taken, sink_error};
-use crate::pool::{FileName, Found, Places};
+use crate::pool::{FileName, Found, Places, strays, table};
 use crate::unit::UnitContents;
 use crate::wire::SinkError;
 use std::collections::BTreeSet;
@@ -35,9 +35,9 @@ impl Replica {
             self.check_whole(name, &unit)?;
             let replaced = self.replaced(name, &unit)?;
             let highest = unit.records.iter().map(|(_, r)| r.seq).max().unwrap_or(0);
-            Ok((unit.header.epoch, highest, replaced))
+            Ok((unit.header, highest, replaced))
         });
-        let (epoch, highest, replaced) = match checked {
+        let (header, highest, replaced) = match checked {
             Ok(checked) => checked,
             Err(e) => {
                 // It would not be better the second time.
@@ -50,13 +50,17 @@ impl Replica {
             self.seal_here(first.saturating_sub(1))?;
         }
         let dir = draft.dir.clone();
+        strays::make_way(&self.storage, &dir.join(name.to_string()), &header.group)
+            .map_err(sink_error)?;
         let named = draft.name(&*self.storage).map_err(sink_error)?;
+        table::note_made(&self.storage, &self.dir, &named.path, (name, &header))
+            .map_err(sink_error)?;
         let (first, last) = range;
         self.incoming.retain(|number, _| !(first..=last).contains(number));
-        self.held.epoch = self.held.epoch.max(epoch);
+        self.held.epoch = self.held.epoch.max(header.epoch);
         self.highest = self.highest.max(highest);
         self.counts(name);
-        self.sure.count(name, epoch);
+        self.sure.count(name, header.epoch);
         let left: Vec<PathBuf> =
             replaced.into_iter().map(|f| f.path).filter(|p| *p != named.path).collect();
         self.give_up(&left).map_err(sink_error)?;

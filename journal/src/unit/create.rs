@@ -3,22 +3,37 @@
 use crate::error::{Error, Result};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use crate::planted;
-use crate::pool::{FileName, Slot};
+use crate::pool::{FileName, Slot, strays, table};
 use crate::storage::{Access, Storage, StoredFile};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Makes the unit's file in its place, and gives its path: when this returns, its space, header and
-/// name are durable. A spare file is taken over where there is one; nothing that it held before can
-/// be read as a part of the unit, whose salt is new.
+/// Makes the file of a unit of `journal` in its place, and gives its path: when this returns, its space,
+/// header and name are durable, and so is its row in the journal's unit table, if there is one. A spare file
+/// is taken over where there is one; nothing that it held before can be read as a part of the unit, whose
+/// salt is new.
 ///
 /// # Errors
 /// No space (nothing is left behind), or a failing device.
-pub fn create(storage: &dyn Storage, slot: &Slot, header: &UnitHeader) -> Result<PathBuf> {
-    let path = slot.dir.join(FileName::Unit(header.number).to_string());
+pub fn create(
+    storage: &Arc<dyn Storage>,
+    journal: &Path,
+    slot: &Slot,
+    header: &UnitHeader,
+) -> Result<PathBuf> {
+    let unit = FileName::Unit(header.number);
+    let path = slot.dir.join(unit.to_string());
+    strays::make_way(storage, &path, &header.group)?;
+    make(&**storage, slot, header, &path)?;
+    // Before the first record goes into it: what the table doesn't name holds none.
+    table::note_made(storage, journal, &path, (unit, header))?;
+    Ok(path)
+}
+
+fn make(storage: &dyn Storage, slot: &Slot, header: &UnitHeader, path: &Path) -> Result<()> {
     if let Some(spare) = &slot.spare {
-        match recycle(storage, spare, header).and_then(|()| name(storage, spare, &path)) {
-            Ok(()) => return Ok(path),
+        match recycle(storage, spare, header).and_then(|()| name(storage, spare, path)) {
+            Ok(()) => return Ok(()),
             Err(error) => {
                 // It is only a spare one: what is wrong with it shows when a new one is made.
                 tracing::debug!(%error, "a spare unit can't be used");
@@ -27,11 +42,11 @@ pub fn create(storage: &dyn Storage, slot: &Slot, header: &UnitHeader) -> Result
         }
     }
     let draft = slot.dir.join("next-unit.tmp");
-    let made = write_new(storage, &draft, header).and_then(|()| name(storage, &draft, &path));
+    let made = write_new(storage, &draft, header).and_then(|()| name(storage, &draft, path));
     if made.is_err() {
         let _ = storage.remove(&draft);
     }
-    made.map(|()| path)
+    made
 }
 
 fn name(storage: &dyn Storage, draft: &Path, path: &Path) -> Result<()> {

@@ -7,7 +7,7 @@ use crate::clock::SimClock;
 use crate::disk::{Disk, Keep, Op};
 use crate::model::Model;
 use crate::rng::Rng;
-use crate::run::{DIR, Run, empty_disk, key, options, thinned, unlocked};
+use crate::run::{DIR, Run, empty_disk, key, open_pool, options, thinned, unlocked};
 use crate::seeds::each;
 use crate::storage::SimStorage;
 use afterimage_journal::format::record::Kind;
@@ -43,7 +43,8 @@ struct Recorded {
 fn record(seed: u64) -> Recorded {
     let storage = empty_disk(seed);
     let start = storage.start_record();
-    let mut run = Run::on(storage.clone(), seed);
+    // Alone, and over two to four members.
+    let mut run = Run::over(storage.clone(), seed, seed % 4);
     if seed % 2 == 1 {
         run.wish = thinned(seed);
     }
@@ -127,7 +128,10 @@ fn check(image: Disk, recorded: &Recorded, said: &Said, rng: &mut Rng) {
     drop(history);
 
     let key = load(&storage).identity.encryption.is_some().then(key);
-    let options = Options { key, ..options(&storage, &clock) };
+    let mut options = Options { key, ..options(&storage, &clock) };
+    if storage.exists(Path::new("/state/pool/pool.json")) {
+        options.allocator = open_pool(&storage).unwrap_or_else(|e| panic!("the pool: {e}"));
+    }
     let (journal, found) = Journal::open(Path::new(DIR), options)
         .unwrap_or_else(|e| panic!("it can't be opened: {e}"));
     assert_eq!(found.head, head, "the writer sees what a reader saw");

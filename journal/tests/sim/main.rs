@@ -10,6 +10,7 @@ mod file;
 mod frozen;
 mod images;
 mod model;
+mod pool;
 mod rng;
 mod run;
 mod seeds;

@@ -163,6 +163,24 @@ impl Model {
         }
     }
 
+    /// The journal was opened without a part of its end: what came behind `head` counts no more, and no
+    /// number up to `seen` is given out again.
+    pub fn cut(&mut self, head: Seq, seen: Seq) {
+        self.truncate(head);
+        (self.acked, self.durable) = (head, self.durable.min(head));
+        self.seen = self.seen.max(seen);
+    }
+
+    /// Compares the contents at a position.
+    pub fn check_contents(&self, history: &History, seq: Seq) {
+        for (volume, _) in self.sizes(seq).into_iter().filter(|(id, _)| *id < RAM) {
+            let expected = self.contents(volume, seq);
+            let found = read(history, volume, seq, expected.len())
+                .unwrap_or_else(|e| panic!("volume {volume} at {seq}: {e}"));
+            assert!(found == expected, "volume {volume} at {seq} differs");
+        }
+    }
+
     /// Takes over what a history says of the end: which of the numbers behind the acknowledged ones
     /// there are, and whether what was in doubt is among them. It must be one of the two.
     pub fn settle(&mut self, history: &History, doubt: &Doubt, floor: Seq) {

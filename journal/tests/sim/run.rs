@@ -10,11 +10,12 @@ use afterimage_journal::catalogue::Catalogue;
 use afterimage_journal::keeper::Keeper;
 use afterimage_journal::log::Backend;
 use afterimage_journal::meta::{Config, Guest, Volume, VolumeKind};
+use afterimage_journal::pool::{Limit, Pool};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::window::Keep;
 use afterimage_journal::{History, Journal, Key, Options, Reservation, Result, Seq, VolumeId};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -28,7 +29,7 @@ pub const VOLUME_SECTORS: u64 = 160;
 /// Volumes of memory, in runs that have them: a block of RAM, and the device state.
 pub const RAM: VolumeId = 8;
 pub const STATE: VolumeId = 9;
-const UNIT_BYTES: u64 = 1 << 20;
+pub const UNIT_BYTES: u64 = 1 << 20;
 
 /// How a process ended, for what must have survived it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,10 @@ pub struct Run {
     pub key: Option<Key>,
     /// What is to be restorable; steps of it thin.
     pub wish: Keep,
+    /// The members of the pool besides its home.
+    pub members: Vec<PathBuf>,
+    /// The pool, if there are any.
+    pub pool: Option<Arc<Pool>>,
 }
 
 /// How far back these journals are to reach: some dozens of steps.
@@ -79,6 +84,20 @@ pub fn empty_disk(seed: u64) -> SimStorage {
         storage.sync_dir(Path::new(dir)).unwrap();
     }
     storage
+}
+
+pub fn open_pool(storage: &SimStorage) -> Result<Arc<Pool>> {
+    Pool::open(&(storage.shared() as Arc<dyn Storage>), Path::new("/state/pool"))
+}
+
+/// Empty directories that become members.
+fn new_members(storage: &SimStorage, count: u64) -> Vec<PathBuf> {
+    let members: Vec<PathBuf> = (1..=count).map(|i| PathBuf::from(format!("/m{i}"))).collect();
+    for dir in &members {
+        storage.make_dir(dir).unwrap();
+        storage.sync_dir(Path::new("/")).unwrap();
+    }
+    members
 }
 
 pub fn options(storage: &SimStorage, clock: &Arc<SimClock>) -> Options {
@@ -157,9 +176,22 @@ impl Run {
 
     /// The same on this disk.
     pub fn on(storage: SimStorage, seed: u64) -> Self {
+        Self::over(storage, seed, 0)
+    }
+
+    /// The same over the home and so many more members of a pool.
+    pub fn over(storage: SimStorage, seed: u64, members: u64) -> Self {
         let clock = Arc::new(SimClock::new());
         let key = seed.is_multiple_of(3).then(key);
-        let options = Options { key: key.clone(), ..options(&storage, &clock) };
+        let members = new_members(&storage, members);
+        let mut options = Options { key: key.clone(), ..options(&storage, &clock) };
+        let pool = (!members.is_empty()).then(|| open_pool(&storage).unwrap());
+        if let Some(pool) = &pool {
+            for dir in &members {
+                pool.add(dir, Limit::Keep).unwrap();
+            }
+            options.allocator = Arc::<Pool>::clone(pool);
+        }
         let journal = Journal::create(Path::new(DIR), Uuid::from_u128(1), "g", options).unwrap();
         let sizes = (1..=VOLUMES).map(|id| (id, VOLUME_SECTORS * SECTOR)).collect();
         let mut run = Self {
@@ -178,6 +210,8 @@ impl Run {
             filled: 0,
             key,
             wish: Keep::every_write(WINDOW_NS),
+            members,
+            pool,
             is_told: std::env::var_os("AFTERIMAGE_SEED").is_some(),
         };
         run.set_sizes(run.sizes.clone());
@@ -278,13 +312,16 @@ impl Run {
         };
         let mut doubt = doubt.clone();
         self.storage.disarm();
-        self.storage.limit(Path::new(DIR), None);
+        self.lift_limits();
         for round in 0.. {
             self.storage = self.storage.now();
             self.clock.boot(self.storage.boot());
             let history = self.history();
             self.digest.number(history.head);
-            self.say(format_args!("found up to {}", history.head));
+            let History { head, damage, epochs, level, edge, .. } = &history;
+            self.say(format_args!(
+                "found up to {head}, edge {edge}, damage {damage:?}, epochs {epochs:?}, level {level:?}"
+            ));
             self.model.settle(&history, &doubt, floor);
             doubt = Doubt::Nothing;
             self.check(&history, 2);
@@ -294,8 +331,7 @@ impl Run {
                 let fault = if self.rng.percent(50) { Fault::Kill } else { Fault::Power };
                 self.storage.arm(1 + self.rng.below(40), fault);
             }
-            let options = Options { key: self.key.clone(), ..options(&self.storage, &self.clock) };
-            let opened = Journal::open(Path::new(DIR), options);
+            let opened = self.open_journal();
             self.storage.disarm();
             floor = match (self.storage.struck(), opened) {
                 (Some(Fault::Kill), _) => self.model.acked.min(head),
@@ -313,6 +349,22 @@ impl Run {
                 (None, Err(e)) => panic!("it can't be opened: {e}"),
             };
         }
+    }
+
+    pub fn lift_limits(&self) {
+        let members = self.members.iter().map(PathBuf::as_path);
+        members.chain([Path::new(DIR)]).for_each(|dir| self.storage.limit(dir, None));
+    }
+
+    /// Opens the journal, and the pool first if there is one.
+    pub fn open_journal(&mut self) -> Result<(Journal, History)> {
+        let mut options = Options { key: self.key.clone(), ..options(&self.storage, &self.clock) };
+        if !self.members.is_empty() {
+            let pool = open_pool(&self.storage)?;
+            options.allocator = Arc::<Pool>::clone(&pool);
+            self.pool = Some(pool);
+        }
+        Journal::open(Path::new(DIR), options)
     }
 
     /// Judges a history at some positions.

@@ -3,11 +3,11 @@
 use crate::disk::Keep;
 use crate::model::{Doubt, Put};
 use crate::rng::Rng;
-use crate::run::{DIR, End, RAM, Run, SECTOR, STATE, VOLUME_SECTORS, VOLUMES, config};
+use crate::run::{DIR, End, RAM, Run, SECTOR, STATE, UNIT_BYTES, VOLUME_SECTORS, VOLUMES, config};
 use crate::world::Fault;
 use afterimage_journal::clock::Clock;
 use afterimage_journal::format::record::{FLAG_COPIED, Kind};
-use afterimage_journal::keeper::{Home, Keeper, Setup};
+use afterimage_journal::keeper::{Home, Keeper, PoolGround, Setup};
 use afterimage_journal::log::Draft;
 use afterimage_journal::merge::Unpaced;
 use afterimage_journal::meta::{
@@ -17,7 +17,7 @@ use afterimage_journal::meta::{
 use afterimage_journal::window::Limits;
 use afterimage_journal::{Error, ErrorKind, Journal, Seq, VolumeId};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bounded things that a keeper does before it is asked again.
@@ -228,7 +228,7 @@ impl Run {
         self.step_of(what);
     }
 
-    fn step_of(&mut self, what: u64) {
+    pub fn step_of(&mut self, what: u64) {
         self.digest.number(what);
         self.say(format_args!("step {what}"));
         self.clock.pass(self.rng.below(2_000_000_000));
@@ -282,7 +282,10 @@ impl Run {
             storage: self.storage.shared(),
             dir: Path::new(DIR).to_owned(),
             clock: Arc::clone(&self.clock) as _,
-            ground: Arc::new(Home { storage: self.storage.shared() }),
+            ground: match &self.pool {
+                Some(pool) => PoolGround::shared(pool, "g", UNIT_BYTES),
+                None => Arc::new(Home { storage: self.storage.shared() }),
+            },
             pace: Arc::new(Unpaced),
             key: self.key.clone(),
             limits: Limits::thinned(self.wish.clone(), None),
@@ -344,9 +347,12 @@ impl Run {
                 self.storage.arm(after, fault);
             }
             97 => {
-                let used = self.storage.used_bytes(Path::new(DIR));
+                let mut dirs = vec![PathBuf::from(DIR)];
+                dirs.extend(self.members.iter().cloned());
+                let dir = &dirs[self.rng.below(dirs.len() as u64) as usize];
+                let used = self.storage.used_bytes(dir);
                 let more = self.rng.below(4 << 20);
-                self.storage.limit(Path::new(DIR), Some(used + more));
+                self.storage.limit(dir, Some(used + more));
             }
             _ => self.clock.jump(self.rng.below(20_000) as i64 - 10_000),
         }

@@ -7,7 +7,7 @@ use super::status::{ConnectionStatus, SiteGroupStatus};
 use afterimage_journal::keeper::{Ground, KeeperThread, PoolGround, Setup};
 use afterimage_journal::layout::{self, Identity};
 use afterimage_journal::merge::Unpaced;
-use afterimage_journal::pool::{DrainStep, Pool};
+use afterimage_journal::pool::{DrainStep, Pool, UnitUse};
 use afterimage_journal::replica::{Replica, ReplicaOptions};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::wire::{Ack, Hello, Inventory, OP_BYTES_MAX, Op, Sink, SinkError};
@@ -181,7 +181,7 @@ impl Group {
             return;
         }
         for _ in 0..MOVES_MAX {
-            match self.pool.drain_step(&|group, _| group != self.name) {
+            match self.pool.drain_step(&|group, _| self.unit_use(group)) {
                 Ok(DrainStep::Moved(path)) => {
                     tracing::debug!(path = %path.display(), "moved to another member");
                 }
@@ -195,6 +195,11 @@ impl Group {
         if let Some(Err(error)) = open.replica.as_mut().map(Replica::follow_moved) {
             tracing::error!(group = self.name, %error, "a unit that was moved is not found: its agent comes again");
         }
+    }
+
+    /// While this group's link waits, nobody writes to its units.
+    fn unit_use(&self, group: &str) -> UnitUse {
+        if group == self.name { UnitUse::Idle } else { UnitUse::Written }
     }
 
     /// Stops keeping, and lets go of the journal.

@@ -5,7 +5,7 @@ use super::place::StatePlace;
 use super::settings::{self, Settings};
 use super::status::{ConnectionStatus, SiteGroupStatus};
 use afterimage_journal::layout;
-use afterimage_journal::pool::{Pool, Writers};
+use afterimage_journal::pool::{Pool, UnitUse, Writers};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::wire::{Sink, SinkError};
 use afterimage_link::files::Stamp;
@@ -143,9 +143,9 @@ impl Host for Groups {
 }
 
 impl Writers for Groups {
-    fn in_use(&self, _group: &str, _number: u64) -> bool {
+    fn in_use(&self, _group: &str, _number: u64) -> UnitUse {
         // An agent may come at any moment: what is not sealed is moved by who keeps it from writing.
-        true
+        UnitUse::Written
     }
 
     fn give_way(&self, name: &str) {

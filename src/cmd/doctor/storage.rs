@@ -3,6 +3,8 @@
 use super::Finding;
 use crate::show;
 use afterimage_agent::api::socket_path;
+use afterimage_journal::pool::{StrayFile, stray_files};
+use afterimage_journal::storage::RealStorage;
 use afterimage_journal::{History, layout};
 use rustix::fs::Access;
 use std::os::unix::fs::MetadataExt;
@@ -181,6 +183,18 @@ fn journals(state: &Path) -> Vec<Finding> {
             },
             Err(e) => Finding::fail(check, e.to_string(), "put it back from a copy of the pool"),
         });
+        findings.extend(strays(state, &name));
     }
     findings
+}
+
+/// Files among a journal's units that are none.
+fn strays(state: &Path, name: &str) -> Vec<Finding> {
+    let dir = layout::journal_dir(state, name);
+    let found = dir.and_then(|dir| stray_files(&RealStorage::shared(), &dir));
+    let warn = |stray: StrayFile| {
+        let what = format!("{stray}");
+        Finding::warn(format!("journal {name}"), what, "delete it if nothing of it is missed")
+    };
+    found.unwrap_or_default().into_iter().map(warn).collect()
 }

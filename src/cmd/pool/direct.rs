@@ -3,12 +3,10 @@
 use crate::failure::{Failure, Outcome};
 use crate::show;
 use afterimage_journal::pool::change;
-use afterimage_journal::pool::{Added, DrainStep, Limit, Pool};
-use afterimage_journal::replica::EPOCH_FILE;
+use afterimage_journal::pool::{Added, DrainStep, Limit, Pool, UnitUse};
 use afterimage_journal::storage::{Lock, RealStorage};
-use afterimage_journal::{ErrorKind, Journal, Options, layout};
+use afterimage_journal::{ErrorKind, layout};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// What is to be asked for in another way is wrong usage, as the agent says it, too.
 pub fn failed(error: afterimage_journal::Error) -> Failure {
@@ -60,16 +58,16 @@ pub fn remove(state: &Path, dir: &Path, lost: bool) -> Outcome {
         return show::print(&format!("{dir} is no member any more; what lay on it is lost\n"));
     }
     let mut moved = 0;
-    // Journals that nobody writes to: sealed, or another's copy that is locked.
-    let (mut quiet, mut locks) = (Vec::new(), Vec::new());
     loop {
-        let step = pool.drain_step(&|group, _| !quiet.iter().any(|g| g == group))?;
+        // A unit that isn't sealed is moved as it is, under its journal's lock: neither a key nor an opening
+        // of the journal is needed, and at a site, what is there stays its source's.
+        let step = pool.drain_step(&|_, _| UnitUse::Unknown).map_err(failed)?;
         match step {
             DrainStep::Moved(_) => moved += 1,
             DrainStep::Open(groups) => {
                 for group in groups {
-                    locks.extend(silence(&pool, &group)?);
-                    quiet.push(group);
+                    // Says who holds it.
+                    drop(layout::take_lock(&home.join(group))?);
                 }
             }
             DrainStep::Done(_) | DrainStep::Idle => {
@@ -86,20 +84,4 @@ pub fn remove(state: &Path, dir: &Path, lost: bool) -> Outcome {
             }
         }
     }
-}
-
-/// Has nobody write to a journal. One of an agent here is opened and closed, which seals what its last writer
-/// left open. What a site holds is its source's: opened here, it would be another branch; its lock keeps
-/// senders away.
-fn silence(pool: &Arc<Pool>, group: &str) -> Outcome<Option<Lock>> {
-    let dir = pool.home().join(group);
-    if dir.join(EPOCH_FILE).exists() {
-        return Ok(Some(layout::take_lock(&dir)?));
-    }
-    if dir.join("journal.json").exists() {
-        let options = Options { allocator: pool.clone(), ..Options::default() };
-        let (journal, _) = Journal::open(&dir, options)?;
-        journal.close()?;
-    }
-    Ok(None)
 }

@@ -29,6 +29,9 @@ fn text(status: &PoolStatus) -> String {
     for line in troubles(&status.members) {
         text += &line;
     }
+    for stray in &status.strays {
+        text += &format!("{stray}\n");
+    }
     let journals = status.journals.iter();
     let rows: Vec<_> = journals
         .map(|(name, usage)| {

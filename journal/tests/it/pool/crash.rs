@@ -3,7 +3,7 @@
 
 use super::{Bed, UNIT, drain, state, units};
 use crate::mortal::Mortal;
-use afterimage_journal::pool::{Added, Allocate, DrainStep, Limit, Pool};
+use afterimage_journal::pool::{Added, Allocate, DrainStep, Limit, Pool, UnitUse};
 use afterimage_journal::storage::Storage;
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ fn a_drain_that_was_cut_off_goes_on_and_loses_nothing() {
             // Whatever fails, whoever asks goes on asking.
             let _ = pool.remove(&bed.path("b"), false);
             for _ in 0..9 {
-                let _ = pool.drain_step(&|_, _| true);
+                let _ = pool.drain_step(&|_, _| UnitUse::Written);
             }
         },
         |bed| {

@@ -2,12 +2,14 @@
 
 mod crash;
 mod drain;
+mod found_twice;
 mod members;
 mod moved;
+mod names;
 mod room;
 mod spread;
 
-use afterimage_journal::pool::{DrainStep, FileName, Pool};
+use afterimage_journal::pool::{DrainStep, FileName, Pool, UnitUse};
 use afterimage_journal::storage::{RealStorage, Storage};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,7 +67,7 @@ pub fn state(pool: &Pool, dir: &Path) -> (String, String) {
 /// Drains until nothing is left to do, or it can't go on.
 pub fn drain(pool: &Pool) -> DrainStep {
     loop {
-        match pool.drain_step(&|_, _| true).unwrap() {
+        match pool.drain_step(&|_, _| UnitUse::Written).unwrap() {
             DrainStep::Moved(_) => {}
             step => return step,
         }

@@ -6,7 +6,7 @@ use crate::mortal::Mortal;
 use afterimage_journal::feed::Feed;
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::keeper::PoolGround;
-use afterimage_journal::pool::{Allocate, DrainStep, Limit, Places, Pool};
+use afterimage_journal::pool::{Allocate, DrainStep, Limit, Places, Pool, UnitUse};
 use afterimage_journal::replica::{Replica, ReplicaOptions};
 use afterimage_journal::storage::Storage;
 use afterimage_journal::wire::{Sink, SinkError};
@@ -97,7 +97,7 @@ fn ship(feed: &mut Feed, site: &mut Replica) -> Result<(), SinkError> {
 fn empty(pool: &Pool, dir: &Path) -> afterimage_journal::Result<DrainStep> {
     pool.remove(dir, false)?;
     loop {
-        match pool.drain_step(&|_, _| false)? {
+        match pool.drain_step(&|_, _| UnitUse::Idle)? {
             DrainStep::Moved(_) => {}
             step => return Ok(step),
         }
@@ -128,6 +128,39 @@ fn a_copy_goes_on_where_its_open_units_were_moved_to() {
         source.assert_copied(&dir);
     }
     assert!(units(&dir).is_empty() && units(&bed.path("b/web")).len() > 2);
+}
+
+#[test]
+fn a_unit_whose_header_rotted_is_sent_again_and_the_bad_file_does_not_shadow_it() {
+    let bed = Bed::new();
+    let pool = bed.open();
+    pool.add(&bed.path("b"), Limit::Bytes(0)).unwrap();
+    let dir = bed.path("pool/web");
+    let mut source = Source::new();
+    let mut site = replica(&bed.storage, &pool, &dir).unwrap();
+    source.write(80);
+    let mut feed = begin(&source, &mut site).unwrap();
+    ship(&mut feed, &mut site).unwrap();
+    drop(site);
+    // A sealed one, and the one that grows.
+    let all = units(&dir);
+    for name in [&all[0], all.last().unwrap()] {
+        let mut bytes = std::fs::read(dir.join(name)).unwrap();
+        bytes[50] ^= 1;
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+    pool.add(&bed.home(), Limit::Bytes(0)).unwrap();
+    pool.add(&bed.path("b"), Limit::None).unwrap();
+    for _ in 0..2 {
+        let mut site = replica(&bed.storage, &pool, &dir).unwrap();
+        let mut feed = begin(&source, &mut site).unwrap();
+        ship(&mut feed, &mut site).unwrap();
+        source.write(3);
+        ship(&mut feed, &mut site).unwrap();
+        drop(site);
+        source.assert_copied(&dir);
+    }
+    assert!(!units(&bed.path("b/web")).is_empty());
 }
 
 #[test]

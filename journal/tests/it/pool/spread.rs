@@ -97,3 +97,36 @@ fn nothing_is_merged_while_a_member_is_away() {
     assert!(left < on_b, "{left} of {on_b}: what was merged is given up on every member");
     assert_eq!(content(&web, last, 0, 100_000), bytes_of(59, 100_000));
 }
+
+#[test]
+fn a_window_that_stands_still_says_why() {
+    let bed = Bed::new();
+    let pool = bed.open();
+    pool.add(&bed.path("b"), Limit::Keep).unwrap();
+    let web = bed.path("pool/web");
+    let allocator: Arc<dyn Allocate> = pool.clone();
+    let journal = new_journal(&web, Options { allocator, ..options() });
+    for i in 0..160 {
+        write(&journal, 0, &bytes_of(i, 100_000));
+    }
+    journal.close().unwrap();
+    let dir = if web.join("unit-0000000003").exists() { web.clone() } else { bed.path("b/web") };
+    let path = dir.join("unit-0000000003");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[70] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let mut keeper = Keeper::open(Setup {
+        storage: Arc::clone(&bed.storage),
+        dir: web.clone(),
+        clock: Arc::new(SystemClock),
+        ground: Arc::new(Home { storage: Arc::clone(&bed.storage) }),
+        pace: Arc::new(Unpaced),
+        key: None,
+        limits: Limits { guaranteed_ns: 0, ..Limits::new(0, None) },
+    })
+    .unwrap();
+    keeper.sealed(15);
+    while keeper.step().unwrap() {}
+    let why = keeper.occupancy().merging_waits.clone().unwrap();
+    assert!(why.contains("from unit 3 on") && why.contains("checksum"), "{why}");
+}
