@@ -25,7 +25,7 @@ pub use export::{
     WriteFlags, ZeroFlags,
 };
 pub use server::{
-    CloseReason, ConnectionObserver, Limits, ListenError, NoObserver, Observer, Server,
-    ServerHandle, SocketFile, bind,
+    CloseReason, ConnectionObserver, Limits, ListenError, NoObserver, Observer,
+    SOCKET_PATH_BYTES_MAX, Server, ServerHandle, SocketFile, bind,
 };
 pub use transport::Transport;

@@ -1,6 +1,6 @@
-//! A small ext4 file system of its own, on a loop device: to be filled, made read-only, or cut off
-//! as if power had gone. Needs root and loop devices; where they are missing a test does without,
-//! but never under `CI=true`.
+//! A small file system of its own, ext4 on a loop device or a tmpfs: to be filled, and, if it is ext4,
+//! made read-only or cut off as if power had gone. Needs root and loop devices; where they are missing
+//! a test does without, but never under `CI=true`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,28 @@ impl SmallFs {
             }
             Err(e) => {
                 eprintln!("not tried, no loop mount here: {e}");
+                None
+            }
+        }
+    }
+
+    /// Makes one in memory. `None` where this machine does not let us mount.
+    #[track_caller]
+    pub fn tmpfs(bytes: u64) -> Option<Self> {
+        let dir = TempDir::with_prefix("fs-").expect("a temporary directory");
+        std::fs::create_dir(dir.path().join("mount")).expect("a mount point");
+        let mut fs = Self { dir, mounted: false };
+        let size = format!("size={bytes}");
+        match run("mount", &["-t", "tmpfs", "-o", &size, "afterimage", text(&fs.path())]) {
+            Ok(()) => {
+                fs.mounted = true;
+                Some(fs)
+            }
+            Err(e) if std::env::var("CI").as_deref() == Ok("true") => {
+                panic!("CI must be able to mount a tmpfs: {e}")
+            }
+            Err(e) => {
+                eprintln!("not tried, no mount here: {e}");
                 None
             }
         }

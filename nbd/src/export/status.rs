@@ -38,6 +38,11 @@ impl<'a> StatusSink<'a> {
         self.bytes_left > 0
     }
 
+    /// Whether a part of the request is left, and there is room for its extents.
+    pub fn wants_more(&self) -> bool {
+        self.bytes_left > 0
+    }
+
     /// Whether no extent was added.
     pub fn is_empty(&self) -> bool {
         self.extents.is_empty()

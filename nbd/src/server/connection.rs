@@ -16,10 +16,7 @@ use crate::proto::Mode;
 use crate::proto::flags::*;
 use crate::proto::request::{Request, header_bytes};
 
-/// Data of one chunk when a READ may be answered in several, in bytes.
-const READ_CHUNK_BYTES: usize = 1 << 20;
-/// A READ of this size must work with the DF flag; larger ones may be refused.
-const UNFRAGMENTED_BYTES_MIN: u64 = 64 << 10;
+const PAST_THE_END: &str = "range reaches past the end of the export";
 
 /// The flags that tell a client what the export can do.
 pub(super) fn transmission_flags(info: &ExportInfo, mode: Mode) -> u16 {
@@ -77,15 +74,18 @@ impl Transmission<'_> {
         let mode = self.agreed.mode;
         loop {
             let Some(request) = Request::decode(mode, self.link.inbox.buffered())? else {
-                self.link.fill()?;
+                // Nothing is buffered: the client is idle, for as long as it likes.
+                self.link.fill(self.link.inbox.buffered().is_empty())?;
                 continue;
             };
+            self.link.begin_request();
             self.link.inbox.consume(header_bytes(mode));
             if request.command == CMD_DISC {
                 self.link.flush()?;
                 return Ok(CloseReason::Disconnected);
             }
             self.handle(&request)?;
+            self.link.begin_request();
             if self.link.outbox.bytes() >= self.limits.reply_bytes {
                 self.link.flush_early()?;
             }
@@ -121,7 +121,7 @@ impl Transmission<'_> {
         if has_payload { request.length } else { 0 }
     }
 
-    fn refuse(&mut self, request: &Request, (errno, text): Refused) {
+    pub(super) fn refuse(&mut self, request: &Request, (errno, text): Refused) {
         self.link.outbox.push_error(self.agreed.mode, request, errno.code(), text);
     }
 
@@ -162,8 +162,10 @@ impl Transmission<'_> {
 
     fn check_range(&self, request: &Request) -> Result<(), Refused> {
         if request.command == CMD_FLUSH {
-            let zero = request.offset == 0 && request.length == 0;
-            return if zero { Ok(()) } else { Err((Errno::Inval, "flush takes no range")) };
+            // The protocol reserves its range. Clients that set one all the same mean the whole
+            // export, and qemu-nbd takes what lies inside it.
+            let inside = self.is_inside(request.offset, request.length);
+            return if inside { Ok(()) } else { Err((Errno::Inval, PAST_THE_END)) };
         }
         if request.command == CMD_BLOCK_STATUS && request.flags & CMD_PAYLOAD_LEN != 0 {
             // Its range is in the payload, and is checked there.
@@ -180,10 +182,14 @@ impl Transmission<'_> {
         self.in_bounds(request.offset, request.length, errno)
     }
 
+    fn is_inside(&self, at: u64, len: u64) -> bool {
+        at.checked_add(len).is_some_and(|end| end <= self.bytes)
+    }
+
     /// Whether the range lies in the export and is aligned.
     pub(super) fn in_bounds(&self, at: u64, len: u64, beyond: Errno) -> Result<(), Refused> {
-        if at.checked_add(len).is_none_or(|end| end > self.bytes) {
-            return Err((beyond, "range reaches past the end of the export"));
+        if !self.is_inside(at, len) {
+            return Err((beyond, PAST_THE_END));
         }
         let mask = u64::from(self.agreed.info.block_bytes_min).wrapping_sub(1);
         if (at | len) & mask != 0 {
@@ -193,7 +199,7 @@ impl Transmission<'_> {
     }
 
     /// Adds the reply to a request that brings no data back.
-    fn finish(&mut self, request: &Request, result: Result<(), Errno>) {
+    pub(super) fn finish(&mut self, request: &Request, result: Result<(), Errno>) {
         match result {
             Ok(()) => self.link.outbox.push_success(self.agreed.mode, request),
             Err(errno) => self.refuse(request, (errno, "")),
@@ -216,7 +222,7 @@ impl Transmission<'_> {
             result = self.agreed.export.write(request.offset, &mut payload, WriteFlags { fua });
             let (left, failed) = (payload.left(), payload.failed());
             if failed {
-                return Err(CloseReason::Truncated);
+                return Err(self.link.timed_out().unwrap_or(CloseReason::Truncated));
             }
             if left > 0 {
                 if result.is_ok() {
@@ -227,53 +233,6 @@ impl Transmission<'_> {
             }
         }
         self.finish(request, result);
-        Ok(())
-    }
-
-    fn read(&mut self, request: &Request) -> Result<(), CloseReason> {
-        let bytes = request.length as usize;
-        let mode = self.agreed.mode;
-        if mode == Mode::Simple {
-            let mark = self.link.outbox.bytes();
-            self.link.outbox.push_simple(request, 0);
-            let room = self.link.outbox.room(bytes);
-            // One buffer holds all of it: after the header there is no way to report an error.
-            let done =
-                if bytes == 0 { Ok(()) } else { self.agreed.export.read(request.offset, room) };
-            if let Err(errno) = done {
-                self.link.outbox.truncate(mark);
-                self.finish(request, Err(errno));
-            }
-            return Ok(());
-        }
-        if bytes == 0 {
-            self.link.outbox.push_chunk(mode, request, CHUNK_NONE, 0, true);
-            return Ok(());
-        }
-        let whole = request.flags & CMD_DF != 0;
-        if whole && request.length > UNFRAGMENTED_BYTES_MIN.max(READ_CHUNK_BYTES as u64) {
-            self.refuse(request, (Errno::Overflow, "too large to send unfragmented"));
-            return Ok(());
-        }
-        let mut done = 0;
-        while done < bytes {
-            let chunk = (bytes - done).min(READ_CHUNK_BYTES);
-            let at = request.offset + done as u64;
-            done += chunk;
-            let mark = self.link.outbox.bytes();
-            let kind = CHUNK_OFFSET_DATA;
-            self.link.outbox.push_chunk(mode, request, kind, 8 + chunk, done == bytes);
-            self.link.outbox.push(&at.to_be_bytes());
-            let room = self.link.outbox.room(chunk);
-            if let Err(errno) = self.agreed.export.read(at, room) {
-                self.link.outbox.truncate(mark);
-                self.refuse(request, (errno, "read failed"));
-                return Ok(());
-            }
-            if done < bytes {
-                self.link.flush_early()?;
-            }
-        }
         Ok(())
     }
 

@@ -15,7 +15,8 @@ use super::{Limits, connection};
 use crate::export::{Export, ExportInfo, ExportSet};
 use crate::proto::flags::*;
 use crate::proto::option::{ContextQuery, InfoQuery, OPTION_BYTES, OptionHeader, OptionReply};
-use crate::proto::{Mode, NBD_MAGIC, OPTION_MAGIC, as_string};
+use crate::proto::{BASE_ALLOCATION, Mode, NBD_MAGIC, OPTION_MAGIC, as_string};
+use afterimage_planted as planted;
 
 /// The most data of one option, in bytes; longer ones are refused.
 pub(super) const OPTION_BYTES_MAX: u32 = 64 << 10;
@@ -32,6 +33,8 @@ pub(super) struct Agreed {
     pub(super) mode: Mode,
     /// Selected metadata contexts with their ids.
     pub(super) contexts: Vec<(u32, String)>,
+    /// The export can say which ranges are zero.
+    pub(super) tells_zeroes: bool,
 }
 
 /// What follows an option.
@@ -49,6 +52,8 @@ pub(super) struct Handshake<'a> {
     no_zeroes: bool,
     structured: bool,
     extended: bool,
+    /// Why this client is not served: the reply to each of its options.
+    refusal: Option<&'a str>,
     /// The export that contexts were selected for, and them.
     contexts: Option<(String, Vec<(u32, String)>)>,
 }
@@ -69,7 +74,20 @@ impl<'a> Handshake<'a> {
             no_zeroes: false,
             structured: false,
             extended: false,
+            refusal: None,
             contexts: None,
+        }
+    }
+
+    /// Answers each option with an error, until the client goes or its time is over.
+    pub(super) fn refuse(mut self, why: &'a str) -> CloseReason {
+        self.refusal = Some(why);
+        match self.run() {
+            // A client that is refused gets no export.
+            Ok(_) | Err(CloseReason::Disconnected | CloseReason::Hangup) => {
+                CloseReason::Refused(why.to_owned())
+            }
+            Err(reason) => reason,
         }
     }
 
@@ -96,7 +114,7 @@ impl<'a> Handshake<'a> {
             }
         };
         self.link.flush()?;
-        self.link.transport.limit_receive(None)?;
+        self.link.limit_requests(self.limits.request_max)?;
         self.link.transport.limit_send(None)?;
         self.link.observer.exporting(&agreed.name);
         Ok(agreed)
@@ -112,7 +130,7 @@ impl<'a> Handshake<'a> {
                 return Err(timeout());
             }
             self.link.transport.limit_receive(Some(left))?;
-            match self.link.fill() {
+            match self.link.fill(false) {
                 Err(CloseReason::Stream(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Err(timeout());
                 }
@@ -160,6 +178,16 @@ impl<'a> Handshake<'a> {
     }
 
     fn answer(&mut self, option: u32, data: &[u8]) -> Result<Next, CloseReason> {
+        if let Some(why) = self.refusal
+            && option != OPT_ABORT
+        {
+            if option == OPT_EXPORT_NAME {
+                // It has no error reply.
+                return Err(CloseReason::Refused(why.to_owned()));
+            }
+            self.error(option, REP_ERR_POLICY, why);
+            return Ok(Next::Haggle);
+        }
         match option {
             OPT_EXPORT_NAME => return self.export_name(data),
             OPT_INFO | OPT_GO => return Ok(self.info(option, data)),
@@ -181,6 +209,12 @@ impl<'a> Handshake<'a> {
             }
             OPT_STRUCTURED_REPLY if self.extended => {
                 self.error(option, REP_ERR_EXT_HEADER_REQD, "extended headers are on");
+            }
+            OPT_STRUCTURED_REPLY if self.structured && !planted::is("options-twice") => {
+                self.error(option, REP_ERR_INVALID, "structured replies are negotiated already");
+            }
+            OPT_EXTENDED_HEADERS if self.extended && !planted::is("options-twice") => {
+                self.error(option, REP_ERR_INVALID, "extended headers are negotiated already");
             }
             OPT_STRUCTURED_REPLY => {
                 self.structured = true;
@@ -294,7 +328,8 @@ impl<'a> Handshake<'a> {
         };
         let mut info = export.info();
         info.block_bytes_min = info.block_bytes_min.max(1);
-        Some(Agreed { name: name.to_owned(), export, info, mode, contexts })
+        let tells_zeroes = export.contexts().iter().any(|c| c == BASE_ALLOCATION);
+        Some(Agreed { name: name.to_owned(), export, info, mode, contexts, tells_zeroes })
     }
 
     fn meta_context(&mut self, option: u32, data: &[u8]) {

@@ -1,56 +1,34 @@
-//! Listens, admits connections, and gives each its thread.
+//! Admits connections and gives each its thread.
 //!
-//! What always holds: a socket file is replaced only when nobody listens on it, it has mode 0600
-//! before anyone can find it, and it is removed only by the server that made it.
+//! What always holds: a client is served, or is told why it is not, or (when too many are being
+//! told at a time) is cut; the log says so in each case.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::Limits;
 use super::connection;
-use super::handshake::OPTION_BYTES_MAX;
+use super::handshake::{Handshake, OPTION_BYTES_MAX};
 use super::link::Link;
-use super::observer::{CloseReason, Observer};
+use super::observer::{CloseReason, NoObserver, Observer};
 use super::outbox::Outbox;
+use super::refusals::Refusals;
 use super::registry::{Refused, Registry, Seat};
+use super::socket::{ListenError, SocketFile, bind};
 use crate::export::ExportSet;
 use crate::transport::{Inbox, Transport};
+use afterimage_planted as planted;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 64;
 /// Pause after a failed accept, such as when the process is out of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
-/// Why a server cannot listen.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// Another server listens there.
-    #[error("listen on {0}: another server listens there; stop it or choose another path")]
-    InUse(PathBuf),
-    /// Something that is no socket lies there.
-    #[error("listen on {0}: a file that is no socket lies there; move it or choose another path")]
-    NotASocket(PathBuf),
-    /// The system refused.
-    #[error("{what} {path}: {source}")]
-    Io {
-        /// What was being done.
-        what: &'static str,
-        /// The socket's path.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-}
 
 /// Starts servers.
 pub struct Server;
@@ -79,7 +57,8 @@ impl Server {
     ) -> io::Result<ServerHandle> {
         listener.set_nonblocking(true)?;
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let core = Arc::new(Core { exports, limits, observer, registry: Arc::default() });
+        let (registry, refusals) = (Arc::default(), Refusals::default());
+        let core = Arc::new(Core { exports, limits, observer, registry, refusals });
         let (its_core, its_wake) = (Arc::clone(&core), Arc::clone(&wake));
         let acceptor = thread::Builder::new()
             .name("nbd-accept".to_owned())
@@ -103,7 +82,7 @@ impl ServerHandle {
         self.core.admit(stream)
     }
 
-    /// Connections at this moment.
+    /// Connections at this moment, without those that are being refused.
     pub fn connections(&self) -> usize {
         self.core.registry.count()
     }
@@ -144,18 +123,18 @@ struct Core {
     limits: Limits,
     observer: Arc<dyn Observer>,
     registry: Arc<Registry>,
+    refusals: Refusals,
 }
 
 impl Core {
     fn admit<T: Transport>(self: &Arc<Self>, stream: T) -> io::Result<()> {
         let transport: Arc<dyn Transport> = Arc::new(stream);
-        let seat = self
-            .registry
-            .admit(Arc::clone(&transport), self.limits.connections_max)
-            .map_err(|refused| match refused {
-                Refused::Full => io::Error::other("too many connections"),
-                Refused::Stopping => io::Error::other("server is stopping"),
-            })?;
+        let admitted = self.registry.admit(Arc::clone(&transport), self.limits.connections_max);
+        let seat = match admitted {
+            Ok(seat) => seat,
+            Err(Refused::Stopping) => return Err(io::Error::other("server is stopping")),
+            Err(Refused::Full) => return Err(self.refuse(transport)),
+        };
         let (id, core) = (seat.id, Arc::clone(self));
         let thread = thread::Builder::new()
             .name("nbd-connection".to_owned())
@@ -164,16 +143,41 @@ impl Core {
         Ok(())
     }
 
+    /// Has a thread tell a client that there is no place for it; gives what it is told.
+    fn refuse(self: &Arc<Self>, transport: Arc<dyn Transport>) -> io::Error {
+        let limit = self.limits.connections_max;
+        let why = format!(
+            "{limit} clients are connected, and that is the limit: disconnect one and try again"
+        );
+        if let Ok(seat) = self.registry.admit_refused(Arc::clone(&transport))
+            && !planted::is("client-refused-silently")
+        {
+            let (id, core, words) = (seat.id, Arc::clone(self), why.clone());
+            let thread = thread::Builder::new()
+                .name("nbd-refusal".to_owned())
+                .spawn(move || core.tell_refused(transport, &seat, &words));
+            if let Ok(thread) = thread {
+                self.registry.seat_thread(id, thread);
+            }
+        }
+        io::Error::other(why)
+    }
+
+    fn tell_refused(&self, transport: Arc<dyn Transport>, seat: &Seat, why: &str) {
+        let limits = self.refusals.limits(&self.limits);
+        let inbox = Inbox::new(2 * OPTION_BYTES_MAX as usize);
+        let mut link = Link::new(transport, inbox, Outbox::new(4096), Box::new(NoObserver));
+        let reason = Handshake::new(&mut link, &*self.exports, seat, &limits).refuse(why);
+        link.transport.end();
+        tracing::debug!(%reason, "refused NBD client is gone");
+    }
+
     fn serve(&self, transport: Arc<dyn Transport>, seat: Seat) {
         let observer = self.observer.connected(transport.fd());
         // The longest option and its header fit at once.
         let receive_bytes = self.limits.receive_bytes.max(2 * OPTION_BYTES_MAX as usize);
-        let mut link = Link {
-            transport,
-            inbox: Inbox::new(receive_bytes),
-            outbox: Outbox::new(self.limits.reply_bytes.max(4096)),
-            observer,
-        };
+        let outbox = Outbox::new(self.limits.reply_bytes.max(4096));
+        let mut link = Link::new(transport, Inbox::new(receive_bytes), outbox, observer);
         let served = catch_unwind(AssertUnwindSafe(|| {
             connection::serve(&mut link, &*self.exports, &seat, &self.limits)
         }));
@@ -185,7 +189,10 @@ impl Core {
         };
         // Others may hold duplicates of the descriptor: closing alone would not tell the client.
         link.transport.end();
-        let noteworthy = matches!(&reason, CloseReason::Protocol(_) | CloseReason::Panicked);
+        let noteworthy = matches!(
+            &reason,
+            CloseReason::Protocol(_) | CloseReason::Panicked | CloseReason::RequestTimeout(_)
+        );
         let words = reason.to_string();
         let Link { transport, observer, .. } = link;
         drop(transport);
@@ -220,7 +227,7 @@ fn accept_all(listener: &UnixListener, wake: &OwnedFd, core: &Arc<Core>) {
         match listener.accept() {
             Ok((stream, _)) => {
                 if let Err(error) = core.admit(stream) {
-                    tracing::warn!(%error, "NBD connection refused");
+                    core.refusals.log(&error);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -229,78 +236,5 @@ fn accept_all(listener: &UnixListener, wake: &OwnedFd, core: &Arc<Core>) {
                 retry = true;
             }
         }
-    }
-}
-
-/// A socket file that [`bind`] made. Dropping it removes it, unless another has its place.
-#[derive(Debug)]
-pub struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|file| file.dev() == self.device && file.ino() == self.inode);
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket file");
-        }
-    }
-}
-
-/// Makes a listening socket at a path, mode 0600: beside it and renamed over it, so that clients
-/// find either the stale socket or one that listens.
-///
-/// # Errors
-/// Somebody listens there, something else lies there, or the system refuses.
-pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
-    let failed = |what, source| ListenError::Io { what, path: path.to_owned(), source };
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed("look at", error)),
-        Ok(file) if !file.file_type().is_socket() => {
-            return Err(ListenError::NotASocket(path.to_owned()));
-        }
-        Ok(_) if is_listened_on(path).map_err(|error| failed("probe", error))? => {
-            return Err(ListenError::InUse(path.to_owned()));
-        }
-        Ok(_) => {}
-    }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    match std::fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(failed("clear the way for", error));
-        }
-        _ => {}
-    }
-    let listener = bind_private(&beside).map_err(|error| failed("bind", error))?;
-    let file = std::fs::symlink_metadata(&beside).map_err(|error| failed("look at", error))?;
-    std::fs::rename(&beside, path).map_err(|error| failed("put in place", error))?;
-    let file = SocketFile { path: path.to_owned(), device: file.dev(), inode: file.ino() };
-    Ok((listener, file))
-}
-
-fn bind_private(path: &Path) -> io::Result<UnixListener> {
-    let flags = SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Linux gives the file the mode of the socket, less the umask.
-    rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(UnixListener::from(socket))
-}
-
-fn is_listened_on(path: &Path) -> io::Result<bool> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
-        Ok(()) | Err(rustix::io::Errno::AGAIN) => Ok(true),
-        Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
     }
 }

@@ -64,6 +64,12 @@ pub enum CloseReason {
     /// The client did not finish its handshake in time.
     #[error("handshake took longer than {0:?}")]
     HandshakeTimeout(std::time::Duration),
+    /// The rest of a request did not arrive in time.
+    #[error("the rest of a request did not arrive within {0:?}")]
+    RequestTimeout(std::time::Duration),
+    /// There was no place for the client, and it was told so.
+    #[error("{0}")]
+    Refused(String),
     /// The client asked for an export that does not exist, in a way that has no error reply.
     #[error("no export is named {0:?}")]
     UnknownExport(String),

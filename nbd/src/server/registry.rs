@@ -10,11 +10,16 @@ use std::time::{Duration, Instant};
 
 use crate::transport::Transport;
 
+/// Clients that are told at a time that there is no place for them.
+const REFUSED_MAX: usize = 16;
+
 struct Entry {
     transport: Arc<dyn Transport>,
     export: Option<String>,
     thread: Option<JoinHandle<()>>,
     ended: bool,
+    /// It is not served: it is being told that there is no place for it.
+    is_refused: bool,
 }
 
 #[derive(Default)]
@@ -47,16 +52,35 @@ impl Registry {
         transport: Arc<dyn Transport>,
         seats_max: usize,
     ) -> Result<Seat, Refused> {
+        self.seat(transport, seats_max, false)
+    }
+
+    /// A seat for a client that only hears that it is refused.
+    pub(super) fn admit_refused(
+        self: &Arc<Self>,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Seat, Refused> {
+        self.seat(transport, REFUSED_MAX, true)
+    }
+
+    fn seat(
+        self: &Arc<Self>,
+        transport: Arc<dyn Transport>,
+        seats_max: usize,
+        is_refused: bool,
+    ) -> Result<Seat, Refused> {
         let mut seats = self.lock();
         if seats.stopping {
             return Err(Refused::Stopping);
         }
-        if seats.by_id.len() >= seats_max {
+        if seats.by_id.values().filter(|entry| entry.is_refused == is_refused).count() >= seats_max
+        {
             return Err(Refused::Full);
         }
         let id = seats.next;
         seats.next += 1;
-        seats.by_id.insert(id, Entry { transport, export: None, thread: None, ended: false });
+        let entry = Entry { transport, export: None, thread: None, ended: false, is_refused };
+        seats.by_id.insert(id, entry);
         Ok(Seat { registry: Arc::clone(self), id })
     }
 
@@ -68,7 +92,7 @@ impl Registry {
     }
 
     pub(super) fn count(&self) -> usize {
-        self.lock().by_id.len()
+        self.lock().by_id.values().filter(|entry| !entry.is_refused).count()
     }
 
     /// Waits until no seat is counted, or the time is over; gives how many still are.

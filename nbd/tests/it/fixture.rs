@@ -213,7 +213,7 @@ impl Raw {
         }
     }
 
-    /// Enters transmission on the default export.
+    /// Negotiates a mode and enters transmission on the default export.
     pub fn go(mut self, mode: Mode) -> Self {
         let offer = match mode {
             Mode::Simple => None,
@@ -224,6 +224,11 @@ impl Raw {
             self.option(option, &[]);
             assert_eq!(self.last_answer(option), REP_ACK);
         }
+        self.enter(mode)
+    }
+
+    /// Enters transmission on the default export, in a mode that was negotiated.
+    pub fn enter(mut self, mode: Mode) -> Self {
         let query = InfoQuery { name: "", wanted: vec![INFO_BLOCK_SIZE] };
         self.option(OPT_GO, &query.encode());
         assert_eq!(self.last_answer(OPT_GO), REP_ACK);

@@ -2,7 +2,6 @@
 //! off, what it declares is never allocated, and others do not notice.
 
 use std::io::{ErrorKind, Write};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use afterimage_nbd::proto::Mode;
@@ -76,7 +75,7 @@ fn malformed_options_get_their_error_and_the_handshake_goes_on() {
         raw.option(option, data);
         assert_eq!(raw.last_answer(option), wanted, "{what}");
     }
-    raw.go(Mode::Extended).request(CMD_DISC, 0, 0, 0);
+    raw.enter(Mode::Extended).request(CMD_DISC, 0, 0, 0);
     assert!(matches!(fixture.reason(), CloseReason::Disconnected));
 }
 
@@ -135,7 +134,7 @@ fn wrong_requests_get_their_error_and_the_connection_goes_on() {
             ("write with a flag of zeroing", CMD_WRITE, write | CMD_NO_HOLE, 0, 64, Errno::Inval),
             ("zeroes past the end", CMD_WRITE_ZEROES, 0, 1, BYTES, Errno::NoSpc),
             ("trim past the end", CMD_TRIM, 0, 1, BYTES, Errno::Inval),
-            ("flush of a range", CMD_FLUSH, 0, 512, 512, Errno::Inval),
+            ("flush past the end", CMD_FLUSH, 0, BYTES, 512, Errno::Inval),
             ("status without a context", CMD_BLOCK_STATUS, 0, 0, 512, Errno::Inval),
         ];
         for (what, command, flags, at, length, wanted) in cases {
@@ -145,9 +144,31 @@ fn wrong_requests_get_their_error_and_the_connection_goes_on() {
             }
             assert_eq!(raw.error(), wanted.code(), "{what} in {mode:?}");
         }
-        raw.request(CMD_FLUSH, 0, 0, 0);
-        assert_eq!(raw.error(), 0);
+        // As qemu-nbd does: the range is reserved, and what lies inside the export is no harm.
+        for (at, length) in [(0, 0), (512, 512), (0, BYTES)] {
+            raw.request(CMD_FLUSH, 0, at, length);
+            assert_eq!(raw.error(), 0, "flush of {length} at {at} in {mode:?}");
+        }
     }
+}
+
+#[test]
+fn an_option_that_was_negotiated_is_refused_the_second_time() {
+    let fixture = fixture();
+    let mut raw = fixture.raw().greet();
+    for (option, wanted) in [
+        (OPT_STRUCTURED_REPLY, REP_ACK),
+        (OPT_STRUCTURED_REPLY, REP_ERR_INVALID),
+        (OPT_EXTENDED_HEADERS, REP_ACK),
+        (OPT_EXTENDED_HEADERS, REP_ERR_INVALID),
+        (OPT_STRUCTURED_REPLY, REP_ERR_EXT_HEADER_REQD),
+    ] {
+        raw.option(option, &[]);
+        assert_eq!(raw.last_answer(option), wanted, "option {option}");
+    }
+    let mut raw = raw.enter(Mode::Extended);
+    raw.request(CMD_FLUSH, 0, 0, 0);
+    assert_eq!(raw.error(), 0);
 }
 
 #[test]
@@ -305,14 +326,29 @@ fn a_silent_client_is_dropped_in_the_handshake_and_never_after_it() {
 }
 
 #[test]
-fn connections_past_the_limit_are_closed_and_the_rest_served() {
+fn a_client_past_the_limit_gets_an_error_reply_and_the_rest_are_served() {
     let limits = Limits { connections_max: 3, ..Limits::default() };
     let fixture = Fixture::with_limits(MemoryExport::new(4096), limits);
     let mut served: Vec<Raw> = (0..3).map(|_| fixture.raw().greet().go(Mode::Structured)).collect();
+    let go = InfoQuery { name: "", wanted: vec![] }.encode();
     for _ in 0..5 {
-        let mut refused = Raw::over(UnixStream::connect(fixture.socket()).unwrap());
-        assert!(refused.rest().is_empty(), "not even a greeting");
+        let mut refused = fixture.raw().greet();
+        for (option, data) in [(OPT_STRUCTURED_REPLY, &[][..]), (OPT_GO, &go), (OPT_LIST, &[])] {
+            refused.option(option, data);
+            let (kind, words) = refused.answer(option);
+            assert_eq!(kind, REP_ERR_POLICY, "option {option}");
+            assert!(String::from_utf8(words).unwrap().contains("3 clients are connected"));
+        }
+        refused.option(OPT_ABORT, &[]);
+        assert_eq!(refused.last_answer(OPT_ABORT), REP_ACK);
+        assert!(refused.rest().is_empty());
+        // There is no error reply to EXPORT_NAME.
+        let mut old = fixture.raw().greet();
+        old.option(OPT_EXPORT_NAME, &[]);
+        assert!(old.rest().is_empty());
     }
+    // Those that stay silent take nobody's place.
+    let _silent: Vec<Raw> = (0..40).map(|_| fixture.raw()).collect();
     assert_eq!(fixture.server.connections(), 3);
     for raw in &mut served {
         raw.request(CMD_FLUSH, 0, 0, 0);
@@ -324,6 +360,43 @@ fn connections_past_the_limit_are_closed_and_the_rest_served() {
         std::thread::yield_now();
     }
     fixture.assert_serves();
+}
+
+#[test]
+fn the_rest_of_a_request_has_a_time_limit_and_an_idle_client_none() {
+    let limits = Limits { request_max: Duration::from_millis(300), ..Limits::default() };
+    let fixture = Fixture::with_limits(MemoryExport::new(BYTES as usize), limits);
+    let mut idle = fixture.raw().greet().go(Mode::Structured);
+    type Act<'a> = &'a dyn Fn(&mut Raw);
+    let half_header: Act<'_> = &|raw| raw.send(&[0x25, 0x60]);
+    let half_payload: Act<'_> = &|raw| {
+        raw.request(CMD_WRITE, 0, 0, 8192);
+        raw.send(&[9; 5000]);
+    };
+    let half_refused: Act<'_> = &|raw| {
+        raw.request(CMD_WRITE, 0, BYTES, 8192);
+        raw.send(&[9; 5000]);
+    };
+    let drip: Act<'_> = &|raw| {
+        raw.request(CMD_WRITE, 0, 0, 1 << 20);
+        while raw.stream.write(&[9; 10]).is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    for (what, act) in [
+        ("half a header", half_header),
+        ("half a payload", half_payload),
+        ("half a payload that is refused", half_refused),
+        ("a payload that drips", drip),
+    ] {
+        let mut raw = fixture.raw().greet().go(Mode::Structured);
+        act(&mut raw);
+        raw.rest();
+        let reason = fixture.reason();
+        assert!(matches!(reason, CloseReason::RequestTimeout(_)), "{what}: {reason:?}");
+    }
+    idle.request(CMD_FLUSH, 0, 0, 0);
+    assert_eq!(idle.error(), 0);
 }
 
 #[test]
@@ -374,50 +447,4 @@ fn noise_of_any_kind_harms_nobody() {
         }
     }
     assert!(address_space_peak() < 3 << 30, "a declared size was allocated");
-}
-
-#[test]
-fn a_status_payload_selects_contexts_and_is_checked() {
-    let fixture = fixture();
-    let mut raw = fixture.raw().greet();
-    raw.option(OPT_EXTENDED_HEADERS, &[]);
-    assert_eq!(raw.last_answer(OPT_EXTENDED_HEADERS), REP_ACK);
-    let query = ContextQuery { name: "", queries: vec!["base:allocation"] }.encode();
-    raw.option(OPT_SET_META_CONTEXT, &query);
-    let (kind, data) = raw.answer(OPT_SET_META_CONTEXT);
-    assert_eq!((kind, &data[4..]), (REP_META_CONTEXT, &b"base:allocation"[..]));
-    let id = data[..4].to_vec();
-    assert_eq!(raw.last_answer(OPT_SET_META_CONTEXT), REP_ACK);
-    let go = InfoQuery { name: "", wanted: vec![] }.encode();
-    raw.option(OPT_GO, &go);
-    assert_eq!(raw.last_answer(OPT_GO), REP_ACK);
-    raw.mode = Mode::Extended;
-    let mut ask = |length: u64, ids: &[u8], at: u64| {
-        let payload = [&length.to_be_bytes()[..], ids].concat();
-        raw.request(CMD_BLOCK_STATUS, CMD_PAYLOAD_LEN, at, payload.len() as u64);
-        raw.send(&payload);
-        let header = raw.take(32);
-        let kind = u16::from_be_bytes([header[6], header[7]]);
-        let bytes = u64::from_be_bytes(header[24..].try_into().unwrap());
-        (kind, raw.take(bytes as usize))
-    };
-    let (kind, data) = ask(8192, &id, 4096);
-    assert_eq!(kind, CHUNK_BLOCK_STATUS_EXT);
-    let wanted = [&id[..], &1_u32.to_be_bytes(), &8192_u64.to_be_bytes(), &3_u64.to_be_bytes()];
-    assert_eq!(data, wanted.concat());
-    let twice = [&id[..], &id].concat();
-    let many = id.repeat(100);
-    for (what, length, ids, at) in [
-        ("no context", 512, &[][..], 0),
-        ("an unknown context", 512, &[0, 0, 0, 99], 0),
-        ("a context twice", 512, &twice, 0),
-        ("half a context", 512, &id[..2], 0),
-        ("too many", 512, &many, 0),
-        ("past the end", BYTES, &id, 512),
-        ("overflow", u64::MAX, &id, 512),
-        ("nothing", 0, &id, 512),
-    ] {
-        let (kind, data) = ask(length, ids, at);
-        assert_eq!((kind, &data[..4]), (CHUNK_ERROR, &[0, 0, 0, 22][..]), "{what}");
-    }
 }

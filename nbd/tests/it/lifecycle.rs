@@ -1,7 +1,5 @@
-//! Listening, shutting down, and ending the connections of one export.
+//! Shutting down, and ending the connections of one export.
 
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -10,50 +8,11 @@ use std::time::Duration;
 use afterimage_nbd::proto::Mode;
 use afterimage_nbd::proto::flags::*;
 use afterimage_nbd::{
-    Client, ClientOptions, CloseReason, Errno, Export, Exports, Limits, ListenError, MemoryExport,
-    NoObserver, Payload, Server, WriteFlags, ZeroFlags,
+    Client, ClientOptions, CloseReason, Errno, Export, Limits, MemoryExport, Payload, WriteFlags,
+    ZeroFlags,
 };
 
 use crate::fixture::{Fixture, PATIENCE};
-
-fn listen(path: &std::path::Path) -> Result<afterimage_nbd::ServerHandle, ListenError> {
-    let exports = Arc::new(Exports::single(Arc::new(MemoryExport::new(4096))));
-    Server::listen(path, exports, Limits::default(), Arc::new(NoObserver))
-}
-
-#[test]
-fn the_socket_is_private_and_removed_by_the_server_that_made_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
-    let server = listen(&path).unwrap();
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    server.shutdown();
-    assert!(!path.exists());
-    // One that another has put there stays.
-    let server = listen(&path).unwrap();
-    std::fs::remove_file(&path).unwrap();
-    let other = UnixListener::bind(&path).unwrap();
-    server.shutdown();
-    assert!(path.exists());
-    drop(other);
-}
-
-#[test]
-fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
-    drop(UnixListener::bind(&path).unwrap());
-    assert!(path.exists());
-    let server = listen(&path).unwrap();
-    assert!(matches!(listen(&path), Err(ListenError::InUse(_))));
-    Client::connect(&path, &ClientOptions::default()).unwrap();
-    server.shutdown();
-    std::fs::write(&path, "precious").unwrap();
-    assert!(matches!(listen(&path), Err(ListenError::NotASocket(_))));
-    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-    let long = dir.path().join("x".repeat(200));
-    assert!(matches!(listen(&long), Err(ListenError::Io { .. })));
-}
 
 #[test]
 fn shutdown_answers_what_has_arrived_then_closes_everyone() {

@@ -10,3 +10,5 @@ mod lifecycle;
 mod observing;
 mod our_client;
 mod payloads;
+mod sockets;
+mod statuses;
