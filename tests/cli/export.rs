@@ -232,8 +232,8 @@ fn a_moment_that_cannot_be_restored_is_refused_with_the_nearest_points_and_no_so
     let socket = shop.path("s");
     let [.., c, d] = shop.writes;
     for (at, words) in [
-        (format!("seq:{c}"), &["gap", "before", "behind"][..]),
-        (shop.time(60), &["gap", "before", "behind"]),
+        (format!("seq:{c}"), &["gap", "before", "after"][..]),
+        (shop.time(60), &["gap", "before", "after"]),
         (shop.time(7200), &["future"]),
         (format!("seq:{}", d + 1000), &["doesn't exist yet"]),
         ("#9".into(), &["no checkpoint #9"]),
@@ -251,7 +251,7 @@ fn a_moment_that_cannot_be_restored_is_refused_with_the_nearest_points_and_no_so
 fn wrong_words_and_paths_are_refused_with_what_to_do() {
     let shop = Shop::new();
     let socket = shop.path("s").display().to_string();
-    let long = shop.path(&"x".repeat(100)).display().to_string();
+    let long = shop.path(&"x".repeat(108)).display().to_string();
     let nowhere = shop.path("none/s").display().to_string();
     let file = shop.path("file").display().to_string();
     std::fs::write(&file, "mine").unwrap();
@@ -260,7 +260,7 @@ fn wrong_words_and_paths_are_refused_with_what_to_do() {
     let at = ["--at", "latest", "--socket"];
     for (more, words) in [
         (vec![socket.as_str(), "--disk", "dat"], &["\"dat\"", "web/data", "web/system"][..]),
-        (vec![&long], &["103", "shorter"]),
+        (vec![&long], &["107", "shorter"]),
         (vec![&nowhere], &["no directory", "none", "--socket"]),
         (vec![&below_file], &["no directory", "file"]),
         (vec![&file], &["no socket", "another path"]),

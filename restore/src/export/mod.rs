@@ -31,6 +31,7 @@ use crate::time::rfc3339;
 use afterimage_journal::Seq;
 use afterimage_journal::history::Point;
 use afterimage_journal::meta::Volume;
+pub use afterimage_nbd::SOCKET_PATH_BYTES_MAX;
 use afterimage_nbd::{Export, Exports, Limits, ListenError, NoObserver, Server, ServerHandle};
 use cache::{CACHE_BYTES_MAX, PayloadCache};
 use point::PointExport;
@@ -46,8 +47,6 @@ use writable::WritableExport;
 
 /// How long the end of an export waits for requests that are being answered.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
-/// Longest path of a socket, in bytes: the system's 107, less what the name has while it is made.
-pub const SOCKET_PATH_BYTES_MAX: usize = 103;
 
 /// What to export, and where.
 #[derive(Debug, Clone, Default)]
@@ -226,7 +225,7 @@ fn open(
     let export = PointExport::new(at_point, Arc::clone(cache), shown);
     let Some(dir) = scratch else { return Ok((Arc::new(export), None)) };
     let scratch = Scratch::new(dir, bytes, &recovery.history.dir)?;
-    let export = WritableExport::new(export, scratch);
+    let export = WritableExport::new(Arc::new(export), scratch);
     let touched = export.touched();
     Ok((Arc::new(export), Some(touched)))
 }

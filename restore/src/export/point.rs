@@ -32,11 +32,6 @@ impl PointExport {
         Self { volume, cache, description, named: Mutex::default() }
     }
 
-    /// What it is, for people.
-    pub(super) fn description(&self) -> &str {
-        &self.description
-    }
-
     /// Calls `take` with each piece of the range, ascending, until it has enough.
     fn each_piece(
         &self,
@@ -65,22 +60,6 @@ impl PointExport {
         let done = walk();
         PIECES.set(pieces);
         done
-    }
-
-    /// Reports the pieces of a range to a BLOCK_STATUS; whether more is wanted.
-    pub(super) fn status(
-        &self,
-        at: u64,
-        end: u64,
-        sink: &mut StatusSink<'_>,
-    ) -> Result<bool, Errno> {
-        let mut more = true;
-        self.each_piece(at, end, |piece| {
-            let state = if piece.data.is_some() { 0 } else { STATE_HOLE | STATE_ZERO };
-            more = sink.push(piece.end - piece.start, state);
-            Ok(more)
-        })?;
-        Ok(more)
     }
 
     fn failed(&self, at: u64, error: &afterimage_journal::Error) -> Errno {
@@ -145,6 +124,9 @@ impl Export for PointExport {
         len: u64,
         sink: &mut StatusSink<'_>,
     ) -> Result<(), Errno> {
-        self.status(at, at + len, sink).map(drop)
+        self.each_piece(at, at + len, |piece| {
+            let state = if piece.data.is_some() { 0 } else { STATE_HOLE | STATE_ZERO };
+            Ok(sink.push(piece.end - piece.start, state))
+        })
     }
 }

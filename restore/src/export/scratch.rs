@@ -17,8 +17,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) const ROOM_KEPT_BYTES: u64 = 1 << 30;
 /// Bytes written between two looks at the room that is left.
 const ROOM_LOOK_BYTES: u64 = 16 << 20;
-/// Zeroes that are written at a time where no hole can be made, in bytes.
-const ZEROES_BYTES: usize = 64 << 10;
 
 /// Where scratch files are made unless it is said: `TMPDIR`, else `/var/tmp`, which survives its
 /// size better than a `/tmp` in memory.
@@ -70,9 +68,53 @@ fn is_beside(file: &File, journal: &Path) -> bool {
     device(file.metadata()).is_some_and(|dev| device(std::fs::metadata(journal)) == Some(dev))
 }
 
+/// What a scratch layer asks of its file.
+pub(super) trait ScratchFile: Send + Sync {
+    /// Fills `buf`.
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()>;
+    /// Writes some of `bytes`; gives how many.
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize>;
+    /// Makes a hole.
+    fn punch(&self, at: u64, len: u64) -> io::Result<()>;
+    /// Takes room for a range.
+    fn allocate(&self, at: u64, len: u64) -> io::Result<()>;
+    /// Bytes that are free on its file system.
+    fn free_bytes(&self) -> io::Result<u64>;
+}
+
+impl ScratchFile for File {
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buf, at)
+    }
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        FileExt::write_at(self, bytes, at)
+    }
+
+    fn punch(&self, at: u64, len: u64) -> io::Result<()> {
+        Ok(fallocate(self, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, len)?)
+    }
+
+    fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
+        Ok(fallocate(self, FallocateFlags::KEEP_SIZE, at, len)?)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        free_bytes(self)
+    }
+}
+
+/// A write that failed.
+#[derive(Debug)]
+pub(super) struct Short {
+    /// Bytes that were written before: what lies behind them may be written in part.
+    pub(super) done: usize,
+    pub(super) error: io::Error,
+}
+
 /// A scratch file of one volume.
 pub(super) struct Scratch {
-    file: File,
+    file: Box<dyn ScratchFile>,
     /// Whether room is to be left on its file system.
     is_beside_journal: bool,
     until_look_bytes: AtomicU64,
@@ -88,16 +130,33 @@ impl Scratch {
         let file = tempfile::tempfile_in(dir).map_err(failed)?;
         file.set_len(bytes).map_err(failed)?;
         let is_beside_journal = is_beside(&file, journal);
-        Ok(Self { file, is_beside_journal, until_look_bytes: AtomicU64::new(0) })
+        Ok(Self::over(Box::new(file), is_beside_journal))
+    }
+
+    /// A scratch layer's file that is open; as large as the volume.
+    pub(super) fn over(file: Box<dyn ScratchFile>, is_beside_journal: bool) -> Self {
+        Self { file, is_beside_journal, until_look_bytes: AtomicU64::new(0) }
     }
 
     pub(super) fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, at)
     }
 
-    pub(super) fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.check_room(bytes.len() as u64)?;
-        self.file.write_all_at(bytes, at)
+    /// Writes all of `bytes`, or says how far it came.
+    pub(super) fn write(&self, at: u64, bytes: &[u8]) -> std::result::Result<(), Short> {
+        let mut done = 0;
+        if let Err(error) = self.check_room(bytes.len() as u64) {
+            return Err(Short { done, error });
+        }
+        while done < bytes.len() {
+            match self.file.write_at(&bytes[done..], at + done as u64) {
+                Ok(0) => return Err(Short { done, error: io::ErrorKind::WriteZero.into() }),
+                Ok(some) => done += some,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Short { done, error }),
+            }
+        }
+        Ok(())
     }
 
     /// Looks now and then whether what must be left free still is. Several writers at once may
@@ -111,7 +170,7 @@ impl Scratch {
             self.until_look_bytes.store(left, Ordering::Relaxed);
             return Ok(());
         }
-        if free_bytes(&self.file)? <= ROOM_KEPT_BYTES.saturating_add(bytes) {
+        if self.file.free_bytes()? <= ROOM_KEPT_BYTES.saturating_add(bytes) {
             self.until_look_bytes.store(0, Ordering::Relaxed);
             return Err(Os::NOSPC.into());
         }
@@ -119,32 +178,32 @@ impl Scratch {
         Ok(())
     }
 
-    /// Makes a hole, where the file system can; whether it did.
-    pub(super) fn punch(&self, at: u64, len: u64) -> io::Result<bool> {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&self.file, flags, at, len) {
-            Ok(()) => Ok(true),
-            Err(Os::OPNOTSUPP) => Ok(false),
-            Err(e) => Err(e.into()),
+    /// Gives a range's room back, where the file system can: what it reads as then is not relied on.
+    pub(super) fn release(&self, at: u64, len: u64) {
+        if let Err(error) = self.file.punch(at, len) {
+            tracing::debug!(%error, "no hole can be made in a scratch file");
         }
     }
 
-    /// Makes a range zero with its space taken.
-    pub(super) fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+    /// Makes a range zero and takes room for it at once; false: the file system can't do that, and
+    /// nothing was changed.
+    ///
+    /// # Errors
+    /// No room could be taken: some of the range may be zero, and no byte of it is anything else.
+    pub(super) fn allocate_zeroes(&self, at: u64, len: u64) -> io::Result<bool> {
         self.check_room(len)?;
-        if self.punch(at, len)? {
-            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, len) {
-                Err(Os::OPNOTSUPP) => {}
-                done => return Ok(done?),
-            }
+        match self.file.punch(at, len) {
+            Ok(()) => {}
+            Err(error) if is_unsupported(&error) => return Ok(false),
+            Err(error) => return Err(error),
         }
-        let zeroes = [0; ZEROES_BYTES];
-        let (mut at, end) = (at, at + len);
-        while at < end {
-            let bytes = (end - at).min(ZEROES_BYTES as u64);
-            self.file.write_all_at(&zeroes[..bytes as usize], at)?;
-            at += bytes;
+        match self.file.allocate(at, len) {
+            Err(error) if is_unsupported(&error) => Ok(false),
+            done => done.map(|()| true),
         }
-        Ok(())
     }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Os::OPNOTSUPP.raw_os_error())
 }

@@ -4,24 +4,31 @@
 //! What always holds:
 //! * the point itself never changes; a second export of it doesn't see what is written here;
 //! * all connections share the layer: what was answered to one is read by all;
-//! * a block that the layer calls [`State::Zero`] is a hole in the scratch file, so that a part of
-//!   it can be written without filling the rest;
-//! * a write that fails (the scratch directory is full) is that client's error and nothing more.
+//! * a write that fails (the scratch directory is full) leaves each block of [`BLOCK_BYTES`] as it was
+//!   or as it was to be. Data is written first, whole blocks at a time, and counts once the map says
+//!   so; of a block that counts already and was overwritten in part, the new bytes are held in memory;
+//! * what the scratch file has where the map says [`State::Zero`] or [`State::Base`] is never read.
 //!
 //! A flush is done at once: the layer does not outlive its process, so there is nothing that
 //! durability could be promised for.
 
-use super::point::PointExport;
-use super::scratch::Scratch;
+use super::scratch::{Scratch, Short};
 use super::written::{BLOCK_BYTES, State, Written};
-use afterimage_nbd::proto::{STATE_HOLE, STATE_ZERO};
+use afterimage_nbd::proto::{BASE_ALLOCATION, STATE_HOLE, STATE_ZERO};
 use afterimage_nbd::{Errno, Export, ExportInfo, Payload, StatusSink, WriteFlags, ZeroFlags};
+use afterimage_planted as planted;
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Bytes of a payload that are received and written at a time; whole blocks.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Zeroes that are written at a time where the file system can't take room for them, in bytes.
+const ZEROES_BYTES: u64 = 64 << 10;
+/// Blocks that are held in memory since writing them broke off in the middle. Once there are so many,
+/// the layer takes no more writes.
+const HELD_MAX: usize = 256;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -29,22 +36,33 @@ thread_local! {
 
 /// A volume at a point with a layer over it.
 pub(super) struct WritableExport {
-    point: PointExport,
+    point: Arc<dyn Export>,
     scratch: Scratch,
     written: Written,
-    /// Shared by writes of whole blocks; exclusive for what fills the rest of a block or makes
-    /// holes: neither may run over a neighbour's bytes in the same block. Never held while
-    /// waiting for a client.
+    /// Shared by writes of whole blocks; exclusive for what keeps the rest of a block, makes
+    /// zeroes, or tidies up after a failure: none may run over a neighbour's bytes in the same
+    /// block. Never held while waiting for a client.
     gate: RwLock<()>,
+    /// Blocks whose last write broke off in the middle, with what was to be written.
+    held: Mutex<BTreeMap<u64, Box<[u8]>>>,
+    /// How many are held: 0 as a rule, and then nobody needs the lock.
+    held_count: AtomicUsize,
     /// Whether anything was ever written: the memory of the point belongs to it no more.
     touched: Arc<AtomicBool>,
 }
 
 impl WritableExport {
-    /// A layer in `scratch`, which is empty and as large as the volume's blocks.
-    pub(super) fn new(point: PointExport, scratch: Scratch) -> Self {
-        let written = Written::new(point.bytes());
-        Self { point, scratch, written, gate: RwLock::new(()), touched: Arc::default() }
+    /// A layer in `scratch`, which is as large as the volume.
+    pub(super) fn new(point: Arc<dyn Export>, scratch: Scratch) -> Self {
+        Self {
+            written: Written::new(point.bytes()),
+            point,
+            scratch,
+            gate: RwLock::new(()),
+            held: Mutex::default(),
+            held_count: AtomicUsize::new(0),
+            touched: Arc::default(),
+        }
     }
 
     /// Set with the first write.
@@ -60,6 +78,10 @@ impl WritableExport {
         self.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn held(&self) -> MutexGuard<'_, BTreeMap<u64, Box<[u8]>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The first block that begins in the range, and the one behind the last that ends in it; the
     /// volume's last block may be a short one.
     fn whole_blocks(&self, at: u64, end: u64) -> (u64, u64) {
@@ -68,68 +90,166 @@ impl WritableExport {
         (at.div_ceil(BLOCK_BYTES), behind)
     }
 
-    /// Brings a block of which only a part is going to be written into the layer.
-    fn fill(&self, block: u64) -> Result<(), Errno> {
-        if self.written.run(block, block + 1).0 == State::Base {
-            let at = block * BLOCK_BYTES;
-            let mut rest = [0; BLOCK_BYTES as usize];
-            let rest = &mut rest[..BLOCK_BYTES.min(self.bytes() - at) as usize];
-            self.point.read(at, rest)?;
-            self.scratch.write(at, rest)?;
-        }
-        self.written.mark(block, block + 1, State::Data);
-        Ok(())
+    /// Whether a range begins and ends with blocks.
+    fn is_whole(&self, at: u64, end: u64) -> bool {
+        self.whole_blocks(at, end) == (at / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES))
     }
 
-    /// Fills the blocks at both ends of a range that it covers in part.
-    fn fill_edges(&self, at: u64, end: u64, whole: (u64, u64)) -> Result<(), Errno> {
-        let (first, last) = (at / BLOCK_BYTES, (end - 1) / BLOCK_BYTES);
-        for block in [first, last] {
-            if !(whole.0..whole.1).contains(&block) {
-                self.fill(block)?;
-            }
-        }
-        Ok(())
+    /// The blocks `first..behind` as bytes of the volume.
+    fn bytes_of(&self, first: u64, behind: u64) -> (u64, u64) {
+        (first * BLOCK_BYTES, (behind * BLOCK_BYTES).min(self.bytes()))
     }
 
+    /// Writes bytes anywhere.
     fn put(&self, at: u64, bytes: &[u8]) -> Result<(), Errno> {
         let end = at + bytes.len() as u64;
-        let (first, behind) = (at / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
-        let whole = self.whole_blocks(at, end);
-        if whole == (first, behind) {
-            let _gate = self.shared();
-            self.scratch.write(at, bytes)?;
-            self.written.mark(first, behind, State::Data);
-            return Ok(());
+        if self.held_count.load(Ordering::Relaxed) >= HELD_MAX {
+            return Err(Errno::Io);
+        }
+        if self.is_whole(at, end) {
+            let gate = self.shared();
+            let stored = self.scratch.write(at, bytes);
+            return match stored {
+                Ok(()) => {
+                    self.count(at, end);
+                    Ok(())
+                }
+                Err(short) => {
+                    drop(gate);
+                    let _gate = self.exclusive();
+                    Err(self.tidy_up(at, bytes, short))
+                }
+            };
         }
         let _gate = self.exclusive();
-        self.fill_edges(at, end, whole)?;
-        self.scratch.write(at, bytes)?;
+        let (first, behind) = (at / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
+        let (from, upto) = self.bytes_of(first, behind);
+        let mut blocks = vec![0; (upto - from) as usize];
+        let whole = self.whole_blocks(at, end);
+        for block in BTreeSet::from([first, behind - 1]) {
+            if !(whole.0..whole.1).contains(&block) {
+                let (start, end) = self.bytes_of(block, block + 1);
+                let room = &mut blocks[(start - from) as usize..(end - from) as usize];
+                let is_zero = self.written.run(block, block + 1).0 == State::Zero;
+                if is_zero && planted::is("zero-block-from-scratch") {
+                    self.scratch.read(start, room)?;
+                } else {
+                    self.read(start, room)?;
+                }
+            }
+        }
+        blocks[(at - from) as usize..(end - from) as usize].copy_from_slice(bytes);
+        match self.scratch.write(from, &blocks) {
+            Ok(()) => {
+                self.count(from, upto);
+                Ok(())
+            }
+            Err(short) => Err(self.tidy_up(from, &blocks, short)),
+        }
+    }
+
+    /// Whole blocks were written: from now on they count.
+    fn count(&self, at: u64, end: u64) {
+        let (first, behind) = (at / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
         self.written.mark(first, behind, State::Data);
-        Ok(())
+        self.let_go(first, behind);
+    }
+
+    /// Forgets what is held of blocks that are as they should be.
+    fn let_go(&self, first: u64, behind: u64) {
+        if self.held_count.load(Ordering::Relaxed) > 0 {
+            let mut held = self.held();
+            held.retain(|block, _| !(first..behind).contains(block));
+            self.held_count.store(held.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// After a write of whole blocks that failed, which nobody else does anything beside: holds the
+    /// block that it broke off in, and gives the room of those back that don't count.
+    fn tidy_up(&self, at: u64, bytes: &[u8], short: Short) -> Errno {
+        let (first, behind) = (at / BLOCK_BYTES, (at + bytes.len() as u64).div_ceil(BLOCK_BYTES));
+        let torn = (at + short.done as u64) / BLOCK_BYTES;
+        let counts = torn < behind && self.written.run(torn, torn + 1).0 == State::Data;
+        if counts && !planted::is("torn-block-not-held") {
+            let (from, upto) = self.bytes_of(torn, torn + 1);
+            let block = &bytes[(from - at) as usize..(upto - at) as usize];
+            let mut held = self.held();
+            held.insert(torn, block.into());
+            self.held_count.store(held.len(), Ordering::Relaxed);
+        }
+        // Those before it are as they were to be; of these, too, the older version is not to be seen.
+        self.let_go(first, torn);
+        let mut block = first;
+        while block < behind {
+            let (state, end) = self.written.run(block, behind);
+            if state != State::Data {
+                let (from, upto) = self.bytes_of(block, end);
+                self.scratch.release(from, upto - from);
+            }
+            block = end;
+        }
+        short.error.into()
+    }
+
+    /// Makes a part of one or two blocks zero.
+    fn zero_part(&self, at: u64, end: u64) -> Result<(), Errno> {
+        let behind = end.div_ceil(BLOCK_BYTES);
+        match self.written.run(at / BLOCK_BYTES, behind) {
+            (State::Zero, upto) if upto == behind => Ok(()),
+            _ => self.put(at, &vec![0; (end - at) as usize]),
+        }
     }
 
     /// Makes a range zero; `keep` takes its space too.
     fn zero(&self, at: u64, end: u64, keep: bool) -> Result<(), Errno> {
-        let _gate = self.exclusive();
-        let whole = self.whole_blocks(at, end);
-        self.fill_edges(at, end, whole)?;
-        if whole.0 >= whole.1 {
-            return Ok(self.scratch.write_zeroes(at, end - at)?);
+        let (first, behind) = self.whole_blocks(at, end);
+        if first >= behind {
+            return self.zero_part(at, end);
         }
-        let (from, behind) = (whole.0 * BLOCK_BYTES, whole.1 * BLOCK_BYTES);
-        for (start, end) in [(at, from), (behind.min(end), end)] {
+        let (from, upto) = self.bytes_of(first, behind);
+        for (start, end) in [(at, from), (upto, end)] {
             if start < end {
-                self.scratch.write_zeroes(start, end - start)?;
+                self.zero_part(start, end)?;
             }
         }
-        let state = if !keep && self.scratch.punch(from, behind - from)? {
-            State::Zero
-        } else {
-            self.scratch.write_zeroes(from, behind - from)?;
-            State::Data
-        };
-        self.written.mark(whole.0, whole.1, state);
+        let _gate = self.exclusive();
+        self.written.mark(first, behind, State::Zero);
+        self.let_go(first, behind);
+        if !keep {
+            self.scratch.release(from, upto - from);
+            return Ok(());
+        }
+        if !self.scratch.allocate_zeroes(from, upto - from)? {
+            let zeroes = [0; ZEROES_BYTES as usize];
+            let mut at = from;
+            while at < upto {
+                let bytes = ZEROES_BYTES.min(upto - at);
+                // It counts as zero whatever becomes of this.
+                self.scratch.write(at, &zeroes[..bytes as usize]).map_err(|short| short.error)?;
+                at += bytes;
+            }
+        }
+        self.written.mark(first, behind, State::Data);
+        Ok(())
+    }
+
+    /// Reads bytes that the scratch file has, or should have.
+    fn read_ours(&self, at: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        if self.held_count.load(Ordering::Relaxed) == 0 {
+            return Ok(self.scratch.read(at, buf)?);
+        }
+        // Taken before the file is read: a block that is let go of meanwhile is whole in the file.
+        let end = at + buf.len() as u64;
+        let blocks = at / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
+        let held: Vec<(u64, Box<[u8]>)> =
+            self.held().range(blocks).map(|(block, bytes)| (*block, bytes.clone())).collect();
+        self.scratch.read(at, buf)?;
+        for (block, bytes) in held {
+            let start = block * BLOCK_BYTES;
+            let (from, upto) = (start.max(at), (start + bytes.len() as u64).min(end));
+            buf[(from - at) as usize..(upto - at) as usize]
+                .copy_from_slice(&bytes[(from - start) as usize..(upto - start) as usize]);
+        }
         Ok(())
     }
 
@@ -161,7 +281,7 @@ impl Export for WritableExport {
 
     fn info(&self) -> ExportInfo {
         ExportInfo {
-            description: self.point.description().to_owned(),
+            description: self.point.info().description,
             can_fast_zero: true,
             // One layer for all, and nothing is held back from it.
             multi_conn: true,
@@ -174,7 +294,7 @@ impl Export for WritableExport {
             let part = &mut buf[(from - at) as usize..(upto - at) as usize];
             match state {
                 State::Base => self.point.read(from, part)?,
-                State::Data => self.scratch.read(from, part)?,
+                State::Data => self.read_ours(from, part)?,
                 State::Zero => part.fill(0),
             }
             Ok(true)
@@ -201,20 +321,25 @@ impl Export for WritableExport {
     }
 
     fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
+        // A mark in the map is fast; a block that is covered in part, and room that is to be taken,
+        // are written.
+        let is_fast = !flags.no_hole && self.is_whole(at, at + len);
+        if flags.fast && !is_fast && !planted::is("fast-zero-that-is-slow") {
+            return Err(Errno::NotSup);
+        }
         self.touched.store(true, Ordering::Relaxed);
         self.zero(at, at + len, flags.no_hole)
     }
 
+    /// What is forgotten reads as zeroes, to the byte: clients that punch holes rely on it.
     fn trim(&self, at: u64, len: u64, _: WriteFlags) -> Result<(), Errno> {
         self.touched.store(true, Ordering::Relaxed);
-        // What is forgotten reads as zeroes; the ends of the range, where it covers a block in
-        // part, may stay as they are.
-        let (first, behind) = self.whole_blocks(at, at + len);
-        if first >= behind {
-            return Ok(());
+        if planted::is("trim-leaves-edges") {
+            let (first, behind) = self.whole_blocks(at, at + len);
+            let (from, upto) = self.bytes_of(first, behind.max(first));
+            return if from < upto { self.zero(from, upto, false) } else { Ok(()) };
         }
-        let end = (behind * BLOCK_BYTES).min(self.bytes());
-        self.zero(first * BLOCK_BYTES, end, false)
+        self.zero(at, at + len, false)
     }
 
     fn flush(&self) -> Result<(), Errno> {
@@ -229,9 +354,16 @@ impl Export for WritableExport {
         sink: &mut StatusSink<'_>,
     ) -> Result<(), Errno> {
         self.each_run(at, at + len, |from, upto, state| match state {
-            State::Base => self.point.status(from, upto, sink),
+            State::Base => {
+                self.point.block_status(BASE_ALLOCATION, from, upto - from, sink)?;
+                Ok(sink.wants_more())
+            }
             State::Data => Ok(sink.push(upto - from, 0)),
             State::Zero => Ok(sink.push(upto - from, STATE_HOLE | STATE_ZERO)),
         })
     }
 }
+
+#[cfg(test)]
+#[path = "writable_tests.rs"]
+mod tests;

@@ -16,7 +16,7 @@ pub(super) enum State {
     Base,
     /// Its bytes.
     Data,
-    /// That it is zero; the scratch file has a hole there.
+    /// That it is zero, whatever the scratch file has there.
     Zero,
 }
 
