@@ -143,7 +143,9 @@ pub fn offline_status(state: &Path, name: Option<&str>) -> Outcome<Vec<GuestStat
         let settings = GuestSettings::load_all(state).unwrap_or_default();
         let all = of_journal(&recovery.history, &settings);
         let wanted = recovery.guest.as_deref();
-        return Ok(all.into_iter().filter(|s| wanted.is_none_or(|g| s.guest == g)).collect());
+        let mine: Vec<GuestStatus> =
+            all.into_iter().filter(|s| wanted.is_none_or(|g| s.guest == g)).collect();
+        return crate::show::as_shown(&mine);
     }
     check(state)?;
     let settings = GuestSettings::load_all(state).unwrap_or_default();
@@ -155,7 +157,7 @@ pub fn offline_status(state: &Path, name: Option<&str>) -> Outcome<Vec<GuestStat
         }
     }
     all.sort_by(|a, b| a.guest.cmp(&b.guest));
-    Ok(all)
+    crate::show::as_shown(&all)
 }
 
 fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus> {
@@ -279,11 +281,15 @@ pub fn resolve_warm(recovery: &Recovery, wanted: &When) -> Outcome<WarmPoint> {
 }
 
 fn check_past(recovery: &Recovery, wanted: &When) -> Outcome {
+    let history = &recovery.history;
+    // Points of before a clock was set back may have times to come.
+    let is_recorded = |ns: u64| ns <= history.wall_ns(history.head);
     if let When::Time(ns) = wanted
         && time(*ns) > Timestamp::now()
+        && !is_recorded(*ns)
     {
-        let nearest = recovery.nearest(recovery.history.head + 1);
-        let what = format!("{} lies in the future", time(*ns));
+        let nearest = recovery.nearest(history.head + 1);
+        let what = format!("{} lies in the future", crate::show::clock(time(*ns)));
         return Err(afterimage_restore::Error::NotRestorable { what, nearest }.into());
     }
     Ok(())

@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::intent;
 use afterimage_guard::{GuardConfig, Program, Worker};
 use afterimage_journal::storage::Lock;
+use afterimage_journal::text::escaped;
 use afterimage_journal::{ErrorKind, Options, layout};
 use std::io::Write;
 use std::path::PathBuf;
@@ -47,7 +48,7 @@ pub fn run(args: &DaemonArgs) -> ExitCode {
 
 fn complain(error: impl std::fmt::Display) {
     // Where it can't be written (a full disk, a closed pipe), the exit code still tells.
-    let _ = writeln!(std::io::stderr(), "afterimage: {error}");
+    let _ = writeln!(std::io::stderr(), "afterimage: {}", escaped(&error.to_string()));
 }
 
 fn guard(args: &DaemonArgs) -> ExitCode {

@@ -104,6 +104,8 @@ pub struct Marked {
     pub id: u64,
     /// Its position.
     pub seq: Seq,
+    /// The time of its record, nanoseconds since the Unix epoch.
+    pub wall_ns: u64,
 }
 
 impl Group {
@@ -371,9 +373,10 @@ impl Group {
             )));
         }
         let id = state.next_checkpoint;
-        let seq = journal.append_meta(&Meta::Mark(Checkpoint { id, kind, tag, memory: None }))?;
+        let mark = Meta::Mark(Checkpoint { id, kind, tag, memory: None });
+        let at = state.seen(journal.append_meta_stamped(&mark)?);
         state.next_checkpoint += 1;
-        Ok(Marked { id, seq })
+        Ok(Marked { id, seq: at.seq, wall_ns: at.wall_ns })
     }
 
     /// How a guest stands: its journal, its session and its past, all of the same moment.

@@ -28,6 +28,7 @@ pub mod replica;
 pub mod ring;
 pub mod scrub;
 pub mod storage;
+pub mod text;
 pub mod unit;
 pub mod view;
 pub mod window;

@@ -1,11 +1,14 @@
 //! What can go wrong with a restore: the variant names the fact, [`Error::kind`] the exit code.
 
-use crate::time::wall_clock;
+use crate::time::{Moment, wall_clock};
 use crate::warm::NearestWarm;
-use afterimage_journal::history::{NotRestorable, Point, When};
-use afterimage_journal::{ErrorKind, Seq};
+use afterimage_journal::history::{NotRestorable, When};
+use afterimage_journal::{ErrorKind, History, Seq};
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+/// Positions of one time that a refusal names.
+const NAMED_MAX: usize = 8;
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -36,19 +39,18 @@ impl Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Nearest {
     /// The nearest before it.
-    pub before: Option<Point>,
-    /// The nearest behind it.
-    pub after: Option<Point>,
+    pub before: Option<Moment>,
+    /// The nearest after it.
+    pub after: Option<Moment>,
 }
 
 impl fmt::Display for Nearest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let show = |p: &Point| format!("{} (seq {})", wall_clock(p.wall_ns), p.seq);
         match (&self.before, &self.after) {
-            (Some(b), Some(a)) => write!(f, "Nearest: {} before, {} behind.", show(b), show(a)),
-            (Some(b), None) => write!(f, "Nearest: {} before, none behind.", show(b)),
-            (None, Some(a)) => write!(f, "Nearest: {} behind, none before.", show(a)),
-            (None, None) => write!(f, "There is no other recovery point."),
+            (Some(b), Some(a)) => write!(f, "Nearest points: {b} before, {a} after"),
+            (Some(b), None) => write!(f, "Nearest points: {b} before, none after"),
+            (None, Some(a)) => write!(f, "Nearest points: none before, {a} after"),
+            (None, None) => write!(f, "There is no other recovery point"),
         }
     }
 }
@@ -98,6 +100,19 @@ pub enum Error {
         point: Seq,
         /// The record.
         record: Box<DamagedRecord>,
+    },
+    /// A time that the clock passed more than once.
+    #[error(
+        "{what} names {} positions, since the clock was set back: {}. Say which: --at {}",
+        points.len(),
+        points.iter().map(|m| shown_position(m)).collect::<Vec<_>>().join(", "),
+        points.iter().map(|m| format!("seq:{}", m.point.seq)).collect::<Vec<_>>().join(" or --at ")
+    )]
+    Ambiguous {
+        /// The time.
+        what: String,
+        /// The positions.
+        points: Vec<Moment>,
     },
     /// The wanted moment is no checkpoint with memory.
     #[error("{what}. {nearest}")]
@@ -169,6 +184,11 @@ pub enum Error {
     Journal(#[from] afterimage_journal::Error),
 }
 
+/// A position with the time of its newest record.
+fn shown_position(moment: &Moment) -> String {
+    format!("seq:{} (of {})", moment.point.seq, wall_clock(moment.point.wall_ns))
+}
+
 fn hint(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind as K;
     match source.kind() {
@@ -208,7 +228,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Usage(_) => Kind::Usage,
+            Self::Usage(_) | Self::Ambiguous { .. } => Kind::Usage,
             Self::NotRestorable { .. }
             | Self::Damaged { .. }
             | Self::NotWarm { .. }
@@ -235,7 +255,7 @@ impl Error {
     }
 
     /// The refusal of a moment, as a person reads it.
-    pub(crate) fn refused(when: &When, refusal: &NotRestorable) -> Self {
+    pub(crate) fn refused(history: &History, when: &When, refusal: &NotRestorable) -> Self {
         let asked = match when {
             When::Latest => "the newest point".to_owned(),
             When::Time(ns) => wall_clock(*ns),
@@ -247,7 +267,13 @@ impl Error {
             Some(rest) => format!("{asked} {rest}"),
             None => format!("{asked} can't be restored: {}", refusal.why),
         };
-        let nearest = Nearest { before: refusal.before, after: refusal.after };
+        let moment = |point| Moment::of(history, point);
+        if !refusal.named.is_empty() {
+            let points = refusal.named.iter().take(NAMED_MAX).map(|p| moment(*p)).collect();
+            return Self::Ambiguous { what: asked, points };
+        }
+        let nearest =
+            Nearest { before: refusal.before.map(moment), after: refusal.after.map(moment) };
         Self::NotRestorable { what, nearest }
     }
 }

@@ -156,7 +156,15 @@ impl Recovery {
         if let (When::Latest, Some(last), Some(_)) = (when, ranges.last(), &self.guest) {
             return Ok(history.point(last.to));
         }
-        let point = history.resolve(when).map_err(|refusal| Error::refused(when, &refusal))?;
+        let point = history.resolve(when).map_err(|refusal| {
+            match Error::refused(history, when, &refusal) {
+                Error::NotRestorable { what, nearest } if self.guest.is_some() => {
+                    let nearest = refusal::within(history, &ranges, nearest);
+                    Error::NotRestorable { what, nearest }
+                }
+                other => other,
+            }
+        })?;
         if self.guest.is_some() && !ranges.iter().any(|r| r.from <= point.seq && point.seq <= r.to)
         {
             return Err(self.refuse_guest(when, point.seq));
@@ -187,10 +195,11 @@ impl Recovery {
         let nearest = self.nearest(seq);
         let refusal = NotRestorable {
             why: format!("guest {} was not synced and attached there", self.name()),
-            before: nearest.before,
-            after: nearest.after,
+            before: nearest.before.map(|m| m.point),
+            after: nearest.after.map(|m| m.point),
+            named: Vec::new(),
         };
-        Error::refused(when, &refusal)
+        Error::refused(&self.history, when, &refusal)
     }
 
     /// The nearest recovery points below and above a position.

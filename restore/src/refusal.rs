@@ -4,6 +4,7 @@
 use crate::apply::Rotten;
 use crate::error::{DamagedRecord, Error, Nearest};
 use crate::plan::{Plan, shown};
+use crate::time::Moment;
 use afterimage_journal::history::Entry;
 use afterimage_journal::meta::LevelRange;
 use afterimage_journal::view::rank;
@@ -35,8 +36,17 @@ fn around(history: &History, ranges: &[LevelRange], upto: Seq, from: Option<Seq>
     let before = ranges.iter().rev().find(|r| r.from <= upto).map(|r| r.to.min(upto));
     let after =
         from.and_then(|from| ranges.iter().find(|r| r.to >= from).map(|r| r.from.max(from)));
-    let point = |seq: Option<Seq>| seq.map(|s| history.point(s));
+    let point = |seq: Option<Seq>| seq.map(|s| Moment::of(history, history.point(s)));
     Nearest { before: point(before), after: point(after) }
+}
+
+/// The points of some ranges next to others: for a guest, whose points are not all of its group's.
+pub(crate) fn within(history: &History, ranges: &[LevelRange], nearest: Nearest) -> Nearest {
+    let upto = nearest.before.map(|m| m.point.seq);
+    let from = nearest.after.map(|m| m.point.seq);
+    let before = upto.and_then(|upto| around(history, ranges, upto, None).before);
+    let after = from.and_then(|from| around(history, ranges, 0, Some(from)).after);
+    Nearest { before, after }
 }
 
 /// First position at or behind a data record's own at which newer records cover all of it;

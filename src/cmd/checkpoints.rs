@@ -6,7 +6,7 @@ use crate::{show, when};
 use afterimage_journal::Seq;
 use afterimage_journal::history::{CheckpointAt, When};
 use afterimage_journal::meta::CheckpointKind;
-use afterimage_restore::Recovery;
+use afterimage_restore::{Moment, Recovery};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -97,15 +97,18 @@ fn text(recovery: &Recovery, rows: &[Row<'_>]) -> String {
     let header = ["ID", "TIME", "AGE", "KIND", "SEQ", "MEMORY", "TAG"];
     let mut text = show::table(&header, &[0, 2, 4], &lines);
     if rows.is_empty() {
-        text = format!("{} has no checkpoint to show\n", recovery.name());
+        text = format!("{} has no checkpoint to show\n", show::escaped(recovery.name()));
     }
     for (id, why) in rows.iter().filter_map(|r| Some((r.id, r.memory_lost?))) {
+        let why = show::escaped(why);
         text += &format!("#{id} can be restored without its memory only: {why}\n");
     }
-    for gap in &recovery.history.gaps {
-        let from = show::clock(state::time(gap.from_ns));
-        let to = gap.to_ns.map_or("now".into(), |ns| show::clock(state::time(ns)));
-        text += &format!("gap from {from} to {to}: {}\n", gap.reason);
+    let history = &recovery.history;
+    for gap in &history.gaps {
+        let moment = |seq| Moment::of(history, history.point(seq)).when();
+        let to = gap.to.map_or("now".into(), moment);
+        let why = show::escaped(&gap.reason);
+        text += &format!("gap from {} to {to}: {why}\n", moment(gap.from));
     }
     text
 }

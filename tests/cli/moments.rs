@@ -84,9 +84,9 @@ fn moments_that_cannot_be_restored_are_refused_with_the_nearest_points() {
     let shop = Shop::new();
     let [_, _, c, d] = shop.writes;
     let cases = [
-        (shop.time(60), &["gap", "before", "behind", "detached by hand"][..]),
-        (shop.time(45), &["gap", "before", "behind"]),
-        (format!("seq:{c}"), &["gap", "before", "behind"]),
+        (shop.time(60), &["gap", "before", "after", "detached by hand"][..]),
+        (shop.time(45), &["gap", "before", "after"]),
+        (format!("seq:{c}"), &["gap", "before", "after"]),
         (shop.time(0).replace("202", "201"), &["before the journal's window"]),
         (shop.time(7200), &["future", "before"]),
         (shop.time(300), &["behind the newest"]),

@@ -243,7 +243,7 @@ fn moments_that_are_none(cli: &Cli, journal: &History) {
     let gap = journal.gaps.iter().find(|g| g.to.is_some()).unwrap();
     let (first, last) = journal.window().unwrap();
     let time = |ns: u64| jiff::Timestamp::from_nanosecond(i128::from(ns)).unwrap().to_string();
-    let point = |seq: u64| format!("seq {seq}");
+    let point = |seq: u64| format!("seq:{seq}");
     let middle = u64::midpoint(gap.from_ns, gap.to_ns.unwrap());
     let around = [point(gap.from), point(gap.to.unwrap())];
     let cases = [

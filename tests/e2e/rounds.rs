@@ -67,7 +67,7 @@ fn every_checkpoint_is_a_prefix_and_gaps_are_refused_though_the_agent_dies_and_h
         let refused = scene.agent.run(&words);
         assert_eq!(refused.code, 3, "{refused:?}");
         for near in [gap.from, gap.to.unwrap()] {
-            assert!(refused.stderr.contains(&format!("seq {near}")), "{near}: {refused:?}");
+            assert!(refused.stderr.contains(&format!("seq:{near}")), "{near}: {refused:?}");
         }
     }
     let fulls = history.copies.values().filter(|c| c.cause != CopyCause::Bitmap).count();

@@ -9,6 +9,7 @@ use super::types::{
 };
 use super::{BODY_BYTES_MAX, socket_path};
 use afterimage_journal::pool::{Added, PoolStatus};
+use afterimage_journal::text::escaped;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -180,9 +181,9 @@ impl Client {
             std::thread::sleep(RESTART_PAUSE);
         };
         if answer.status == 200 {
-            return serde_json::from_slice(&answer.body).map_err(|e| self.odd(&e.to_string()));
+            return read(&answer.body).map_err(|e| self.odd(&e.to_string()));
         }
-        let error = serde_json::from_slice(&answer.body);
+        let error = read(&answer.body);
         Err(error.unwrap_or_else(|_| {
             let text = String::from_utf8_lossy(&answer.body);
             let text: String = text.chars().take(200).collect();
@@ -367,5 +368,21 @@ mod tests {
     #[test]
     fn a_name_cannot_leave_its_segment() {
         assert_eq!(guest_path("a/../b?c", "/mark"), "/v1/guests/a%2F..%2Fb%3Fc/mark");
+    }
+}
+
+/// Reads an answer. It holds what guests, their agents, QEMU and sites said: from here on it is only shown.
+fn read<T: DeserializeOwned>(body: &[u8]) -> serde_json::Result<T> {
+    let mut value = serde_json::from_slice(body)?;
+    make_shown(&mut value);
+    serde_json::from_value(value)
+}
+
+fn make_shown(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => *text = escaped(text).into_owned(),
+        serde_json::Value::Array(all) => all.iter_mut().for_each(make_shown),
+        serde_json::Value::Object(object) => object.values_mut().for_each(make_shown),
+        _ => {}
     }
 }

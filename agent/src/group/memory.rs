@@ -129,10 +129,10 @@ impl Group {
                 "{guest} was let go of, or lost a mirror, while its memory was taken"
             )));
         }
-        let (id, seq) = (state.next_checkpoint, memory.instant);
+        let (id, seq, wall_ns) = (state.next_checkpoint, memory.instant, memory.wall_ns);
         journal.append_meta(&Meta::Mark(Checkpoint { id, kind, tag, memory: Some(memory) }))?;
         state.next_checkpoint += 1;
-        Ok(Marked { id, seq })
+        Ok(Marked { id, seq, wall_ns })
     }
 }
 
@@ -187,7 +187,7 @@ mod tests {
             group.mark_memory(CheckpointKind::Crash, None, memory.clone(), &sessions)
         };
         let made = mark(session.id).unwrap();
-        assert_eq!(made, Marked { id: 1, seq: session.from });
+        assert_eq!(made, Marked { id: 1, seq: session.from, wall_ns: 1 });
         group.close_session("vm", "lost", None);
         assert!(mark(session.id).unwrap_err().to_string().contains("lost a mirror"));
         let again = group.open_session("vm", true).unwrap();

@@ -3,9 +3,10 @@
 
 use super::{Group, LastSession, OpenSession};
 use afterimage_journal::format::record::Kind;
+use afterimage_journal::history::Point;
 use afterimage_journal::log::Draft;
 use afterimage_journal::meta::{ImageIdentity, Meta, Session, SessionEvent};
-use afterimage_journal::{Result, Seq, VolumeId};
+use afterimage_journal::{Journal, Result, Seq, VolumeId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ impl Group {
             state.next_session += 1;
             id
         };
-        let seq = journal.append_meta(&Meta::Session(Session {
+        let opened = journal.append_meta_stamped(&Meta::Session(Session {
             id,
             guest: guest.to_owned(),
             event: SessionEvent::Open,
@@ -38,12 +39,12 @@ impl Group {
         // Checkpoints behind it are listed once more than this is confirmed.
         journal.append(&Draft { addr: seq, scope: id, ..Draft::of(Kind::Tick) }, &[])?;
         journal.sync()?;
-        let now_ns = self.wall_ns();
+        let Point { seq, wall_ns } = opened;
         let session = OpenSession {
             id,
             from: seq,
             confirmed: seq,
-            confirmed_ns: now_ns,
+            confirmed_ns: wall_ns,
             confirmed_at: Instant::now(),
         };
         let mut state = self.lock();
@@ -54,7 +55,7 @@ impl Group {
             (known.owes_compare, known.owes_maps) = (false, false);
         }
         state.sessions.insert(guest.to_owned(), session);
-        state.timelines.entry(guest.to_owned()).or_default().opened(now_ns);
+        state.timelines.entry(guest.to_owned()).or_default().opened(wall_ns);
         state.images.remove(guest);
         if full {
             state.damaged.remove(guest);
@@ -105,14 +106,22 @@ impl Group {
         let mut state = self.lock();
         let Some(session) = state.sessions.get(guest).copied().filter(|s| s.id == id) else {
             drop(state);
-            return self.write_close(guest, id, reason, upto, Vec::new());
+            self.write_close(guest, id, reason, upto, Vec::new());
+            return;
         };
         state.sessions.remove(guest);
         let end_ns = if upto.is_some() { session.confirmed_ns } else { self.wall_ns() };
         state.timelines.entry(guest.to_owned()).or_default().closed(end_ns, reason);
         // From here on everybody sees the gap; the record may have to wait for the disk.
         drop(state);
-        self.write_close(guest, session.id, reason, upto, Vec::new());
+        let written = self.write_close(guest, session.id, reason, upto, Vec::new());
+        if let (Some(at), None) = (written, upto) {
+            // The session ends with that record.
+            let mut state = self.lock();
+            if !state.sessions.contains_key(guest) {
+                state.timelines.entry(guest.to_owned()).or_default().closed(at.wall_ns, reason);
+            }
+        }
     }
 
     /// Says more of a session that is closed: better evidence of its end, and the images as they
@@ -144,7 +153,7 @@ impl Group {
         reason: &str,
         upto: Option<Seq>,
         images: Vec<ImageIdentity>,
-    ) {
+    ) -> Option<Point> {
         let session = Session {
             id,
             guest: guest.to_owned(),
@@ -157,14 +166,16 @@ impl Group {
         };
         // A journal that stopped takes no close: its next epoch closes every session, and then
         // this one says why.
-        let written = self.journal().and_then(|j| j.append_meta(&Meta::Session(session.clone())));
-        if let Err(error) = written {
+        let meta = Meta::Session(session.clone());
+        let written = self.journal().and_then(|j| j.append_meta_stamped(&meta));
+        if let Err(error) = &written {
             tracing::warn!(guest, %error, "the end of the session is left to the next epoch");
             let mut state = self.lock();
             if state.unwritten.len() < UNWRITTEN_MAX {
                 state.unwritten.push(session);
             }
         }
+        written.ok()
     }
 
     /// Says in the journal, which was opened anew, why sessions ended that it could not close.
@@ -214,6 +225,12 @@ impl Group {
         self.lock().images.get(guest).cloned().unwrap_or_default()
     }
 
+    /// The journal's newest position; its time is kept for [`Self::confirm`].
+    #[must_use]
+    pub fn newest(&self, journal: &Journal) -> Seq {
+        self.lock().seen(journal.newest()).seq
+    }
+
     /// Notes that a guest was found level at `position`, with a tick record.
     ///
     /// # Errors
@@ -221,10 +238,11 @@ impl Group {
     pub fn confirm(&self, guest: &str, position: Seq) -> Result<()> {
         let id = {
             let mut state = self.lock();
+            let wall_ns = state.wall_ns_of(position);
             let Some(session) = state.sessions.get_mut(guest) else { return Ok(()) };
             if position >= session.confirmed {
                 session.confirmed = position;
-                session.confirmed_ns = self.wall_ns();
+                session.confirmed_ns = wall_ns.unwrap_or_else(|| self.wall_ns());
                 session.confirmed_at = Instant::now();
             }
             session.id

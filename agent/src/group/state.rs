@@ -3,11 +3,15 @@
 
 use super::timeline::Timeline;
 use super::{LastSession, OpenSession, VolumeState, copy};
+use afterimage_journal::history::Point;
 use afterimage_journal::meta::{Config, ImageIdentity, Session};
-use afterimage_journal::{History, Journal, VolumeId};
-use std::collections::{BTreeMap, BTreeSet};
+use afterimage_journal::{History, Journal, Seq, VolumeId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 use uuid::Uuid;
+
+/// Records whose times are kept: each guest looks at one a second, and needs that of the last look.
+const SEEN_MAX: usize = 1024;
 
 /// See the module.
 pub(super) struct State {
@@ -29,6 +33,8 @@ pub(super) struct State {
     pub(super) marked: Option<Instant>,
     /// Ends of sessions that a journal which had stopped could not take.
     pub(super) unwritten: Vec<Session>,
+    /// Positions that were looked at last, with the times of their records.
+    seen: VecDeque<Point>,
 }
 
 impl State {
@@ -54,7 +60,23 @@ impl State {
             maps: BTreeMap::new(),
             marked: None,
             unwritten: Vec::new(),
+            seen: VecDeque::new(),
         }
+    }
+
+    /// Notes the time of a record, for those who ask for it soon; gives it back.
+    pub(super) fn seen(&mut self, point: Point) -> Point {
+        if self.seen.len() >= SEEN_MAX {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(point);
+        point
+    }
+
+    /// The time of a record that was looked at lately.
+    pub(super) fn wall_ns_of(&self, seq: Seq) -> Option<u64> {
+        let found = self.seen.iter().rev().find(|p| p.seq == seq && p.wall_ns > 0);
+        found.map(|p| p.wall_ns)
     }
 
     /// Why the journal takes no records, if so.

@@ -372,7 +372,7 @@ impl Life {
         if let Err(e) = marks::regular(&task.context) {
             return Some(Ending::Lost(e.to_string()));
         }
-        let position = journal.head();
+        let position = task.context.group.newest(&journal);
         if let Some(ending) = self.look(task, "a mirror is not level").await {
             return Some(ending);
         }

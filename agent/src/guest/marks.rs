@@ -33,7 +33,7 @@ pub(super) async fn make(context: &Context, request: MarkRequest) -> Result<Mark
         let marked = tokio::task::block_in_place(|| context.group.mark(CheckpointKind::Crash, tag));
         (marked.map_err(|e| ApiError::other(e.to_string()))?, "crash")
     };
-    let time = time(context.group.wall_ns());
+    let time = time(marked.wall_ns);
     Ok(MarkReply { id: marked.id, seq: marked.seq, time, kind: kind.into(), memory: false })
 }
 

@@ -81,7 +81,7 @@ impl History {
     }
 
     /// The units that hold records of a slice.
-    fn slice_units(&self, slice: usize) -> std::ops::Range<usize> {
+    pub(super) fn slice_units(&self, slice: usize) -> std::ops::Range<usize> {
         let (low, high) = self.slice_range(slice);
         let mut behind = slice;
         while low < high && self.reach(behind).is_some_and(|(_, lowest)| lowest <= high) {
@@ -90,7 +90,7 @@ impl History {
         slice..behind
     }
 
-    fn slice(&self, slice: usize) -> Result<Vec<Entry>> {
+    pub(super) fn slice(&self, slice: usize) -> Result<Vec<Entry>> {
         let (low, high) = self.slice_range(slice);
         let mut all = Vec::new();
         for unit in self.slice_units(slice) {
@@ -150,50 +150,5 @@ impl History {
     /// Wall time of the first record (0: there is none).
     pub(super) fn first_wall_ns(&self) -> u64 {
         self.units.iter().find(|u| u.first_seq > 0).map_or(0, |u| u.first_wall_ns)
-    }
-
-    /// The newest record that was the newest one at that time, and its wall time. Wall time may
-    /// go back: then a time can have come more than once, and the last time that it came counts.
-    pub(super) fn newest_at(&self, ns: u64) -> Result<Option<(Seq, u64)>> {
-        let last_ns = self.wall_ns(self.head);
-        if self.head > 0
-            && (last_ns..=last_ns.saturating_add(super::resolve::TICK_TOLERANCE_NS)).contains(&ns)
-        {
-            return Ok(Some((self.head, last_ns)));
-        }
-        // The latest wall time in the slices behind, as their rows have it.
-        let mut next: Option<Record> = None;
-        let mut next_slice = None;
-        for slice in (0..self.units.len()).rev() {
-            let units = self.slice_units(slice);
-            if units.is_empty() {
-                continue;
-            }
-            let rows = || self.units[units.clone()].iter();
-            let earliest = rows().map(|u| u.wall_min_ns).min().unwrap_or(0);
-            let latest = rows().map(|u| u.wall_max_ns).max().unwrap_or(0);
-            let behind: Option<usize> = next_slice.replace(slice);
-            let latest_behind = behind.map_or(0, |b| {
-                let units = self.slice_units(b);
-                self.units[units].iter().map(|u| u.wall_max_ns).max().unwrap_or(0)
-            });
-            if earliest > ns || latest.max(latest_behind) <= ns {
-                next = None;
-                continue;
-            }
-            if next.is_none()
-                && let Some(behind) = behind
-            {
-                next = self.slice(behind)?.first().map(|e| e.record);
-            }
-            let entries = self.slice(slice)?;
-            for entry in entries.iter().rev() {
-                let until = next.replace(entry.record).map_or(0, |n| n.wall_ns);
-                if (entry.record.wall_ns..until).contains(&ns) {
-                    return Ok(Some((entry.record.seq, entry.record.wall_ns)));
-                }
-            }
-        }
-        Ok(None)
     }
 }

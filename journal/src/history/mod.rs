@@ -14,6 +14,7 @@ mod load;
 mod locator;
 mod map;
 mod memory;
+mod passes;
 mod payload;
 mod pin;
 mod resolve;

@@ -1,7 +1,9 @@
 //! From what a person asks for to a position: pure, over a loaded [`History`].
 
 use super::History;
+use super::passes::Pass;
 use crate::Seq;
+use crate::planted;
 
 /// A wanted moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,12 +38,9 @@ pub struct NotRestorable {
     pub before: Option<Point>,
     /// The nearest recovery point behind it.
     pub after: Option<Point>,
+    /// The positions that it names, if it is a time that the clock passed more than once.
+    pub named: Vec<Point>,
 }
-
-/// A position whose newest record is at most this much older than the wanted time counts as the
-/// state at that time, even when nothing that is newer is known: an idle journal ticks every
-/// second.
-pub(super) const TICK_TOLERANCE_NS: u64 = 3_000_000_000;
 
 impl History {
     /// Finds the position for a wanted moment.
@@ -79,6 +78,13 @@ impl History {
         Point { seq, wall_ns: self.wall_ns(seq) }
     }
 
+    /// Whether the time of a point, asked for, gives that point: not where the clock was set, or another
+    /// record has the same time.
+    #[must_use]
+    pub fn is_named_by_time(&self, point: &Point) -> bool {
+        self.resolve_time(point.wall_ns).is_ok_and(|found| found.seq == point.seq)
+    }
+
     /// First and last recovery point of the window; positions that were kept from before it are
     /// not in it.
     #[must_use]
@@ -100,29 +106,68 @@ impl History {
     }
 
     fn resolve_time(&self, ns: u64) -> Result<Point, Box<NotRestorable>> {
-        let found = self.newest_at(ns);
-        let found = found.map_err(|e| self.refuse(0, format!("its records can't be read: {e}")))?;
-        let Some((seq, wall_ns)) = found else {
-            let known = self.first_wall_ns()..=self.wall_ns(self.head);
-            if self.floor < self.edge && known.contains(&ns) {
-                return self.resolve_thinned(ns);
-            }
-            let (seq, why) = match ns < self.first_wall_ns() {
-                true => (0, "it lies before the journal's window"),
-                false => (self.head, "it lies behind the newest recovery point"),
-            };
-            return Err(self.refuse(seq, why.into()));
+        let passes = self.passes(ns);
+        let passes =
+            passes.map_err(|e| self.refuse(0, format!("its records can't be read: {e}")))?;
+        // What was merged away is not meant.
+        let is_there = |p: &&Pass| p.seq >= self.edge || self.is_restorable(p.seq);
+        let mut there: Vec<Pass> = passes.iter().filter(is_there).copied().collect();
+        if there.iter().any(|p| p.jumped_to.is_none()) {
+            // Set forward over it once, it was shown another time.
+            there.retain(|p| p.jumped_to.is_none());
+        }
+        if let ([first, _, ..], false) = (&there[..], planted::is("last-pass-counts")) {
+            let why = format!("the clock showed it {} times, since it was set back", there.len());
+            let mut refusal = self.refuse(first.seq, why);
+            refusal.named = there.iter().map(|p| self.point(p.seq)).collect();
+            return Err(refusal);
+        }
+        match there.last().or(passes.last()) {
+            Some(pass) => self.resolve_pass(ns, pass),
+            None => self.resolve_outside(ns),
+        }
+    }
+
+    /// A time that no record answers for.
+    fn resolve_outside(&self, ns: u64) -> Result<Point, Box<NotRestorable>> {
+        let known = self.first_wall_ns()..=self.wall_ns(self.head);
+        if self.floor < self.edge && known.contains(&ns) {
+            return self.resolve_thinned(ns);
+        }
+        let (seq, why) = match ns < self.first_wall_ns() {
+            true => (0, "it lies before the journal's window"),
+            false => (self.head, "it lies behind the newest recovery point"),
         };
+        Err(self.refuse(seq, why.into()))
+    }
+
+    /// A time that one position answers for.
+    fn resolve_pass(&self, ns: u64, pass: &Pass) -> Result<Point, Box<NotRestorable>> {
+        let (seq, wall_ns) = (pass.seq, pass.wall_ns);
+        if pass.is_checkpoint && self.is_restorable(seq) {
+            return Ok(self.point(seq));
+        }
         if (self.floor..self.edge).contains(&seq) && !self.is_followed(seq) {
             return self.resolve_thinned(ns);
         }
         if !self.is_restorable(seq) {
-            return Err(self.refuse(seq, self.why_not(seq)));
+            // The last moment before a gap is restorable, whatever else has its time.
+            let before = self.level.iter().rev().find(|r| r.to < seq).map(|r| self.point(r.to));
+            return match before.filter(|p| p.wall_ns == ns && p.seq >= self.edge) {
+                Some(point) => Ok(point),
+                None => Err(self.refuse(seq, self.why_not(seq))),
+            };
         }
         // A session that ended here says nothing about the time behind its last record.
         let range_end = seq < self.head && self.level.iter().any(|r| r.to == seq);
         if range_end && ns > wall_ns {
             return Err(self.refuse(seq, self.why_not(seq + 1)));
+        }
+        if let Some(next) = pass.jumped_to {
+            let why = "the clock never showed it: it was set forward over it";
+            let (before, after) = (Some(self.point(seq)), Some(self.point(next)));
+            let named = Vec::new();
+            return Err(Box::new(NotRestorable { why: why.into(), before, after, named }));
         }
         Ok(self.point(seq))
     }
@@ -159,6 +204,7 @@ impl History {
             why,
             before: before.map(|s| self.point(s)),
             after: after.filter(|s| Some(*s) != before).map(|s| self.point(s)),
+            named: Vec::new(),
         })
     }
 }

@@ -10,6 +10,7 @@ use crate::format::checksum;
 use crate::format::cipher::TAG_BYTES;
 use crate::format::payload::PLAIN;
 use crate::format::record::{HEADER_BYTES, Kind, Record};
+use crate::history::Point;
 use crate::meta::{META_BYTES_MAX, Meta};
 use crate::unit::{payload_bytes_max, record_bytes_max};
 use crate::{Seq, VolumeId};
@@ -107,11 +108,26 @@ impl Journal {
         space.commit(draft)
     }
 
+    /// The newest record of this opening: its number and wall time (0: there is none yet).
+    #[must_use]
+    pub fn newest(&self) -> Point {
+        let tail = lock(&self.inner.tail);
+        Point { seq: tail.next_seq.saturating_sub(1), wall_ns: tail.newest_wall_ns }
+    }
+
     /// Appends a record that carries metadata.
     ///
     /// # Errors
     /// As [`Journal::reserve`].
     pub fn append_meta(&self, body: &Meta) -> Result<Seq> {
+        self.append_meta_stamped(body).map(|point| point.seq)
+    }
+
+    /// As [`Journal::append_meta`]; gives the record's wall time, too.
+    ///
+    /// # Errors
+    /// As [`Journal::reserve`].
+    pub fn append_meta_stamped(&self, body: &Meta) -> Result<Point> {
         let payload = body.encode().map_err(|e| Error::Invalid(format!("encode record: {e}")))?;
         if payload.len() > META_BYTES_MAX {
             let limit_bytes = META_BYTES_MAX as u64;
@@ -132,12 +148,15 @@ impl Journal {
         let mut space = self.reserve_for(draft.kind, payload.len() as u32)?;
         space.payload_mut().copy_from_slice(&payload);
         let config = matches!(body, Meta::Config(_)).then_some(payload);
-        space.commit_and(&draft, PLAIN, |tail| {
+        let mut wall_ns = 0;
+        let seq = space.commit_and(&draft, PLAIN, |tail| {
+            wall_ns = tail.newest_wall_ns;
             // Under the same lock: a unit begun in between would repeat the old one behind it.
             if let Some(config) = config {
                 tail.config = config;
             }
-        })
+        })?;
+        Ok(Point { seq, wall_ns })
     }
 }
 
@@ -262,6 +281,7 @@ impl Inner {
         let seq = record.seq;
         place.unit.write_commit(&self.ring, place.at, record);
         tail.next_seq = seq + 1;
+        tail.newest_wall_ns = record.wall_ns;
         self.head.store(seq, Ordering::Release);
         self.end(tail, place.ticket, seq);
         seq

@@ -95,6 +95,8 @@ pub(super) struct Tail {
     pub(super) at: u64,
     pub(super) count: u64,
     pub(super) next_seq: Seq,
+    /// Wall time of the newest record of this opening, nanoseconds since the Unix epoch (0: there is none).
+    pub(super) newest_wall_ns: u64,
     pub(super) reserved: Reserved,
     /// Below this position everything is in the units' files, and will not be written again.
     pub(super) written: u64,
@@ -126,6 +128,7 @@ impl Tail {
             at: BLOCK_BYTES,
             count: 0,
             next_seq,
+            newest_wall_ns: 0,
             reserved: Reserved::default(),
             written: BLOCK_BYTES,
             flushed: BLOCK_BYTES,

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::open::Recovery;
-use crate::time::wall_clock;
+use crate::time::{Moment, wall_clock};
 use afterimage_journal::Seq;
 use afterimage_journal::history::{CheckpointAt, Point, When};
 use afterimage_journal::meta::GuestMemory;
@@ -33,18 +33,18 @@ pub struct NearestWarm {
 
 impl fmt::Display for WarmPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{} ({}, seq {})", self.id, wall_clock(self.point.wall_ns), self.point.seq)
+        write!(f, "#{} ({}, seq:{})", self.id, wall_clock(self.point.wall_ns), self.point.seq)
     }
 }
 
 impl fmt::Display for NearestWarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.before, &self.after) {
-            (Some(b), Some(a)) => write!(f, "Nearest with memory: {b} before, {a} behind."),
-            (Some(b), None) => write!(f, "Nearest with memory: {b} before, none behind."),
-            (None, Some(a)) => write!(f, "Nearest with memory: {a} behind, none before."),
+            (Some(b), Some(a)) => write!(f, "Nearest with memory: {b} before, {a} after"),
+            (Some(b), None) => write!(f, "Nearest with memory: {b} before, none after"),
+            (None, Some(a)) => write!(f, "Nearest with memory: none before, {a} after"),
             (None, None) => {
-                write!(f, "There is no checkpoint with memory: `mark --memory` makes one.")
+                write!(f, "There is no checkpoint with memory: `mark --memory` makes one")
             }
         }
     }
@@ -65,10 +65,7 @@ impl Recovery {
             }
             // What was asked for may be at no restorable position at all: times have a tolerance,
             // but a checkpoint's own is exact.
-            When::Time(ns) => {
-                let ms = |ns: u64| ns / 1_000_000;
-                self.warm_points().rfind(|w| ms(w.point.wall_ns) == ms(*ns))
-            }
+            When::Time(ns) => self.warm_at_time(*ns)?,
             When::Seq(_) | When::Checkpoint(_) | When::Tag(_) => {
                 let at = self.resolve(when)?.seq;
                 let id = self.named(when);
@@ -76,6 +73,22 @@ impl Recovery {
             }
         };
         found.map_or_else(|| Err(self.not_warm(when)), Ok)
+    }
+
+    /// The checkpoint with memory of a time: of exactly that one, or of its millisecond.
+    fn warm_at_time(&self, ns: u64) -> Result<Option<WarmPoint>> {
+        let ms = |ns: u64| ns / 1_000_000;
+        let mut all: Vec<WarmPoint> =
+            self.warm_points().filter(|w| ms(w.point.wall_ns) == ms(ns)).collect();
+        if all.iter().any(|w| w.point.wall_ns == ns) {
+            all.retain(|w| w.point.wall_ns == ns);
+        }
+        if all.len() > 1 {
+            let moment = |w: &WarmPoint| Moment { point: w.point, is_named_by_time: false };
+            let points = all.iter().map(moment).collect();
+            return Err(Error::Ambiguous { what: wall_clock(ns), points });
+        }
+        Ok(all.pop())
     }
 
     /// The checkpoint with memory at exactly this position, if there is one.

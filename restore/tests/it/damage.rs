@@ -67,8 +67,8 @@ fn only_the_points_that_need_a_rotten_payload_are_refused() {
         format!("record {} at byte {}", o.rotten, found.at),
         unit.display().to_string(),
         "web/d0 at byte 10240".into(),
-        format!("(seq {}) before, ", o.before),
-        format!("(seq {}) behind.", o.whole),
+        format!("(seq:{}) before, ", o.before),
+        format!("(seq:{}) after", o.whole),
     ] {
         assert!(said.contains(&part), "{said}: lacks {part}");
     }
@@ -94,7 +94,7 @@ fn a_record_that_is_needed_to_the_end_takes_all_points_from_it_on() {
     let error = restore_at(&o.bed.open(), o.last, o.bed.dir.path(), Format::Raw).unwrap_err();
     let Error::Damaged { record, .. } = error else { panic!("{error}") };
     assert_eq!(record.seq, o.before);
-    assert_eq!(record.nearest.before.unwrap().seq, o.before - 1);
+    assert_eq!(record.nearest.before.unwrap().point.seq, o.before - 1);
     assert_eq!(record.nearest.after, None);
     let report = verified(&o.bed);
     assert_eq!((report.refused[0].from, report.refused[0].to), (o.before, None));

@@ -48,7 +48,7 @@ fn the_newest_point_is_refused_while_the_newest_units_may_lie_on_a_member_that_i
     let error = recovery.resolve(&When::Latest).unwrap_err();
     assert_eq!((error.kind(), error.kind().exit_code()), (Kind::NotReachable, 4), "{error}");
     let said = error.to_string();
-    for part in [format!("{} is not there", second.display()), " before, none behind".into()] {
+    for part in [format!("{} is not there", second.display()), " before, none after".into()] {
         assert!(said.contains(&part), "{said}: lacks {part}");
     }
     // What needs nothing of it is restored, what does is refused by name.

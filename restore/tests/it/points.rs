@@ -124,9 +124,9 @@ fn a_moment_in_a_gap_is_refused_with_the_points_on_both_sides() {
     assert_eq!((error.kind(), error.kind().exit_code()), (Kind::NotRestorable, 3));
     let said = error.to_string();
     for part in [
-        &format!("seq:{inside} lies in a gap (the agent was not running). Nearest: "),
-        &format!("(seq {before}) before, "),
-        &format!("(seq {after}) behind."),
+        &format!("seq:{inside} lies in a gap (the agent was not running). Nearest points: "),
+        &format!("(seq:{before}) before, "),
+        &format!("(seq:{after}) after"),
     ] {
         assert!(said.contains(part.as_str()), "{said}");
     }
@@ -154,7 +154,7 @@ fn a_detached_guest_keeps_its_points_and_the_reason_is_said() {
     assert_eq!(recovery.resolve(&When::Latest).unwrap().seq, closed);
     let error = recovery.resolve(&When::Seq(outside)).unwrap_err().to_string();
     assert!(error.contains("lies in a gap (detached by hand)"), "{error}");
-    assert!(error.contains("none behind"), "{error}");
+    assert!(error.contains("none after"), "{error}");
     let out = tempfile::tempdir().unwrap();
     let report = restore_at(&recovery, closed, out.path(), Format::Raw).unwrap();
     assert!(std::fs::read(&report.disks[0].path).unwrap() == bed.known.last().unwrap().1[0]);
@@ -245,7 +245,7 @@ fn a_guest_in_its_first_sync_is_left_out_of_the_groups_points_and_has_none() {
     let by_guest = open(&bed.state(), "db").unwrap();
     assert_eq!(by_guest.resolve(&When::Latest).unwrap().seq, by_guest.history.head);
     let error = by_guest.resolve(&When::Seq(early)).unwrap_err();
-    assert!(error.to_string().contains(&format!("(seq {late}) behind, none before")), "{error}");
+    assert!(error.to_string().contains(&format!("(seq:{late}) after")), "{error}");
     let report = restore_at(&by_guest, late, out.path(), Format::Raw).unwrap();
     assert_eq!(report.disks.len(), 1);
     assert!(report.disks[0].path.ends_with("db-d0.raw"));

@@ -132,21 +132,19 @@ fn a_moment_means_a_checkpoint_exactly_or_is_refused_with_its_neighbours() {
         }
     };
     let near = |k: &Known, side: &str| {
-        format!("#{} ({}, seq {}) {side}", k.id, clock(&recovery, k.instant), k.instant)
+        let own = recovery.resolve_warm(&When::Checkpoint(k.id)).unwrap().point;
+        let time = afterimage_restore::wall_clock(own.wall_ns);
+        format!("#{} ({time}, seq:{}) {side}", k.id, k.instant)
     };
-    let between = vec![near(second, "before"), near(third, "behind"), "without --warm".into()];
+    let between = vec![near(second, "before"), near(third, "after"), "without --warm".into()];
     refused(When::Seq(second.instant + 1), &between);
     // Not even the number of the commit: its disks are of another moment.
     refused(When::Seq(second.committed), &between);
-    refused(When::Seq(head), &[near(last, "before"), "none behind".into()]);
-    refused(When::Seq(first.instant - 1), &[near(first, "behind"), "none before".into()]);
+    refused(When::Seq(head), &[near(last, "before"), "none after".into()]);
+    refused(When::Seq(first.instant - 1), &["none before".into(), near(first, "after")]);
     refused(When::Time(wall_ns + 1_000_000), &["has no memory of shop".into()]);
     refused(When::Seq(head + 9), &["doesn't exist yet".into()]);
     refused(When::Checkpoint(9), &["no checkpoint #9".into()]);
-}
-
-fn clock(recovery: &Recovery, seq: Seq) -> String {
-    afterimage_restore::wall_clock(recovery.history.point(seq).wall_ns)
 }
 
 #[test]
