@@ -49,11 +49,11 @@ pub use restore::{
     DiskReport, MemoryReport, Progress, Report, RestoreOptions, restore, restore_warm,
 };
 pub use start::uri_part;
-pub use time::{rfc3339, wall_clock};
+pub use time::{Moment, clock, clock_at, rfc3339, wall_clock};
 pub use verify::{
     DamageFound, RefusedRange, VerifyAtReport, VerifyReport, VolumeDigest, verify, verify_at,
 };
 pub use warm::{
-    BOOT_MAX, Boot, Facts, Host, Kvm, NearestWarm, Program, ThisHost, WarmPlan, WarmPoint, boot,
-    plan_warm,
+    BOOT_MAX, Boot, Facts, Host, Kvm, NearestWarm, Program, ThisHost, WarmPlan, WarmPoint,
+    WithQemu, boot, plan_warm,
 };

@@ -120,7 +120,7 @@ pub fn restore_warm(
     let warm = Some(&plan.point);
     let work = Work { recovery, plan: &plan.disks, guests: &plan.guests, warm, format, dir };
     let mut report = work.run(started, progress)?;
-    report.warnings.clone_from(&plan.warnings);
+    report.warnings.splice(0..0, plan.warnings.iter().cloned());
     Ok(report)
 }
 
@@ -148,7 +148,7 @@ impl Work<'_> {
             streams.push(Draft::create(&dir.join(&guest.file_name), 0o600)?);
         }
         // Texts come first: a name that is taken must be found before the long part.
-        let texts = self.write_texts()?;
+        let (texts, warnings) = self.write_texts()?;
         let ram_bytes: u64 = self.guests.iter().map(|g| g.ram.bytes()).sum();
         let total_bytes = plan.bytes() + ram_bytes;
         let mut before_bytes = 0;
@@ -183,7 +183,7 @@ impl Work<'_> {
             seconds: started.elapsed().as_secs_f64(),
             skipped: plan.skipped.clone(),
             memories,
-            warnings: Vec::new(),
+            warnings,
         })
     }
 
@@ -220,11 +220,11 @@ impl Work<'_> {
         Ok(bytes)
     }
 
-    fn write_texts(&self) -> Result<Vec<Draft>> {
+    fn write_texts(&self) -> Result<(Vec<Draft>, Vec<String>)> {
         let Some(config) = self.recovery.history.config_at(self.plan.point.seq) else {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Vec::new()));
         };
-        let mut drafts = Vec::new();
+        let (mut drafts, mut warnings) = (Vec::new(), Vec::new());
         for guest in &config.guests {
             let disks = start::disks(config, &guest.name, self.plan, &self.dir);
             if disks.iter().all(|d| d.image.is_none()) {
@@ -235,7 +235,12 @@ impl Work<'_> {
                 Some(plan) => {
                     start::warm_texts(guest, &disks, self.format, self.plan.point, plan, &self.dir)
                 }
-                None => start::texts(guest, &disks, self.format, self.plan.point, &self.dir),
+                None => {
+                    let (texts, said) =
+                        start::texts(guest, &disks, self.format, self.plan.point, &self.dir);
+                    warnings.extend(said.into_iter().map(|w| format!("{}: {w}", guest.name)));
+                    texts
+                }
             };
             for text in texts {
                 let mut draft = Draft::create(&self.dir.join(&text.file_name), text.mode)?;
@@ -247,7 +252,7 @@ impl Work<'_> {
                 drafts.push(draft);
             }
         }
-        Ok(drafts)
+        Ok((drafts, warnings))
     }
 }
 

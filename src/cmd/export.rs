@@ -5,7 +5,8 @@ use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
 use afterimage_journal::history::When;
 use afterimage_restore::{
-    ExportOptions, ExportReport, Exporting, Recovery, ThisHost, WarmExport, export_warm, uri_part,
+    ExportOptions, ExportReport, Exporting, Host, Recovery, ThisHost, WarmExport, WithQemu,
+    export_warm, uri_part,
 };
 use std::path::PathBuf;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -47,6 +48,9 @@ pub struct ExportArgs {
     /// possible, and pages that it touches come first
     #[arg(long, requires = "warm")]
     preload: bool,
+    /// The QEMU that resumes the copy [default: that of this system with the original's name]
+    #[arg(long, value_name = "PATH", requires = "warm")]
+    qemu: Option<PathBuf>,
     /// Print the ready line as JSON: {socket, exports, seq, time, ..}
     #[arg(long)]
     json: bool,
@@ -80,7 +84,7 @@ pub fn run(args: &ExportArgs) -> Outcome {
     };
     let (exporting, wall_ns) = serve(args, recovery, &wanted, &options)?;
     let line = if args.json {
-        serde_json::to_string(&exporting.report)? + "\n"
+        show::json(&exporting.report, false)?
     } else {
         for warning in &exporting.report.warnings {
             show::complain(warning);
@@ -109,7 +113,9 @@ fn serve(
     let fetch = vec![program.display().to_string(), super::fetch_memory::NAME.to_owned()];
     let socket = args.memory_socket.clone();
     let warm = WarmExport { socket, fetch, preload: args.preload };
-    let exporting = export_warm(recovery, &point, options, &warm, &ThisHost)?;
+    let named = args.qemu.clone().map(WithQemu);
+    let host: &dyn Host = named.as_ref().map_or(&ThisHost, |named| named);
+    let exporting = export_warm(recovery, &point, options, &warm, host)?;
     Ok((exporting, point.point.wall_ns))
 }
 
@@ -142,7 +148,7 @@ fn ready(name: &str, wall_ns: u64, report: &ExportReport) -> String {
     let disks: Vec<String> = report
         .exports
         .iter()
-        .map(|disk| format!("{} ({})", disk.name, show::bytes(disk.bytes)))
+        .map(|disk| format!("{} ({})", show::escaped(&disk.name), show::bytes(disk.bytes)))
         .collect();
     let export = match &report.exports[..] {
         [_] => String::new(),
@@ -162,12 +168,14 @@ fn ready(name: &str, wall_ns: u64, report: &ExportReport) -> String {
         uri_part(&report.socket.display().to_string()),
     );
     for memory in &report.memories {
-        line += &format!("; memory of {}: {}", memory.guest, memory.socket.display());
+        let guest = show::escaped(&memory.guest);
+        line += &format!("; memory of {guest}: {}", memory.socket.display());
         if let Some(script) = &memory.script {
             line += &format!(", resume it: {}", script.display());
         }
     }
     for disk in &report.skipped {
+        let disk = show::escaped(disk);
         line += &format!("; {disk} is not there: it had not been synced at that moment");
     }
     line + "\n"

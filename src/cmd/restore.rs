@@ -5,7 +5,8 @@ use crate::progress::Bar;
 use crate::state::{self, KeyArgs, StateArgs};
 use crate::{show, when};
 use afterimage_restore::{
-    Format, Progress, Recovery, Report, RestoreOptions, ThisHost, plan_warm, restore_warm,
+    Format, Host, Progress, Recovery, Report, RestoreOptions, ThisHost, WithQemu, plan_warm,
+    restore_warm,
 };
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,9 @@ pub struct RestoreArgs {
     /// Disks and memory, to go on from that instant: WHEN is a checkpoint with memory
     #[arg(long, conflicts_with = "disks")]
     warm: bool,
+    /// The QEMU that resumes the copy [default: that of this system with the original's name]
+    #[arg(long, value_name = "PATH", requires = "warm")]
+    qemu: Option<PathBuf>,
     /// Print {seq, time, disks, memory, bytes_written, seconds}
     #[arg(long)]
     json: bool,
@@ -69,12 +73,16 @@ pub fn run(args: &RestoreArgs) -> Outcome {
             ImageFormat::Qcow2 => Format::Qcow2,
         },
     };
+    let mut warned = 0;
     let report = if args.warm {
         let point = state::resolve_warm(&recovery, &wanted)?;
-        let plan = plan_warm(&recovery, &point, &options, &ThisHost)?;
+        let named = args.qemu.clone().map(WithQemu);
+        let host: &dyn Host = named.as_ref().map_or(&ThisHost, |named| named);
+        let plan = plan_warm(&recovery, &point, &options, host)?;
         for warning in &plan.warnings {
             show::complain(warning);
         }
+        warned = plan.warnings.len();
         let bar = Bar::new("restore");
         restore_warm(&recovery, &plan, &mut |p: Progress| bar.set(p.done_bytes, p.total_bytes))?
     } else {
@@ -83,6 +91,9 @@ pub fn run(args: &RestoreArgs) -> Outcome {
         let mut progress = |p: Progress| bar.set(p.done_bytes, p.total_bytes);
         afterimage_restore::restore(&recovery, point, &options, &mut progress)?
     };
+    for warning in report.warnings.iter().skip(warned) {
+        show::complain(warning);
+    }
     if args.json {
         return show::print_json(&report);
     }
@@ -117,12 +128,14 @@ fn text(name: &str, recovery: &Recovery, report: &Report) -> String {
         report.seq
     );
     for disk in &report.disks {
-        text += &format!("  {}  {}\n", disk.node, disk.path.display());
+        text += &format!("  {}  {}\n", show::escaped(&disk.node), disk.path.display());
     }
     for memory in &report.memories {
-        text += &format!("  memory of {}  {}\n", memory.guest, memory.path.display());
+        let guest = show::escaped(&memory.guest);
+        text += &format!("  memory of {guest}  {}\n", memory.path.display());
     }
     for disk in &report.skipped {
+        let disk = show::escaped(disk);
         text += &format!("  {disk} is not there: it had not been synced at that moment\n");
     }
     if report.memories.is_empty()

@@ -77,16 +77,21 @@ fn volume(id: u16, kind: VolumeKind, name: &str, bytes: u64, source: &Path) -> V
     }
 }
 
-/// Writes a journal whose checkpoint #1 is the guest as it stands.
-fn journal(state: &Path, images: &[PathBuf], vm: &mut Vm, stream: &Path) {
-    let (parts, ram) = migrated(vm, stream);
+/// A process's arguments.
+fn command_line(vm: &Vm) -> Vec<String> {
     let line = std::fs::read_to_string(format!("/proc/{}/cmdline", vm.pid())).unwrap();
-    let guest = Guest {
-        name: "web".into(),
-        command_line: line.split_terminator('\0').map(str::to_owned).collect(),
-        libvirt_xml: None,
-        qemu_version: "8.2.0".into(),
-    };
+    line.split_terminator('\0').map(str::to_owned).collect()
+}
+
+/// Writes a journal whose checkpoint #1 is a guest with these images and memory.
+fn journal(
+    state: &Path,
+    images: &[PathBuf],
+    command_line: Vec<String>,
+    (parts, ram): &(Parts, Vec<Vec<u8>>),
+) {
+    let guest =
+        Guest { name: "web".into(), command_line, libvirt_xml: None, qemu_version: "8.2.0".into() };
     let mut volumes: Vec<Volume> = Vec::new();
     for (i, image) in images.iter().enumerate() {
         let id = i as u16 + 1;
@@ -154,6 +159,69 @@ fn journal(state: &Path, images: &[PathBuf], vm: &mut Vm, stream: &Path) {
     journal.close().unwrap();
 }
 
+/// The same guest, by a journal whose author would like to run a program of his own.
+fn runs_nothing_that_a_hostile_journal_names(
+    dir: &Path,
+    images: &[PathBuf],
+    line: &[String],
+    taken: &(Parts, Vec<Vec<u8>>),
+) {
+    let hostile = dir.join("hostile");
+    std::fs::create_dir(&hostile).unwrap();
+    let ran = hostile.join("ran");
+    for name in ["x", "qemu-system-x86_64", "ifup"] {
+        let program = hostile.join(name);
+        std::fs::write(&program, format!("#!/bin/sh\ntouch {}\n", ran.display())).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).unwrap();
+    }
+    let with = |program: &str, more: &[&str], to: &str| {
+        let state = hostile.join(format!("{to}.state"));
+        let mut line = line.to_vec();
+        line[0] = hostile.join(program).display().to_string();
+        line.extend(more.iter().map(|m| m.replace("HOSTILE", &hostile.display().to_string())));
+        journal(&state, images, line, taken);
+        Cli::new(PROGRAM, state)
+    };
+    let restore = |cli: &Cli, to: &str, more: &[&str]| {
+        let to = hostile.join(to).display().to_string();
+        let words = ["restore", "web", "--at", "#1", "--warm", "--to", &to];
+        cli.run(&[&words[..], more].concat())
+    };
+    let cli = with("x", &[], "no-qemu");
+    let refused = restore(&cli, "no-qemu", &[]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(
+        refused.stderr.contains("hostile/x") && refused.stderr.contains("--qemu"),
+        "{refused:?}"
+    );
+    let named = restore(&cli, "named", &["--qemu", "/usr/bin/qemu-system-x86_64"]);
+    assert_eq!(named.code, 0, "{named:?}");
+    // One of the right name at the wrong place, with what a script must not do.
+    let more = [
+        "-netdev",
+        "tap,id=evil,script=HOSTILE/ifup",
+        "-plugin",
+        "HOSTILE/x",
+        "-fw_cfg",
+        "name=opt/x,file=/etc/shadow",
+    ];
+    let cli = with("qemu-system-x86_64", &more, "elsewhere");
+    let restored = restore(&cli, "elsewhere", &[]);
+    assert_eq!(restored.code, 0, "{restored:?}");
+    assert!(restored.stderr.contains("/etc/shadow"), "{restored:?}");
+    let script = hostile.join("elsewhere/web.start.sh");
+    let run = Command::new(&script).current_dir(&hostile).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.code() == Some(1) && said.contains("/etc/shadow"), "{said}");
+    let text = std::fs::read_to_string(&script).unwrap();
+    let code: Vec<&str> = text.lines().filter(|l| !l.starts_with('#')).collect();
+    assert!(!code.join("\n").contains("hostile/x"), "{text}");
+    assert!(!code.join("\n").contains("ifup"), "{text}");
+    assert!(!code.join("\n").contains("hostile/qemu"), "{text}");
+    assert!(!ran.exists(), "a program of the journal's was run");
+}
+
 #[test]
 fn a_guest_goes_on_from_its_checkpoint_restored_and_exported() {
     let dir = TempDir::with_prefix("warm-").unwrap();
@@ -168,8 +236,11 @@ fn a_guest_goes_on_from_its_checkpoint_restored_and_exported() {
     let was = Counted::of(&mut vm);
     vm.qmp().execute("stop", json!({}));
     let state = dir.path().join("state");
-    journal(&state, &images, &mut vm, &dir.path().join("stream"));
+    let taken = migrated(&mut vm, &dir.path().join("stream"));
+    let line = command_line(&vm);
+    journal(&state, &images, line.clone(), &taken);
     vm.kill();
+    runs_nothing_that_a_hostile_journal_names(dir.path(), &images, &line, &taken);
 
     let cli = Cli::new(PROGRAM, &state);
     let listed = cli.json(&["checkpoints", "web"]);

@@ -3,8 +3,11 @@
 
 use super::RestoredDisk;
 use super::devices::{self, Adapted, Place};
+use super::host::{Look, Use};
 use super::option::{field, fields, joined, name, parts, split};
+use super::program;
 use crate::plan::Format;
+use afterimage_planted as planted;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -21,7 +24,14 @@ pub(crate) struct CommandLine {
     pub refused: Vec<String>,
     /// Images of the guest that are still named in it, or whose place was not found.
     pub unreplaced: Vec<String>,
+    /// Files of the host that it reads, and anybody may read.
+    pub shown: Vec<String>,
+    /// What else it uses of the host: the operator has to decide.
+    pub asked: Vec<String>,
 }
+
+/// What runs a copy whose original was run by no QEMU.
+pub(crate) const DEFAULT_PROGRAM: &str = "qemu-system-x86_64";
 
 /// Options that mean nothing for a copy, or that would take what is the original's.
 pub(super) const TIED: &[&str] = &[
@@ -54,7 +64,9 @@ pub(crate) fn rewrite(
         true => Adapted::Dropped,
         false => devices.adapt_files(option),
     };
-    replaced(options, adapt, disks, format)
+    let mut line = replaced(options, adapt, disks, format);
+    confine(&mut line, place);
+    line
 }
 
 /// Rewrites a command line for a copy that resumes: it keeps every device, whatever is behind it,
@@ -73,7 +85,56 @@ pub(crate) fn rewrite_to_resume(
         line.changed.push((Vec::new(), option.clone()));
         line.kept.push(option);
     }
+    confine(&mut line, place);
     line
+}
+
+/// Takes out what a journal may not decide, and notes what only the operator can.
+fn confine(line: &mut CommandLine, place: &Place<'_>) {
+    if planted::is("journal-decides-what-runs") {
+        return;
+    }
+    let kept = std::mem::take(&mut line.kept);
+    let look = Look::new(place, &kept);
+    for (i, option) in kept.into_iter().enumerate() {
+        if i == 0 {
+            line.kept.push(confined_program(option, &mut line.changed, &mut line.asked));
+            continue;
+        }
+        match look.of(&option) {
+            Use::Dropped => {
+                line.dropped.push(option);
+                continue;
+            }
+            Use::Changed(new) => {
+                line.changed.push((option, new.clone()));
+                line.kept.push(new);
+                continue;
+            }
+            Use::Shown(files) => line.shown.extend(files),
+            Use::Asked(what) => line.asked.extend(what),
+            Use::None => {}
+        }
+        line.kept.push(option);
+    }
+}
+
+fn confined_program(
+    option: Vec<String>,
+    changed: &mut Vec<(Vec<String>, Vec<String>)>,
+    asked: &mut Vec<String>,
+) -> Vec<String> {
+    let named = option.first().map(String::as_str).unwrap_or_default();
+    let runs = program::in_script(named).unwrap_or_else(|what| {
+        asked.push(what);
+        DEFAULT_PROGRAM.to_owned()
+    });
+    if runs == named {
+        return option;
+    }
+    let new = vec![runs];
+    changed.push((option, new.clone()));
+    new
 }
 
 /// The options that `adapt` leaves, with the disks' images replaced.

@@ -18,8 +18,8 @@ use super::option::{field, fields, joined, name, parts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Longest path of a socket, in bytes: what QEMU takes is 107.
-const SOCKET_PATH_BYTES_MAX: usize = 103;
+/// Longest path of a socket that QEMU takes, in bytes.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Hubs are numbered from here on, so that none is the original's.
 const HUB_FIRST: usize = 4000;
 
@@ -32,6 +32,8 @@ pub(crate) struct Place<'a> {
     pub name: &'a str,
     /// The machine type that the stream was made on.
     pub machine: Option<&'a str>,
+    /// Whether any user of the host may read a file.
+    pub is_public: fn(&Path) -> bool,
 }
 
 /// What becomes of an option.

@@ -12,7 +12,12 @@ fn adapted_at(dir: &str, options: &[&str]) -> CommandLine {
         .chain(options.iter().flat_map(|o| o.splitn(2, ' ')))
         .map(str::to_owned)
         .collect();
-    let place = Place { dir: Path::new(dir), name: "web", machine: Some("pc-q35-10.0") };
+    let place = Place {
+        dir: Path::new(dir),
+        name: "web",
+        machine: Some("pc-q35-10.0"),
+        is_public: |_| false,
+    };
     rewrite_to_resume(&args, &DISKS, Format::Raw, &place)
 }
 

@@ -2,16 +2,19 @@
 //! was, a script with the disks replaced, a libvirt definition with the disks replaced.
 //!
 //! Pure: texts from texts. What always holds: a script that still names one of the guest's own
-//! images refuses to run, since starting it would write to that image.
+//! images refuses to run, since starting it would write to that image; so does one that would use
+//! something else of the host because the journal says so ([`host`]).
 
 mod command_line;
 mod devices;
+mod host;
 mod nbd;
 mod option;
+pub(crate) mod program;
 mod script;
 mod xml;
 
-pub(crate) use command_line::{CommandLine, rewrite_to_resume};
+pub(crate) use command_line::{CommandLine, DEFAULT_PROGRAM, rewrite_to_resume};
 pub(crate) use devices::Place;
 pub use nbd::uri_part;
 pub(crate) use nbd::{Export, over_nbd};
@@ -22,6 +25,8 @@ use crate::plan::{Format, Plan};
 use crate::warm::GuestPlan;
 use afterimage_journal::history::Point;
 use afterimage_journal::meta::{Config, Guest, Volume};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A disk of the guest, and its restored image if it was wanted.
@@ -65,19 +70,45 @@ pub(crate) fn disks<'a>(
     own.map(|volume| RestoredDisk { volume, image: image(volume) }).collect()
 }
 
-/// The texts for one guest.
+/// The texts for one guest, and what has to be said of them.
 pub(crate) fn texts(
     guest: &Guest,
     disks: &[RestoredDisk<'_>],
     format: Format,
     point: Point,
     dir: &Path,
-) -> Vec<Text> {
+) -> (Vec<Text>, Vec<String>) {
     let name = sanitised(&guest.name);
-    let place = Place { dir, name: &name, machine: None };
+    let place = Place { dir, name: &name, machine: None, is_public };
     let line = command_line::rewrite(&guest.command_line, disks, format, &place);
     let script = script::script(guest, &line, point);
-    all(guest, disks, format, Some(script), None)
+    (all(guest, disks, format, Some(script), None), warnings(&line))
+}
+
+/// What has to be said of a command line, for people.
+pub(crate) fn warnings(line: &CommandLine) -> Vec<String> {
+    let mut all = Vec::new();
+    if !line.asked.is_empty() {
+        all.push(format!(
+            "its start script refuses to run until you have looked at it: the journal has it use, \
+             on this host, {}",
+            line.asked.join(", ")
+        ));
+    }
+    if !line.shown.is_empty() {
+        all.push(format!("it reads files of this host: {}", line.shown.join(", ")));
+    }
+    all
+}
+
+/// Whether any user of this host may read a file.
+pub(crate) fn is_public(path: &Path) -> bool {
+    let Ok(path) = std::fs::canonicalize(path) else { return false };
+    let mode = |path: &Path, is_kind: fn(&Metadata) -> bool| {
+        std::fs::metadata(path).ok().filter(is_kind).map_or(0, |meta| meta.mode())
+    };
+    let reached = path.ancestors().skip(1).all(|dir| mode(dir, Metadata::is_dir) & 0o001 != 0);
+    reached && mode(&path, Metadata::is_file) & 0o004 != 0
 }
 
 /// The texts for one guest that resumes.

@@ -4,6 +4,7 @@ use super::command_line::CommandLine;
 use crate::time::rfc3339;
 use afterimage_journal::history::Point;
 use afterimage_journal::meta::Guest;
+use afterimage_journal::text::escaped;
 use std::path::{Path, PathBuf};
 
 /// Where a script gets the memory from.
@@ -141,11 +142,36 @@ fn remarks(guest: &Guest, line: &CommandLine) -> String {
             text += &format!("#   {old} -> {new}\n");
         }
     }
+    if !line.shown.is_empty() {
+        text += "#\n# It reads these files of the host:\n";
+        for file in &line.shown {
+            text += &format!("#   {}\n", comment(file));
+        }
+    }
     text
 }
 
-/// What refuses to run while an original's image is named.
+/// What refuses to run while something is named that only the operator can allow.
 fn check(line: &CommandLine) -> String {
+    images(line) + &of_host(line)
+}
+
+/// What refuses to run before somebody has looked at what the journal has it use.
+fn of_host(line: &CommandLine) -> String {
+    if line.asked.is_empty() {
+        return String::new();
+    }
+    let list: Vec<String> = line.asked.iter().map(|s| comment(s)).collect();
+    let message = format!(
+        "not started: the journal that this comes from has the copy use, on this host: {}. If \
+         you know the journal and mean that, remove these lines; else change the arguments below.",
+        list.join(", ")
+    );
+    format!("echo {} >&2\nexit 1\n\n", quoted(&message))
+}
+
+/// What refuses to run while an original's image is named.
+fn images(line: &CommandLine) -> String {
     if line.unreplaced.is_empty() {
         return String::new();
     }
@@ -169,7 +195,7 @@ fn options(line: &CommandLine) -> String {
 }
 
 fn comment(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    escaped(text).into_owned()
 }
 
 /// A word of the shell.

@@ -2,8 +2,9 @@
 //!
 //! Works on the text, disk by disk, so that everything else stays as libvirt wrote it.
 
-use super::RestoredDisk;
+use super::{RestoredDisk, program};
 use crate::plan::Format;
+use afterimage_planted as planted;
 use std::path::Path;
 
 /// The definition for a copy.
@@ -23,6 +24,7 @@ pub(super) fn rewrite(
         rest = behind;
     }
     out += rest;
+    let taken_out = confine(&mut out);
     for disk in disks {
         if !found.contains(&disk.volume.id) {
             left.push(disk.volume.source.replace("--", "- -"));
@@ -45,6 +47,12 @@ pub(super) fn rewrite(
             left.join(", ")
         );
     }
+    if !taken_out.is_empty() {
+        remark += &format!(
+            "<!-- Taken out, since a definition from elsewhere must not decide it: {}. -->\n",
+            taken_out.join(", ")
+        );
+    }
     match out.find("?>") {
         // A comment may not stand before the XML declaration.
         Some(at) if out.trim_start().starts_with("<?xml") => {
@@ -53,6 +61,50 @@ pub(super) fn rewrite(
         }
         _ => remark + &out,
     }
+}
+
+/// Takes out what runs programs or lifts libvirt's confinement because the definition says so; says what.
+fn confine(xml: &mut String) -> Vec<&'static str> {
+    if planted::is("journal-decides-what-runs") {
+        return Vec::new();
+    }
+    let mut taken_out = Vec::new();
+    for name in
+        ["qemu:commandline", "qemu:override", "script", "downscript", "seclabel", "emulator"]
+    {
+        let mut from = 0;
+        while let Some((start, end)) = whole_element(&xml[from..], name) {
+            let (start, end) = (from + start, from + end);
+            if name == "emulator" && is_system_emulator(&xml[start..end]) {
+                from = end;
+                continue;
+            }
+            xml.replace_range(start..end, "");
+            from = start;
+            if !taken_out.contains(&name) {
+                taken_out.push(name);
+            }
+        }
+    }
+    taken_out
+}
+
+/// Whether an element names a QEMU in one of the system's directories.
+fn is_system_emulator(element: &str) -> bool {
+    let text = element.split_once('>').and_then(|(_, rest)| rest.split_once('<')).map(|(t, _)| t);
+    text.is_some_and(|text| program::in_script(text.trim()).is_ok_and(|runs| runs == text.trim()))
+}
+
+/// The first such element, with all that is in it.
+fn whole_element(xml: &str, name: &str) -> Option<(usize, usize)> {
+    let (start, end) = element(xml, name)?;
+    if xml[start..end].ends_with("/>") {
+        return Some((start, end));
+    }
+    let close = format!("</{name}>");
+    // Cut off: nothing behind it can be told from what is in it.
+    let end = xml[end..].find(&close).map_or(xml.len(), |at| end + at + close.len());
+    Some((start, end))
 }
 
 /// What lies before the next `<disk>`, it, and what lies behind it.

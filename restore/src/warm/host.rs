@@ -5,7 +5,7 @@ use super::fit::{Facts, Kvm, Program};
 use super::probe::{BOOT_MAX, Boot, boot};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,14 @@ const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 /// A machine that guests may be resumed on.
 pub trait Host {
+    /// The program that runs a guest which ran on `wanted`, as its journal says.
+    ///
+    /// # Errors
+    /// There is none, and what to do.
+    fn program(&self, wanted: &str) -> Result<PathBuf, String> {
+        super::program::find(wanted)
+    }
+
     /// What it is like for a guest that runs on this QEMU, with KVM or without.
     fn facts(&self, program: &str, kvm: bool) -> Facts;
 }

@@ -18,6 +18,7 @@ mod fit;
 mod host;
 mod plan;
 mod probe;
+mod program;
 mod resolve;
 mod runstate;
 mod state;
@@ -27,6 +28,7 @@ pub use fit::{Facts, Kvm, Program};
 pub use host::{Host, ThisHost};
 pub use plan::{WarmPlan, plan_warm};
 pub use probe::{BOOT_MAX, Boot, boot};
+pub use program::WithQemu;
 pub use resolve::{NearestWarm, WarmPoint};
 
 pub(crate) use plan::{GuestPlan, guest_plan};

@@ -133,9 +133,15 @@ impl Making<'_> {
         }
         let disks = start::disks(config, name, self.disks, self.dir);
         let file_part = sanitised(name);
-        let place = Place { dir: self.dir, name: &file_part, machine };
+        let place = Place { dir: self.dir, name: &file_part, machine, is_public: start::is_public };
         let format = self.options.format;
-        let line = start::rewrite_to_resume(&guest.command_line, &disks, format, &place);
+        let mut line = start::rewrite_to_resume(&guest.command_line, &disks, format, &place);
+        let wanted = guest.command_line.first().filter(|p| !p.starts_with('-'));
+        let wanted = wanted.map_or(start::DEFAULT_PROGRAM, String::as_str);
+        let program = host
+            .program(wanted)
+            .map_err(|why| Error::Unfit { guest: name.clone(), why: vec![why] })?;
+        set_program(&mut line, wanted, &program);
         let needs = Needs {
             qemu_version: &guest.qemu_version,
             machine,
@@ -148,9 +154,24 @@ impl Making<'_> {
             return Err(Error::Unfit { guest: name.clone(), why: refusals });
         }
         plan.warnings.extend(warnings);
+        plan.warnings.extend(start::warnings(&line));
         plan.unlive = unlive(&needs, &facts);
         plan.line = Some(line);
         Ok(())
+    }
+}
+
+/// Has a copy run by a program of this host.
+fn set_program(line: &mut CommandLine, wanted: &str, program: &Path) {
+    let program = program.display().to_string();
+    line.changed.retain(|(old, _)| old.first().is_none_or(|o| o != wanted));
+    // Whether it is a QEMU at all was decided with the program.
+    line.asked.retain(|what| !what.starts_with("the program "));
+    if program != wanted {
+        line.changed.push((vec![wanted.to_owned()], vec![program.clone()]));
+    }
+    if let Some(first) = line.kept.first_mut() {
+        *first = vec![program];
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::bed::{Bed, names, restore_to};
 use afterimage_restore::Format;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -23,7 +24,14 @@ fn script(dir: &Path) -> String {
 
 /// What the script would run: the program's arguments, one a line.
 fn arguments(dir: &Path) -> Vec<String> {
-    let out = Command::new(dir.join("web.start.sh")).output().unwrap();
+    // A QEMU that prints what it is asked.
+    let bin = dir.join("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let qemu = bin.join("qemu-system-x86_64");
+    std::fs::write(&qemu, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
+    std::fs::set_permissions(&qemu, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+    let out = Command::new(dir.join("web.start.sh")).env("PATH", path).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect()
 }
@@ -32,8 +40,7 @@ fn arguments(dir: &Path) -> Vec<String> {
 fn drives_are_replaced_and_the_monitor_is_left_out() {
     let out = restored(
         &[
-            "/usr/bin/printf",
-            "%s\\n",
+            "qemu-system-x86_64",
             "-name",
             "a b's",
             "-m",
@@ -56,7 +63,6 @@ fn drives_are_replaced_and_the_monitor_is_left_out() {
             "tap,fds=27:28,id=net0",
             "-device",
             "virtio-net-pci,netdev=net0",
-            "-unknown-flag",
             "-chardev",
             "file,id=log,path=/tmp/log",
             "-serial",
@@ -79,7 +85,6 @@ fn drives_are_replaced_and_the_monitor_is_left_out() {
             &format!("file={dir}/web-d0.raw,if=virtio,format=raw,id=x"),
             "-drive",
             &format!("if=virtio,file={dir}/web-d1.raw,format=raw"),
-            "-unknown-flag",
             "-chardev",
             &format!("file,id=log,path={dir}/web.log.log"),
             "-serial",
@@ -93,7 +98,7 @@ fn drives_are_replaced_and_the_monitor_is_left_out() {
     let json: Vec<String> =
         serde_json::from_slice(&std::fs::read(out.path().join("web.command-line.json")).unwrap())
             .unwrap();
-    assert_eq!(json[3], "a b's");
+    assert_eq!(json[2], "a b's");
     assert!(json.contains(&"-qmp".to_owned()));
 }
 
@@ -101,8 +106,7 @@ fn drives_are_replaced_and_the_monitor_is_left_out() {
 fn a_copy_shares_no_file_with_the_original() {
     let out = restored(
         &[
-            "/usr/bin/printf",
-            "%s\\n",
+            "qemu-system-x86_64",
             "-object",
             "memory-backend-file,id=mem,size=512M,mem-path=/dev/shm/web,share=on",
             "-machine",
@@ -138,8 +142,7 @@ fn a_copy_shares_no_file_with_the_original() {
 fn blockdevs_are_replaced_nested_and_apart() {
     let out = restored(
         &[
-            "/usr/bin/printf",
-            "%s\\n",
+            "qemu-system-x86_64",
             "-blockdev",
             r#"{"driver":"file","node-name":"p0","filename":"/images/d0.img"}"#,
             "-blockdev",
@@ -172,7 +175,7 @@ fn blockdevs_are_replaced_nested_and_apart() {
 #[test]
 fn a_script_that_names_an_original_image_refuses_to_run() {
     let out = restored(
-        &["/usr/bin/printf", "%s\\n", "-hda", "/images/d0.img", "-hdb", "/images/d1.img"],
+        &["qemu-system-x86_64", "-hda", "/images/d0.img", "-hdb", "/images/d1.img"],
         None,
         Format::Raw,
         &["d0"],
@@ -189,8 +192,7 @@ fn a_script_that_names_an_original_image_refuses_to_run() {
 fn hostile_names_cannot_break_out_of_the_script() {
     let out = restored(
         &[
-            "/usr/bin/printf",
-            "%s\\n",
+            "qemu-system-x86_64",
             "-name",
             "'; echo broken; '\n$(echo worse)`x`",
             "-monitor",
@@ -234,4 +236,52 @@ fn a_libvirt_definition_gets_the_restored_images() {
     let part = restored(&[], Some(xml), Format::Raw, &["d0"]);
     let said = std::fs::read_to_string(part.path().join("web.xml")).unwrap();
     assert!(said.contains("NOT replaced, still the original's images: /images/d1.img"), "{said}");
+}
+
+#[test]
+fn a_hostile_definition_runs_nothing_of_its_own() {
+    let xml = "<domain type='kvm'>\n<name>web</name><devices>\
+        <emulator>/proc/self/cwd/x</emulator>\
+        <interface type='ethernet'><script path='/evil'/><downscript path='/evil'/></interface>\
+        </devices><seclabel type='none'/>\
+        <qemu:commandline><qemu:arg value='-plugin'/><qemu:arg value='/evil.so'/></qemu:commandline>\
+        </domain>";
+    let out = restored(&[], Some(xml), Format::Raw, &[]);
+    let said = std::fs::read_to_string(out.path().join("web.xml")).unwrap();
+    for gone in ["/proc/self/cwd", "/evil", "seclabel type", "qemu:arg"] {
+        assert!(!said.contains(gone), "{gone}: {said}");
+    }
+    assert!(said.contains("Taken out") && said.contains("emulator"), "{said}");
+    let sound = xml.replace("/proc/self/cwd/x", "/usr/bin/qemu-system-x86_64");
+    let out = restored(&[], Some(&sound), Format::Raw, &[]);
+    let said = std::fs::read_to_string(out.path().join("web.xml")).unwrap();
+    assert!(said.contains("<emulator>/usr/bin/qemu-system-x86_64</emulator>"), "{said}");
+}
+
+#[test]
+fn a_script_of_a_hostile_journal_refuses_to_run_and_says_why() {
+    let out = restored(
+        &[
+            "/proc/self/cwd/x",
+            "-hda",
+            "/images/d0.img",
+            "-hdb",
+            "/images/d1.img",
+            "-hdc",
+            "/dev/sda",
+        ],
+        None,
+        Format::Raw,
+        &[],
+    );
+    let ran = out.path().join("ran");
+    let x = out.path().join("x");
+    std::fs::write(&x, format!("#!/bin/sh\ntouch {}\n", ran.display())).unwrap();
+    std::fs::set_permissions(&x, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(out.path().join("web.start.sh"));
+    let run = command.current_dir(out.path()).output().unwrap();
+    assert_eq!(run.status.code(), Some(1));
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert!(said.contains("/dev/sda") && said.contains("/proc/self/cwd/x"), "{said}");
+    assert!(!said.contains("/images/") && !ran.exists(), "{said}");
 }
