@@ -5,6 +5,7 @@
 //! lines to a thread that only writes; what can't be written is lost, and the next line that can
 //! says how much. A panic is logged like anything else.
 
+use afterimage_journal::text::escaped;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -28,11 +29,12 @@ pub fn start(is_daemon: bool) -> Option<Rest> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        // What is our own on a line would not be told from what came from elsewhere.
+        .with_ansi(false)
         // It would complain on standard error, and panic where it can't.
         .log_internal_errors(false);
     if !is_daemon {
-        log.with_writer(io::stderr).init();
+        log.with_writer(|| Shown(io::stderr())).init();
         return None;
     }
     let lines = Lines::new(io::stderr());
@@ -45,11 +47,34 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");
     let backtrace = Backtrace::capture();
-    let backtrace = match backtrace.status() {
-        BacktraceStatus::Captured => format!("\n{backtrace}"),
-        _ => String::new(),
-    };
-    tracing::error!("thread {thread}: {info}{backtrace}");
+    tracing::error!("thread {thread}: {info}");
+    if backtrace.status() == BacktraceStatus::Captured {
+        for line in backtrace.to_string().lines() {
+            tracing::error!("  {line}");
+        }
+    }
+}
+
+/// One event's text as it is shown: on one line, whatever is in it.
+fn shown(event: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(event);
+    match text.strip_suffix('\n') {
+        Some(line) => (escaped(line).into_owned() + "\n").into_bytes(),
+        None => escaped(&text).into_owned().into_bytes(),
+    }
+}
+
+/// Where events are written at once.
+struct Shown<W: Write>(W);
+
+impl<W: Write> Write for Shown<W> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.0.write_all(&shown(text)).map(|()| text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Lines on their way to a place that may be slow, or fail.
@@ -142,7 +167,7 @@ impl Lines {
 impl Write for Lines {
     /// Takes one event's text.
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.push(text);
+        self.push(&shown(text));
         Ok(text.len())
     }
 

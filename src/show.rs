@@ -1,14 +1,14 @@
-//! How things are shown to people: sizes, spans of time, clock times, tables.
+//! How things are shown to people: sizes, spans of time, tables; times by [`clock`].
 //!
-//! What always holds: nothing here colours or moves a cursor; a reader that goes away (`| head`)
-//! ends the output without an error.
+//! What always holds: nothing here colours or moves a cursor, whatever text from elsewhere is in what is
+//! shown; a reader that goes away (`| head`) ends the output without an error.
 
 use crate::failure::{Failure, Outcome};
+use afterimage_journal::text::escaped_lines;
 use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table};
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan, Unit};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::io::{self, Write};
 
 /// Writes text to standard output.
@@ -24,6 +24,14 @@ pub fn print(text: &str) -> Outcome {
 /// # Errors
 /// As [`print`].
 pub fn print_on(text: &str) -> Outcome<bool> {
+    print_raw(&escaped_lines(text))
+}
+
+/// Writes text that may move the cursor, all of it our own; whether there is still a reader.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_raw(text: &str) -> Outcome<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
@@ -42,7 +50,12 @@ pub(crate) use tell;
 
 /// Says something on standard error; where that can't be written, the exit code has to do.
 pub fn complain(text: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "afterimage: {text}");
+    let _ = writeln!(io::stderr(), "afterimage: {}", escaped(&text.to_string()));
+}
+
+/// Says more of what was complained of, on a line below it.
+pub fn complain_more(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "  {}", escaped(&text.to_string()));
 }
 
 /// Writes a value as JSON to standard output.
@@ -50,7 +63,40 @@ pub fn complain(text: impl std::fmt::Display) {
 /// # Errors
 /// As [`print`].
 pub fn print_json(value: &impl Serialize) -> Outcome {
-    print(&(serde_json::to_string_pretty(value)? + "\n"))
+    print(&json(value, true)?)
+}
+
+/// A value as JSON on one line or several, with a newline; strings as they are shown.
+///
+/// # Errors
+/// It can't be JSON.
+pub fn json(value: &impl Serialize, is_pretty: bool) -> Outcome<String> {
+    let mut value = serde_json::to_value(value)?;
+    make_shown(&mut value);
+    let text = match is_pretty {
+        true => serde_json::to_string_pretty(&value)?,
+        false => serde_json::to_string(&value)?,
+    };
+    Ok(text + "\n")
+}
+
+/// A value whose strings are as they are shown.
+///
+/// # Errors
+/// It can't be JSON.
+pub fn as_shown<T: Serialize + DeserializeOwned>(value: &T) -> Outcome<T> {
+    let mut value = serde_json::to_value(value)?;
+    make_shown(&mut value);
+    Ok(serde_json::from_value(value)?)
+}
+
+fn make_shown(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => *text = escaped(text).into_owned(),
+        serde_json::Value::Array(all) => all.iter_mut().for_each(make_shown),
+        serde_json::Value::Object(object) => object.values_mut().for_each(make_shown),
+        _ => {}
+    }
 }
 
 /// A size, in binary units.
@@ -73,30 +119,8 @@ pub fn span_ms(ms: u64) -> String {
     }
 }
 
-/// A time on the clock of the caller's zone, with the date when it isn't today's.
-///
-/// Rounded up to the millisecond: who asks for the time that is shown gets what is shown with it.
-#[must_use]
-pub fn clock(time: Timestamp) -> String {
-    clock_at(time, Timestamp::now(), &TimeZone::system())
-}
-
-fn clock_at(time: Timestamp, now: Timestamp, zone: &TimeZone) -> String {
-    let up = time
-        .checked_add(999_999.nanoseconds())
-        .and_then(|t| {
-            t.round(
-                jiff::TimestampRound::new()
-                    .smallest(Unit::Millisecond)
-                    .mode(jiff::RoundMode::Floor),
-            )
-        })
-        .unwrap_or(time);
-    let then = up.to_zoned(zone.clone());
-    let is_today = then.date() == now.to_zoned(zone.clone()).date();
-    let format = if is_today { "%H:%M:%S%.3f" } else { "%Y-%m-%d %H:%M:%S%.3f" };
-    then.strftime(format).to_string()
-}
+pub use afterimage_journal::text::escaped;
+pub use afterimage_restore::clock;
 
 /// A table without lines, its columns apart by two blanks; `right` names columns of numbers.
 #[must_use]
@@ -105,7 +129,7 @@ pub fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> String {
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(header.to_vec());
     for row in rows {
-        table.add_row(row.clone());
+        table.add_row(row.iter().map(|cell| escaped(cell).into_owned()).collect::<Vec<_>>());
     }
     for (i, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
@@ -130,17 +154,6 @@ pub fn bar(done: u64, total: u64, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_time_that_is_shown_is_never_before_the_time_that_is_meant() {
-        let zone = TimeZone::UTC;
-        let now: Timestamp = "2026-11-22T15:00:00Z".parse().unwrap();
-        let shown = |text: &str| clock_at(text.parse().unwrap(), now, &zone);
-        assert_eq!(shown("2026-11-22T14:03:10.250Z"), "14:03:10.250");
-        assert_eq!(shown("2026-11-22T14:03:10.250000001Z"), "14:03:10.251");
-        assert_eq!(shown("2026-11-22T14:03:59.9995Z"), "14:04:00.000");
-        assert_eq!(shown("2026-11-21T14:03:10Z"), "2026-11-21 14:03:10.000");
-    }
 
     #[test]
     fn spans_and_bars_read_well() {

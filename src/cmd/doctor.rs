@@ -99,9 +99,10 @@ fn text(findings: &[Finding]) -> String {
             Level::Warn => "warn",
             Level::Fail => "FAIL",
         };
-        text += &format!("{level}  {:width$}  {}\n", finding.check, finding.what);
+        let (check, what) = (show::escaped(&finding.check), show::escaped(&finding.what));
+        text += &format!("{level}  {check:width$}  {what}\n");
         if let Some(todo) = &finding.todo {
-            text += &format!("      {:width$}  -> {todo}\n", "");
+            text += &format!("      {:width$}  -> {}\n", "", show::escaped(todo));
         }
     }
     let count = |level| findings.iter().filter(|f| f.level == level).count();

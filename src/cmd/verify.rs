@@ -52,7 +52,7 @@ pub fn run(args: &VerifyArgs) -> Outcome {
 }
 
 fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Outcome {
-    let name = recovery.name();
+    let name = show::escaped(recovery.name());
     if args.json {
         show::print_json(report)?;
     } else {
@@ -72,16 +72,17 @@ fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Ou
         return if args.json { Ok(()) } else { show::print("every checksum is right\n") };
     }
     if report.damage.is_empty() {
+        show::complain(format!("{name} could not be read whole:"));
+        places(&report.unread).iter().for_each(show::complain_more);
         let message = format!(
-            "{name} could not be read whole:{}\nnothing that was read is damaged; check the disk and \
-             its kernel messages, then verify again",
-            places(&report.unread)
+            "{name}: nothing that was read is damaged; check the disk and its kernel messages, then \
+             verify again"
         );
         return Err(Failure { code: 1, message });
     }
-    let mut lines = format!("{name} is damaged:{}", places(&report.damage));
-    if !report.unread.is_empty() {
-        lines += &format!("\n  could not be read, and may be whole:{}", places(&report.unread));
+    let mut lines = places(&report.damage);
+    for place in places(&report.unread) {
+        lines.push(format!("could not be read, and may be whole: {place}"));
     }
     for range in &report.refused {
         let end = match (&range.to, &range.to_time) {
@@ -89,41 +90,44 @@ fn tell_all(args: &VerifyArgs, recovery: &Recovery, report: &VerifyReport) -> Ou
             (Some(to), None) => format!("seq:{to}"),
             _ => "the end".to_owned(),
         };
-        lines +=
-            &format!("\n  can't be restored: seq:{} ({}) to {end}", range.from, range.from_time);
+        lines.push(format!("can't be restored: seq:{} ({}) to {end}", range.from, range.from_time));
     }
     let cold: BTreeSet<u64> = report.damage.iter().flat_map(|d| &d.memory).copied().collect();
     for id in &cold {
-        lines += &format!("\n  checkpoint #{id} can be restored cold only: its memory is damaged");
+        lines.push(format!("checkpoint #{id} can be restored cold only: its memory is damaged"));
     }
-    lines += if report.refused.is_empty() && cold.is_empty() {
-        "\nno recovery point needs what is damaged"
+    let rest = if report.refused.is_empty() && cold.is_empty() {
+        "no recovery point needs what is damaged"
     } else {
-        "\nall other points can; a copy of the pool, if there is one, may have these"
+        "all other points can be restored; a copy of the pool, if there is one, may have these"
     };
-    Err(Failure { code: 3, message: lines })
+    show::complain(format!("{name} is damaged:"));
+    for line in lines {
+        show::complain_more(line);
+    }
+    Err(Failure { code: 3, message: format!("{name}: {rest}") })
 }
 
 /// A line for each place.
-fn places(found: &[DamageFound]) -> String {
-    let mut lines = String::new();
-    for damage in found {
+fn places(found: &[DamageFound]) -> Vec<String> {
+    let line = |damage: &DamageFound| {
         let place = damage.unit.as_ref().map_or(String::new(), |unit| {
             let at = damage.at.map_or(String::new(), |at| format!(" at byte {at}"));
             let seq = damage.seq.map_or(String::new(), |seq| format!(", record {seq}"));
             format!("{}{at}{seq}: ", unit.display())
         });
-        lines += &format!("\n  {place}{}", damage.what);
-    }
-    lines
+        format!("{place}{}", damage.what)
+    };
+    found.iter().map(line).collect()
 }
 
 fn tell_point(args: &VerifyArgs, recovery: &Recovery, report: &VerifyAtReport) -> Outcome {
-    let name = recovery.name();
+    let name = show::escaped(recovery.name());
     let mut text = String::new();
     for disk in report.disks.iter().chain(&report.memory) {
         let verdict = if disk.is_equal() { "equal" } else { "DIFFERENT" };
         let (guest, node, size) = (&disk.guest, &disk.node, show::bytes(disk.bytes));
+        let (guest, node) = (show::escaped(guest), show::escaped(node));
         text += &format!("{guest} {node} ({size}): {verdict}, {}\n", disk.restored);
     }
     if args.json {

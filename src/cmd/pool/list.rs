@@ -66,7 +66,9 @@ fn row(member: &MemberStatus) -> Vec<String> {
 /// What is wrong with members, a line each.
 pub fn troubles(members: &[MemberStatus]) -> Vec<String> {
     let line = |m: &MemberStatus| {
-        m.reason.as_ref().map(|why| format!("{} ({}): {why}\n", m.path.display(), m.state))
+        m.reason.as_ref().map(|why| {
+            format!("{} ({}): {}\n", m.path.display(), m.state, crate::show::escaped(why))
+        })
     };
     members.iter().filter_map(line).collect()
 }

@@ -66,20 +66,20 @@ fn text(groups: &[SiteGroupStatus]) -> String {
     let header = ["GROUP", "STATE", "LAG", "WATERMARK", "FROM", "TO", "SIZE"];
     let mut text = show::table(&header, &[2, 3, 6], &lines);
     for group in groups {
-        let name = &group.group;
+        let name = show::escaped(&group.group);
         if let (None, Some(ended)) = (&group.connection, &group.ended) {
-            text += &format!("{name}: no agent is connected: {ended}\n");
+            text += &format!("{name}: no agent is connected: {}\n", show::escaped(ended));
         }
         if let Some(error) = &group.error {
-            text += &format!("{name}: {error}\n");
+            text += &format!("{name}: {}\n", show::escaped(error));
         }
         let space = group.space.as_ref();
         for said in space.iter().flat_map(|s| [&s.alarm_text, &s.merging_waits, &s.error]).flatten()
         {
-            text += &format!("{name}: {said}\n");
+            text += &format!("{name}: {}\n", show::escaped(said));
         }
         for damage in space.iter().flat_map(|s| &s.damage) {
-            text += &format!("{name}: damaged: {damage}\n");
+            text += &format!("{name}: damaged: {}\n", show::escaped(damage));
         }
         for unread in space.iter().flat_map(|s| &s.unread) {
             text += &format!("{name}: can't be read, check the disk: {unread}\n");

@@ -28,7 +28,7 @@ pub fn run(args: &StatusArgs) -> Outcome {
     loop {
         let mut lines = match &guests {
             Ok(guests) => view(guests, in_place),
-            Err(failure) => vec![failure.to_string()],
+            Err(failure) => vec![show::escaped(&failure.to_string()).into_owned()],
         };
         let mut text = String::new();
         if in_place {
@@ -43,7 +43,7 @@ pub fn run(args: &StatusArgs) -> Outcome {
             text += line;
             text.push('\n');
         }
-        if !show::print_on(&text)? {
+        if !show::print_raw(&text)? {
             return Ok(());
         }
         drawn_lines = lines.len();
