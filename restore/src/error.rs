@@ -105,7 +105,7 @@ pub enum Error {
     #[error(
         "{what} names {} positions, since the clock was set back: {}. Say which: --at {}",
         points.len(),
-        points.iter().map(|m| shown_position(m)).collect::<Vec<_>>().join(", "),
+        points.iter().map(shown_position).collect::<Vec<_>>().join(", "),
         points.iter().map(|m| format!("seq:{}", m.point.seq)).collect::<Vec<_>>().join(" or --at ")
     )]
     Ambiguous {

@@ -87,8 +87,8 @@ fn hostile_names_in_a_journal_reach_no_terminal_as_they_are() {
         let said = outcome.stdout + &outcome.stderr;
         assert!(!said.is_empty(), "{command:?}");
     }
-    let script = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path());
-    let script = script.into_iter().find(|p| p.extension().is_some_and(|e| e == "sh")).unwrap();
+    let mut files = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path());
+    let script = files.find(|p| p.extension().is_some_and(|e| e == "sh")).unwrap();
     let text = std::fs::read_to_string(script).unwrap();
     let comments: String = text.lines().filter(|l| l.starts_with('#')).collect();
     is_clean("comments of the script", &comments);
