@@ -282,6 +282,8 @@ impl Told {
                 let set = self.since.saturating_add_signed(seconds * SECOND as i64);
                 self.timed.clock.wall_ns.store(set, Ordering::Relaxed);
                 self.since = set;
+                // Set again before the next tick, it would leave no trace.
+                self.act(Act::Write);
             }
             Act::Write => {
                 self.note();
