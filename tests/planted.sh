@@ -29,7 +29,7 @@ package_of() {
 binaries_of() {
     cargo test --quiet -p "$1" --features afterimage-planted/on --target-dir "$target" --no-run \
         --message-format=json 2>/dev/null |
-        grep -oE '"executable":"[^"]+"' | cut -d'"' -f4 | sort -r
+        grep -vF '"kind":["example"]' | grep -oE '"executable":"[^"]+"' | cut -d'"' -f4 | sort -r
 }
 
 declare -A built
