@@ -154,16 +154,18 @@ impl Place {
     /// Waits for other servers that make or remove a socket here, for [`TURN_MAX`] at most.
     fn turn(&self) -> Turn<'_> {
         let begin = Instant::now();
-        while self.has_turns {
+        if !self.has_turns {
+            return Turn(None);
+        }
+        loop {
             match rustix::fs::flock(&self.dir, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Turn(Some(&self.dir)),
                 Err(Os::AGAIN | Os::INTR) if begin.elapsed() < TURN_MAX => {
                     std::thread::sleep(TURN_RETRY);
                 }
-                Err(_) => break,
+                Err(_) => return Turn(None),
             }
         }
-        Turn(None)
     }
 
     fn look(&self, name: &OsStr) -> rustix::io::Result<Stat> {
