@@ -36,10 +36,10 @@ impl Group {
             images: Vec::new(),
             maps: Vec::new(),
         }))?;
+        let Point { seq, wall_ns } = opened;
         // Checkpoints behind it are listed once more than this is confirmed.
         journal.append(&Draft { addr: seq, scope: id, ..Draft::of(Kind::Tick) }, &[])?;
         journal.sync()?;
-        let Point { seq, wall_ns } = opened;
         let session = OpenSession {
             id,
             from: seq,
