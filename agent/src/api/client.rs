@@ -346,6 +346,22 @@ fn parse(received: &[u8]) -> io::Result<Option<Answer>> {
     Ok((body.len() >= length).then(|| Answer { status, body: body[..length].to_vec() }))
 }
 
+/// Reads an answer. It holds what guests, their agents, QEMU and sites said: from here on it is only shown.
+fn read<T: DeserializeOwned>(body: &[u8]) -> serde_json::Result<T> {
+    let mut value = serde_json::from_slice(body)?;
+    make_shown(&mut value);
+    serde_json::from_value(value)
+}
+
+fn make_shown(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => *text = escaped(text).into_owned(),
+        serde_json::Value::Array(all) => all.iter_mut().for_each(make_shown),
+        serde_json::Value::Object(object) => object.values_mut().for_each(make_shown),
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -368,21 +384,5 @@ mod tests {
     #[test]
     fn a_name_cannot_leave_its_segment() {
         assert_eq!(guest_path("a/../b?c", "/mark"), "/v1/guests/a%2F..%2Fb%3Fc/mark");
-    }
-}
-
-/// Reads an answer. It holds what guests, their agents, QEMU and sites said: from here on it is only shown.
-fn read<T: DeserializeOwned>(body: &[u8]) -> serde_json::Result<T> {
-    let mut value = serde_json::from_slice(body)?;
-    make_shown(&mut value);
-    serde_json::from_value(value)
-}
-
-fn make_shown(value: &mut serde_json::Value) {
-    match value {
-        serde_json::Value::String(text) => *text = escaped(text).into_owned(),
-        serde_json::Value::Array(all) => all.iter_mut().for_each(make_shown),
-        serde_json::Value::Object(object) => object.values_mut().for_each(make_shown),
-        _ => {}
     }
 }
