@@ -33,11 +33,15 @@ use status::Sampler;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Mutex, oneshot};
 use wanted::{Change, keep};
 
 /// Longest that `protect` waits for the first attach.
-const FIRST_ATTACH_LIMIT: std::time::Duration = crate::guest::COMMAND_LIMIT;
+const FIRST_ATTACH_LIMIT: Duration = crate::guest::COMMAND_LIMIT;
+
+/// How long a guest may keep the others waiting when the agent ends: within what the guard gives all.
+const GUEST_STOP_LIMIT: Duration = Duration::from_secs(6);
 
 /// The agent's engine.
 pub struct Engine {
@@ -112,12 +116,21 @@ impl Engine {
             .values()
             .map(|e| {
                 let guest = e.guest.clone();
-                tokio::spawn(async move { guest.stop().await })
+                tokio::spawn(async move {
+                    (
+                        guest.face.name().to_owned(),
+                        tokio::time::timeout(GUEST_STOP_LIMIT, guest.stop()).await,
+                    )
+                })
             })
             .collect();
         for stop in stops {
-            if let Ok(Err(error)) = stop.await {
-                tracing::warn!(%error, "stop");
+            match stop.await {
+                Ok((_, Ok(Ok(())))) | Err(_) => {}
+                Ok((guest, Ok(Err(error)))) => tracing::warn!(guest, %error, "stop"),
+                Ok((guest, Err(_))) => {
+                    tracing::warn!(guest, "not stopped within {GUEST_STOP_LIMIT:?}: left as it is");
+                }
             }
         }
         let groups: Vec<_> = guests.values().map(|e| Arc::clone(&e.group)).collect();

@@ -335,3 +335,92 @@ fn two_guests_of_a_group_share_one_instant_by_the_clock_and_on_request() {
     no_intents(&scene.agent);
     scene.agent.stop();
 }
+
+/// A checkpoint of memory, with something that an administrator does at an event of it.
+fn meddled(scene: &mut Scene, tag: &str, event: &str, commands: &[&str]) -> Outcome {
+    scene.vm.qmp().drop_events();
+    let (cli, vm): (&Cli, _) = (&scene.agent, &mut scene.vm);
+    std::thread::scope(|threads| {
+        let marking = threads.spawn(|| mark(cli, tag));
+        vm.qmp().wait_event(event, REPLY_LIMIT).unwrap();
+        for command in commands {
+            vm.qmp().execute(command, json!({}));
+        }
+        marking.join().unwrap()
+    })
+}
+
+fn run_state(scene: &mut Scene) -> Value {
+    scene.vm.qmp().execute("query-status", json!({}))["status"].clone()
+}
+
+#[test]
+fn memory_of_a_guest_that_somebody_lets_run_in_between_is_refused_and_a_pause_of_theirs_stays() {
+    let mut scene = Scene::new();
+    scene.vm.ask("writer start", "writer started");
+    scene.protected();
+    scene.agent.ok(&["set", "vm", "--memory-mode", "stop"]);
+    let refused = meddled(&mut scene, "let-run", "STOP", &["cont"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains("somebody else"), "{refused:?}");
+    assert!(listed(&scene.agent, "let-run").is_none());
+    as_before(scene.vm.qmp());
+    no_intents(&scene.agent);
+
+    scene.agent.ok(&["set", "vm", "--memory-mode", "background"]);
+    for round in 0..3 {
+        let tag = format!("round{round}");
+        // Before the migration's own stop, or behind it: then it is as good as any.
+        let made = meddled(&mut scene, &tag, "MIGRATION", &["stop", "cont"]);
+        as_before(scene.vm.qmp());
+        println!("stop and cont: {made:?}");
+        if made.code == 0 {
+            let history = history(&scene.agent);
+            let (committed, guests) = memory_at(&history, &tag);
+            let last = prefix_of(&scene.restore(&format!("tag:{tag}")));
+            let newest = newest_in_memory(&history, committed, &guests[0]);
+            assert!(newest == 0 || (last..=last + 1).contains(&newest), "{last} {newest}");
+        }
+    }
+    // Whatever becomes of the checkpoint, the guest stays paused.
+    let made = meddled(&mut scene, "paused", "MIGRATION", &["stop"]);
+    println!("stop: {made:?}");
+    assert_eq!(run_state(&mut scene), "paused", "{made:?}");
+    no_intents(&scene.agent);
+    scene.vm.qmp().execute("cont", json!({}));
+    as_before(scene.vm.qmp());
+    marked(&scene.agent, "undisturbed");
+    assert_eq!(scene.vm.stats("writer").errors, 0);
+}
+
+#[test]
+fn stale_intent_of_memory_leaves_a_paused_guest_paused() {
+    let mut scene = Scene::new();
+    scene.vm.ask("writer start", "writer started");
+    scene.protected();
+    scene.agent.ok(&["set", "vm", "--memory-mode", "stop"]);
+    let path = scene.agent.state().join("intents/vm@memory.json");
+    let mut note = None;
+    std::thread::scope(|threads| {
+        let cli: &Cli = &scene.agent;
+        let marking = threads.spawn(|| mark(cli, "whole"));
+        let found = poll(REPLY_LIMIT, || {
+            let text = std::fs::read_to_string(&path).ok()?;
+            text.contains("stopped_ns").then_some(text)
+        });
+        note = found;
+        assert_eq!(marking.join().unwrap().code, 0);
+    });
+    // It ran on, was paused by somebody, and then the note of an agent that died turns up.
+    std::thread::sleep(Duration::from_secs(2));
+    scene.vm.qmp().execute("stop", json!({}));
+    std::fs::write(&path, note.expect("the note was there while the guest stood still")).unwrap();
+    let old = scene.agent.kill_worker();
+    scene.agent.wait_other_worker(old, STATE_LIMIT);
+    no_intents(&scene.agent);
+    scene.agent.wait_state("vm", "protected", STATE_LIMIT);
+    assert_eq!(run_state(&mut scene), "paused");
+    scene.vm.qmp().execute("cont", json!({}));
+    as_before(scene.vm.qmp());
+    assert_eq!(scene.vm.stats("writer").errors, 0);
+}

@@ -10,6 +10,7 @@ mod inputs;
 mod libvirt;
 mod lifecycle;
 mod memory;
+mod other_user;
 mod owed;
 mod protect;
 mod quiesce;

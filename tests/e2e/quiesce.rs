@@ -171,4 +171,52 @@ fn a_guest_without_an_agent_is_not_frozen_and_the_answer_comes_soon() {
     assert!(!scene.agent.state().join("intents/vm.json").exists());
     assert_eq!(scene.agent.json(&["status", "vm"])["state"], "protected");
     drop(port);
+
+    // One that says that it has frozen, and does not answer a thaw for longer than the guard waits.
+    let path = scene.dir.path().join("mute.sock");
+    let mute = Arc::new(AtomicBool::new(true));
+    mute_agent(UnixListener::bind(&path).unwrap(), Arc::clone(&mute));
+    set_guest_agent(&scene, &path);
+    let (worker, gaps) =
+        (scene.agent.worker_pid(), scene.agent.json(&["status", "vm"])["gaps"].clone());
+    let unthawed = mark(&scene.agent, "mute");
+    assert_eq!(unthawed.code, 4, "{unthawed:?}");
+    assert!(unthawed.stderr.contains("thawed"), "{unthawed:?}");
+    assert_eq!(scene.agent.worker_pid(), worker, "{}", scene.agent.last_words());
+    let intent = scene.agent.state().join("intents/vm.json");
+    assert!(intent.exists());
+    mute.store(false, Ordering::SeqCst);
+    let thawed = poll(REPLY_LIMIT, || (!intent.exists()).then_some(()));
+    assert!(thawed.is_some(), "it is thawed as soon as it answers");
+    let status = scene.agent.wait_state("vm", "protected", STATE_LIMIT);
+    assert_eq!(status["gaps"], gaps, "{status}");
+}
+
+/// A guest agent that answers everything but a thaw, for as long as it is mute.
+fn mute_agent(listener: UnixListener, mute: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let mute = Arc::clone(&mute);
+            std::thread::spawn(move || serve_but_thaw(&client, &mute));
+        }
+    });
+}
+
+fn serve_but_thaw(client: &UnixStream, mute: &AtomicBool) {
+    let mut out = client;
+    for line in BufReader::new(client).split(b'\n').map_while(Result::ok) {
+        let text: String = line.iter().filter(|b| b.is_ascii()).map(|b| char::from(*b)).collect();
+        let asked: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let answer = match asked["execute"].as_str().unwrap() {
+            "guest-sync-delimited" => asked["arguments"]["id"].clone(),
+            "guest-fsfreeze-thaw" if mute.load(Ordering::SeqCst) => continue,
+            "guest-ping" => json!({}),
+            _ => json!(1),
+        };
+        let marker: &[u8] = if text.contains("delimited") { &[0xff] } else { &[] };
+        let answer = [marker, format!("{}\n", json!({ "return": answer })).as_bytes()].concat();
+        if out.write_all(&answer).is_err() {
+            return;
+        }
+    }
 }

@@ -242,6 +242,27 @@ impl Events {
         }
     }
 
+    /// The next event that has been received already. After the end, none.
+    pub fn said(&mut self) -> Option<Event> {
+        use broadcast::error::TryRecvError;
+        let receiver = self.receiver.as_mut()?;
+        match receiver.try_recv() {
+            Ok(event) => {
+                if let QemuEvent::Eof { reason } = event.meaning() {
+                    self.reason = reason;
+                    self.receiver = None;
+                }
+                Some(event)
+            }
+            Err(TryRecvError::Lagged(lost)) => Some(Event::now(OVERFLOW, json!({ "lost": lost }))),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Closed) => {
+                self.receiver = None;
+                None
+            }
+        }
+    }
+
     /// The next event's meaning. Cancel-safe.
     pub async fn next_meaning(&mut self) -> QemuEvent {
         self.next().await.meaning()

@@ -40,8 +40,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Listens on `socket` for the mirror of the tap's volume; `guest` is a number that all
-    /// volumes of its guest share.
+    /// Listens on `socket` for the mirror of the tap's volume; `guest` is a number that all volumes of its
+    /// guest share, with the process of its QEMU where that can be told.
     ///
     /// # Errors
     /// The socket can't be made.
@@ -49,7 +49,7 @@ impl Capture {
         socket: &Path,
         tap: Arc<Tap>,
         worker: Option<Worker>,
-        guest: u64,
+        guest: (u64, Option<u32>),
         events: mpsc::UnboundedSender<CaptureEvent>,
     ) -> Result<Self, ListenError> {
         let watch = Watch::new(&tap, worker, guest, events);

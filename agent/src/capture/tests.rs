@@ -53,7 +53,9 @@ fn a_client_that_stalls_in_a_payload_stops_neither_the_others_nor_the_journal() 
     let tap = Tap::new(journal.clone(), 1, VOLUME_BYTES, Arc::default(), TapShared::default());
     let socket = tmp.path().join("socket");
     let (sender, _events) = tokio::sync::mpsc::unbounded_channel();
-    let capture = Capture::start(&socket, Arc::new(tap), None, 1, sender).unwrap();
+    let capture =
+        Capture::start(&socket, Arc::new(tap), None, (1, Some(std::process::id())), sender)
+            .unwrap();
     let mut stalled = client(&socket);
     stalled.write_all(&write_header(0, 65536)).unwrap();
     stalled.write_all(&[9; 1000]).unwrap();
@@ -94,7 +96,8 @@ fn writes_are_answered_and_forgotten_once_the_guest_was_let_go() {
     let captures = [1, 2].map(|volume| {
         let tap = Tap::new(journal.clone(), volume, VOLUME_BYTES, Arc::default(), shared.clone());
         let socket = tmp.path().join(format!("socket{volume}"));
-        let capture = Capture::start(&socket, Arc::new(tap), None, 1, sender.clone()).unwrap();
+        let capture =
+            Capture::start(&socket, Arc::new(tap), None, (1, None), sender.clone()).unwrap();
         (capture, client(&socket))
     });
     let [(one, first), (two, mut second)] = captures;
@@ -134,4 +137,58 @@ fn a_discarding_server_takes_all_writes_and_no_place_of_another() {
     assert!(DiscardServer::start(&socket, VOLUME_BYTES).is_err(), "somebody listens there");
     drop(server);
     DiscardServer::start(&socket, VOLUME_BYTES).unwrap();
+}
+
+/// Asks for the only export by GO, and gives the kind of the first answer.
+fn go(socket: &Path) -> u32 {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.read_exact(&mut [0; 18]).unwrap();
+    let mut hello = 3u32.to_be_bytes().to_vec();
+    hello.extend(b"IHAVEOPT");
+    hello.extend(7u32.to_be_bytes());
+    hello.extend(6u32.to_be_bytes());
+    hello.extend([0; 6]);
+    stream.write_all(&hello).unwrap();
+    let mut answer = [0; 20];
+    stream.read_exact(&mut answer).unwrap();
+    u32::from_be_bytes(*answer[12..].first_chunk().unwrap())
+}
+
+#[test]
+fn stranger_on_the_mirrors_socket_is_refused_and_changes_nothing() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("j");
+    let journal = Journal::create(&dir, uuid::Uuid::new_v4(), "g", Options::default()).unwrap();
+    let shared = TapShared::default();
+    let tap = Arc::new(Tap::new(journal.clone(), 1, VOLUME_BYTES, Arc::default(), shared.clone()));
+    let socket = tmp.path().join("socket");
+    let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+    // No process has this number: whoever comes is a stranger.
+    let guest = (1, Some(u32::MAX));
+    let capture = Capture::start(&socket, Arc::clone(&tap), None, guest, sender).unwrap();
+    let mut mirror = client(&socket);
+    mirror.write_all(&write_header(0, 512)).unwrap();
+    mirror.write_all(&[1; 512]).unwrap();
+    finish(&mut mirror);
+    shared.gate.arm();
+    assert_eq!(go(&socket), (1 << 31) + 2, "refused by policy");
+    let mut old_style = UnixStream::connect(&socket).unwrap();
+    old_style.read_exact(&mut [0; 18]).unwrap();
+    old_style.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0").unwrap();
+    assert_eq!(old_style.read(&mut [0; 1]).unwrap(), 0, "its connection is closed");
+    mirror.write_all(&write_header(512, 512)).unwrap();
+    mirror.write_all(&[2; 512]).unwrap();
+    finish(&mut mirror);
+    assert!(!shared.gate.is_shut());
+    assert_eq!(tap.counters().connected.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(events.try_recv().unwrap(), super::CaptureEvent::Connected(1));
+    assert!(events.try_recv().is_err(), "the stranger was neither connected nor closed");
+    // Once the mirror has gone, the socket is anybody's; the gate is shut by then.
+    drop(mirror);
+    while !shared.gate.is_shut() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    capture.stop();
+    journal.close().unwrap();
 }

@@ -1,14 +1,19 @@
 //! What others see of a capture connection: the guard its unanswered requests, the guest's task
 //! its beginning and end.
+//!
+//! What always holds: the mirror's connection owns the volume from its GO to its end. Whoever else comes
+//! meanwhile is refused before it could write, and changes nothing; QEMU itself comes anew only when it
+//! has lost its connection, and that is a loss.
 
 use super::{Tap, TapCounters, TapShared};
 use afterimage_guard::{SlotGuard, SlotKind, Ticket, Worker, now_ns};
 use afterimage_journal::VolumeId;
 use afterimage_nbd::server::{CloseReason, ConnectionObserver, Observer};
+use afterimage_planted as planted;
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::mpsc;
 
 /// What happened to a capture connection.
@@ -34,21 +39,26 @@ pub struct Watch {
     shared: TapShared,
     worker: Option<Worker>,
     guest: u64,
+    /// Process of QEMU, where it can be told.
+    qemu: Option<u32>,
+    /// Connections that transmit, or are about to.
+    owners: Arc<AtomicU32>,
     events: mpsc::UnboundedSender<CaptureEvent>,
 }
 
 impl Watch {
     /// An observer; without a guard, `worker` is `None`. `guest` is the same number for all
-    /// volumes of a guest.
+    /// volumes of a guest, `qemu` the process that the mirror is expected from.
     #[must_use]
     pub fn new(
         tap: &Tap,
         worker: Option<Worker>,
-        guest: u64,
+        (guest, qemu): (u64, Option<u32>),
         events: mpsc::UnboundedSender<CaptureEvent>,
     ) -> Self {
         let (counters, shared) = (Arc::clone(tap.counters()), tap.shared().clone());
-        Self { volume: tap.volume(), counters, shared, worker, guest, events }
+        let owners = Arc::default();
+        Self { volume: tap.volume(), counters, shared, worker, guest, qemu, owners, events }
     }
 }
 
@@ -58,7 +68,12 @@ impl Observer for Watch {
             Some(worker) => worker.slot_of(SlotKind::Nbd, fd, self.guest),
             None => SlotGuard::unguarded(),
         };
+        let peer = rustix::net::sockopt::socket_peercred(fd).ok();
+        let peer = peer.map(|p| p.pid.as_raw_nonzero().get().unsigned_abs());
         Box::new(Connection {
+            is_qemu: peer.is_some() && peer == self.qemu,
+            owners: Arc::clone(&self.owners),
+            owns: Cell::new(false),
             volume: self.volume,
             counters: Arc::clone(&self.counters),
             shared: self.shared.clone(),
@@ -72,6 +87,11 @@ impl Observer for Watch {
 }
 
 struct Connection {
+    /// QEMU itself is at the other end.
+    is_qemu: bool,
+    owners: Arc<AtomicU32>,
+    /// It is counted among the owners.
+    owns: Cell<bool>,
     volume: VolumeId,
     counters: Arc<TapCounters>,
     shared: TapShared,
@@ -97,6 +117,9 @@ impl Connection {
                 reason: reason.to_owned(),
             });
         }
+        if self.owns.take() {
+            self.owners.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     fn settle(&self) {
@@ -109,6 +132,19 @@ impl Connection {
 }
 
 impl ConnectionObserver for Connection {
+    fn refusal(&self, _name: &str) -> Option<String> {
+        if self.owns.get() {
+            return None;
+        }
+        let others = self.owners.fetch_add(1, Ordering::AcqRel);
+        if others > 0 && !self.is_qemu && !planted::is("a-stranger-shares-the-mirrors-socket") {
+            self.owners.fetch_sub(1, Ordering::AcqRel);
+            return Some("the guest's mirror is connected, and is the only one that writes".into());
+        }
+        self.owns.set(true);
+        None
+    }
+
     fn exporting(&self, _name: &str) {
         // A level mirror has its connection: another one means that it lost that.
         self.shared.gate.trip();

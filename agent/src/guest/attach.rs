@@ -7,13 +7,16 @@
 use super::maps::{Maps, fresh, is_map};
 use super::plan::{Found, FullCopy, Plan, decide};
 use super::removal;
-use super::sockets::{check_path, give_to, probe, run_dir};
+use super::sockets::{PULL_DIR, check_path, give_to, probe, run_dir};
 use super::task::Context;
 use crate::capture::{Capture, CaptureEvent, Tap, TapCounters, TapShared};
 use crate::group::LastSession;
+use afterimage_journal::layout;
 use afterimage_journal::meta::{CopyCause, Guest, Volume, VolumeKind};
 use afterimage_qmp::Qemu;
-use afterimage_qmp::qemu::{Attachment, Disk, MirrorSpec, Names, Process, Rotation, RunState};
+use afterimage_qmp::qemu::{
+    Attachment, Disk, MirrorSpec, Names, Process, ProcessId, Rotation, RunState,
+};
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 
 /// Notes which QEMU process was attached to.
-const PROCESS_FILE: &str = "qemu-process";
+pub(super) const PROCESS_FILE: &str = "qemu-process";
 /// Its disks belong to another QEMU now.
 pub(super) const MIGRATED_AWAY: &str =
     "the guest was live-migrated away: protect it where it runs now";
@@ -66,6 +69,16 @@ pub struct Attached {
 }
 
 impl Attached {
+    /// Which process its QEMU is, where that can be told.
+    pub(super) fn process_id(&self) -> Option<ProcessId> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// The socket that QEMU serves its disks on while they are copied.
+    pub(super) fn pull_socket(&self) -> PathBuf {
+        self.dir.join(PULL_DIR).join("pull.sock")
+    }
+
     /// Ends our servers: QEMU's mirrors pause and keep their maps. Blocking.
     pub fn stop_captures(&mut self) {
         for disk in &mut self.disks {
@@ -290,8 +303,8 @@ fn listen(
         Arc::clone(counters),
         attached.shared.clone(),
     ));
-    let capture =
-        Capture::start(&socket, tap, context.worker.clone(), attached.tag, events.clone())?;
+    let guest = (attached.tag, attached.process.as_ref().map(|p| p.pid));
+    let capture = Capture::start(&socket, tap, context.worker.clone(), guest, events.clone())?;
     give_to(&socket, attached.process.as_ref())?;
     Ok(capture)
 }
@@ -382,7 +395,9 @@ fn was_here(attached: &Attached) -> bool {
 
 fn remember(attached: &Attached) {
     let line = process_line(attached).unwrap_or_default();
-    if let Err(error) = std::fs::write(attached.dir.join(PROCESS_FILE), line) {
+    // Never written through what lies there: it is replaced.
+    let path = attached.dir.join(PROCESS_FILE);
+    if let Err(error) = layout::replace_file(&path, line.as_bytes()) {
         tracing::warn!(%error, "can't note which QEMU this is");
     }
 }

@@ -268,7 +268,7 @@ impl Life {
         if let Err(e) = qemu.remove_leftovers(END_LIMIT, kept).await {
             outcome = Err(ApiError::other(format!("remove our export from QEMU: {e}")));
         }
-        let server = NbdServer { socket: self.attached.dir.join("pull.sock"), ours: true };
+        let server = NbdServer { socket: self.attached.pull_socket(), ours: true };
         if let Err(error) = qemu.stop_nbd_server(&server).await {
             tracing::warn!(%error, "QEMU's NBD server was left running");
         }

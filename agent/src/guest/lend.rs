@@ -8,7 +8,7 @@
 use super::life::Life;
 use super::task::{Context, Task};
 use crate::api::ApiError;
-use crate::capture::Latch;
+use crate::capture::{Latch, TapCounters};
 use crate::intent;
 use crate::settings::GuestSettings;
 use afterimage_guard::Worker;
@@ -18,6 +18,7 @@ use afterimage_qmp::libvirt::Target;
 use afterimage_qmp::qemu::{MonitorChannel, Process};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
@@ -40,6 +41,8 @@ pub(crate) struct Lease {
     pub(crate) latch: Arc<Latch>,
     /// The volumes of its disks.
     pub(crate) disks: Vec<VolumeId>,
+    /// What their taps count.
+    counters: Vec<Arc<TapCounters>>,
     /// Its session.
     pub(crate) session: u32,
     /// Where its sockets lie.
@@ -60,6 +63,11 @@ impl Lease {
             Ok(why) => why.clone().unwrap_or_default(),
             Err(_) => "the agent let go of the guest".into(),
         }
+    }
+
+    /// Writes of the guest that were captured since it was attached to.
+    pub(crate) fn writes(&self) -> u64 {
+        self.counters.iter().map(|c| c.writes.load(Ordering::Relaxed)).sum()
     }
 
     /// What [`Lease::recalled`] waits on.
@@ -101,6 +109,7 @@ impl Life {
             monitor: channel(context)?,
             latch: Arc::clone(&self.attached.shared.latch),
             disks: self.attached.disks.iter().map(|d| d.volume.id).collect(),
+            counters: self.attached.disks.iter().map(|d| Arc::clone(&d.counters)).collect(),
             session: session.id,
             dir: self.attached.dir.clone(),
             state: context.state.clone(),
@@ -150,7 +159,7 @@ fn channel(context: &Context) -> Result<MonitorChannel, ApiError> {
 /// Undoes a snapshot of the guest's memory that an earlier agent, or an earlier try, left behind.
 pub(super) async fn settle(state: &Path, guest: &str, qemu: &Qemu) {
     let Some(undo) = intent::left_of_snapshot(state, guest) else { return };
-    match qemu.end_snapshot(&undo.was, undo.resume, UNDO_LIMIT).await {
+    match qemu.end_snapshot(&undo, UNDO_LIMIT).await {
         Ok(()) => intent::forget_snapshot(state, guest),
         Err(error) => tracing::error!(guest, %error, "a snapshot of its memory is not undone"),
     }

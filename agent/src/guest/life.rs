@@ -90,7 +90,7 @@ impl Life {
             qemu: attached.qemu.clone(),
             group: Arc::clone(&task.context.group),
             disks,
-            pull_socket: attached.dir.join("pull.sock"),
+            pull_socket: attached.pull_socket(),
             progress: Arc::clone(&progress),
             gate: Arc::clone(&attached.shared.gate),
         };
@@ -169,7 +169,7 @@ impl Life {
                 let _ = reply.send(task.change_settings(*settings));
             }
             Command::Lend(reply) => drop(reply.send(self.lend(task))),
-            Command::Mark(request, reply) => match marks::make(&task.context, request).await {
+            Command::Mark(request, reply) => match self.mark(task, request).await {
                 Ok(made) => {
                     let (proved, ending) = self.prove(task, made.seq).await;
                     drop(reply.send(proved.map(|()| made)));

@@ -3,7 +3,8 @@
 //! What always holds: before a guest is frozen, a durable intent says so; it goes only after the
 //! guest was thawed. Whoever dies in between, the guard thaws (I-10).
 
-use super::task::Context;
+use super::life::Life;
+use super::task::{Context, Task};
 use crate::api::types::time;
 use crate::api::{ApiError, MarkReply, MarkRequest};
 use crate::intent::{self, Intent};
@@ -11,24 +12,46 @@ use crate::settings::GuestSettings;
 use afterimage_guard::{SlotGuard, SlotKind, Ticket, Worker, now_ns};
 use afterimage_journal::Seq;
 use afterimage_journal::meta::CheckpointKind;
+use afterimage_planted as planted;
 use afterimage_qmp::guest_agent::{AgentChannel, GuestAgent};
 use afterimage_qmp::libvirt::Target;
+use afterimage_qmp::qemu::ProcessId;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a guest may take to answer that it has thawed before the guard has it thawed.
+/// How long we may not move while a guest is frozen, before the guard takes us for hung and has it thawed.
 const THAW_WAIT_NS: u64 = 4_000_000_000;
+/// How often the guard is told that we still wait for the guest's agent.
+const STILL_HERE_EVERY: Duration = Duration::from_millis(500);
+/// Pauses between tries to thaw a guest whose agent did not answer: the first and the longest.
+const THAW_AGAIN_MIN: Duration = Duration::from_secs(1);
+const THAW_AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// How long the journal's disk may take to make records durable.
 pub(super) const SYNC_LIMIT: Duration = Duration::from_secs(10);
 
+impl Life {
+    /// As [`make`], of this guest.
+    pub(super) async fn mark(
+        &mut self,
+        task: &Task,
+        request: MarkRequest,
+    ) -> Result<MarkReply, ApiError> {
+        make(&task.context, self.attached.process_id(), request).await
+    }
+}
+
 /// Makes a checkpoint. It counts only when its position was proved level and is durable
 /// ([`confirm`]).
-pub(super) async fn make(context: &Context, request: MarkRequest) -> Result<MarkReply, ApiError> {
+async fn make(
+    context: &Context,
+    process: Option<ProcessId>,
+    request: MarkRequest,
+) -> Result<MarkReply, ApiError> {
     let tag = Some(request.tag).filter(|t| !t.is_empty());
     let (marked, kind) = if request.quiesce {
-        (quiesced(context, tag).await?, "application")
+        (quiesced(context, process, tag).await?, "application")
     } else {
         let marked = tokio::task::block_in_place(|| context.group.mark(CheckpointKind::Crash, tag));
         (marked.map_err(|e| ApiError::other(e.to_string()))?, "crash")
@@ -83,6 +106,7 @@ fn silent(error: &afterimage_qmp::Error) -> ApiError {
 pub(crate) struct Frozen {
     agent: GuestAgent,
     standing: intent::Standing,
+    process: Option<ProcessId>,
     slot: Option<(SlotGuard, Ticket)>,
 }
 
@@ -91,13 +115,21 @@ impl Frozen {
     pub(crate) async fn freeze(
         state: &Path,
         settings: &GuestSettings,
+        process: Option<ProcessId>,
         worker: Option<&Worker>,
     ) -> Result<Self, ApiError> {
         let channel = channel(settings)?;
         let agent = GuestAgent::new(channel.clone());
         agent.ping().await.map_err(|e| silent(&e))?;
+        if intent::owes_thaw(state, &settings.name) {
+            // Of an earlier checkpoint. What thaws it late must not thaw it in the midst of this one.
+            agent.thaw().await.map_err(|e| {
+                ApiError::not_reachable(format!("an earlier checkpoint left it frozen: {e}"))
+            })?;
+            intent::forget_thaw(state, &settings.name);
+        }
         let (state, name) = (state.to_owned(), settings.name.clone());
-        let write = move || intent::write(&state, &name, &Intent::Thaw(channel));
+        let write = move || intent::write(&state, &name, &Intent::Thaw(channel), process);
         let standing = tokio::task::spawn_blocking(write)
             .await
             .map_err(|e| ApiError::other(e.to_string()))?
@@ -109,7 +141,7 @@ impl Frozen {
             let ticket = slot.received(now_ns());
             (slot, ticket)
         });
-        let this = Self { agent, standing, slot };
+        let this = Self { agent, standing, process, slot };
         match frozen {
             Ok(_) => Ok(this),
             Err(error) => {
@@ -121,37 +153,72 @@ impl Frozen {
         }
     }
 
-    /// Thaws it.
+    /// Thaws it. Where its agent does not answer, that is tried again for as long as its QEMU lives.
     ///
     /// # Errors
     /// It may be frozen still; the intent stays.
     pub(crate) async fn thaw(self) -> Result<(), afterimage_qmp::Error> {
-        let thawed = self.agent.thaw().await;
-        if let Some((slot, ticket)) = self.slot {
-            slot.replied(ticket);
+        let Self { agent, standing, process, slot } = self;
+        match while_seen(slot, agent.thaw()).await {
+            Ok(_) => {
+                standing.thawed();
+                Ok(())
+            }
+            Err(error) => {
+                tokio::spawn(thaw_again(agent, standing, process));
+                Err(error)
+            }
         }
-        thawed?;
-        if let Err(error) = self.standing.done() {
-            tracing::warn!(%error, "the intent stays: the guest will be thawed once more");
-        }
-        Ok(())
     }
+}
+
+/// Waits for the guest's agent, and has the guard see that it is not us who stands still.
+async fn while_seen<T>(slot: Option<(SlotGuard, Ticket)>, work: impl Future<Output = T>) -> T {
+    let Some((slot, mut ticket)) = slot else { return work.await };
+    let mut work = std::pin::pin!(work);
+    loop {
+        if let Ok(done) = tokio::time::timeout(STILL_HERE_EVERY, &mut work).await {
+            slot.replied(ticket);
+            return done;
+        }
+        if planted::is("a-silent-agent-is-our-hang") {
+            continue;
+        }
+        slot.replied(ticket);
+        slot.hold(now_ns() + THAW_WAIT_NS);
+        ticket = slot.received(now_ns());
+    }
+}
+
+/// Thaws a guest whose agent did not answer at first. Ends with its QEMU, or when another has done it.
+async fn thaw_again(agent: GuestAgent, standing: intent::Standing, process: Option<ProcessId>) {
+    let mut pause = THAW_AGAIN_MIN;
+    while standing.stands() && process.is_none_or(|p| p.lives()) {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(THAW_AGAIN_MAX);
+        if standing.stands() && agent.thaw().await.is_ok() {
+            tracing::warn!(agent = %agent.channel(), "the guest has thawed at last");
+            break;
+        }
+    }
+    standing.thawed();
 }
 
 /// What to say of a guest that could not be thawed behind its checkpoint.
 pub(crate) fn unthawed(error: &afterimage_qmp::Error) -> ApiError {
     ApiError::not_reachable(format!(
         "the checkpoint was made, but the guest could not be thawed: {error}; \
-         thaw it inside the guest (`fsfreeze -u`), or restart the agent to try again"
+         this is tried again until it answers; or thaw it inside the guest (`fsfreeze -u`)"
     ))
 }
 
 async fn quiesced(
     context: &Context,
+    process: Option<ProcessId>,
     tag: Option<String>,
 ) -> Result<crate::group::Marked, ApiError> {
     let (state, settings) = (&context.state, &context.settings);
-    let frozen = Frozen::freeze(state, settings, context.worker.as_ref()).await?;
+    let frozen = Frozen::freeze(state, settings, process, context.worker.as_ref()).await?;
     let marked =
         tokio::task::block_in_place(|| context.group.mark(CheckpointKind::Application, tag))
             .map_err(|e| ApiError::other(e.to_string()));

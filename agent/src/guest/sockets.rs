@@ -1,12 +1,28 @@
 //! The sockets that QEMU connects to: where they lie, and who may reach them.
+//!
+//! ```text
+//! STATE/run/GUEST/           ours; 0711 if QEMU runs as another user, who may pass through
+//!   NAME.sock, memory.sock   made by us, then given to that user
+//!   qemu/                    that user's: what QEMU makes itself
+//!     pull.sock
+//! ```
+//!
+//! What always holds: a directory that we make or remove anything in is ours; what is given away is what
+//! was opened, never what a name leads to; nothing of ours is stored where QEMU's user may write.
 
 use super::task::Context;
 use afterimage_nbd::client::Client;
+use afterimage_planted as planted;
 use afterimage_qmp::qemu::Process;
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat};
+use rustix::process::{getegid, geteuid};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// The directory, in a guest's, that QEMU's user may write to.
+pub(super) const PULL_DIR: &str = "qemu";
 /// How long our own server may take to answer the probe before QEMU is told to connect.
 const PROBE_LIMIT: Duration = Duration::from_millis(500);
 /// Longest path of a unix socket (`sun_path`, less its end).
@@ -33,33 +49,110 @@ pub(super) async fn probe(socket: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The directory of a guest's sockets, reachable for QEMU's user.
+/// The directory of a guest's sockets: ours, and QEMU's user may pass through it. In it is one more, of
+/// QEMU's user, for the one socket that QEMU makes itself ([`PULL_DIR`]).
 pub(super) fn run_dir(context: &Context, process: Option<&Process>) -> Result<PathBuf> {
-    use std::os::unix::fs::PermissionsExt;
-    let run = context.state.join("run");
-    let dir = run.join(&context.settings.name);
+    prepare_run_dir(&context.state, &context.settings.name, other_owner(process)?)
+}
+
+fn prepare_run_dir(state: &Path, name: &str, qemu: Option<(u32, u32)>) -> Result<PathBuf> {
+    let run = state.join("run");
+    let dir = run.join(name);
     afterimage_journal::layout::make_dir(&dir)?;
-    if let Some(uid) = uid_of(process).filter(|uid| *uid != rustix::process::getuid().as_raw()) {
+    let opened = open_dir(&dir)?;
+    if fstat(&opened)?.st_uid != geteuid().as_raw() && !planted::is("run-dir-is-qemus") {
+        take_back(&dir, &opened)?;
+    }
+    let pull = dir.join(PULL_DIR);
+    afterimage_journal::layout::make_dir(&pull)?;
+    let pull_opened = open_dir(&pull)?;
+    if let Some((uid, gid)) = qemu {
         // Others may pass through, not look.
-        for path in [context.state.as_path(), run.as_path()] {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711))
+        for path in [state, run.as_path()] {
+            fchmod(open_dir(path)?, Mode::from_raw_mode(0o711))
                 .with_context(|| format!("open {} to QEMU's user {uid}", path.display()))?;
         }
-        give_to(&dir, process)?;
+        fchmod(&opened, Mode::from_raw_mode(0o711))
+            .with_context(|| format!("open {} to QEMU's user {uid}", dir.display()))?;
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        fchown(&pull_opened, Some(uid), Some(gid))
+            .with_context(|| format!("give {} to QEMU's user", pull.display()))?;
+        if planted::is("run-dir-is-qemus") {
+            fchown(&opened, Some(uid), None)?;
+        }
+    } else if fstat(&pull_opened)?.st_uid != geteuid().as_raw() {
+        fchown(&pull_opened, Some(geteuid()), Some(getegid()))
+            .with_context(|| format!("take {} back", pull.display()))?;
     }
+    fchmod(&pull_opened, Mode::from_raw_mode(0o700))?;
     Ok(dir)
 }
 
-fn uid_of(process: Option<&Process>) -> Option<u32> {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(format!("/proc/{}", process?.pid)).ok().map(|m| m.uid())
+/// Opens a directory that is no symlink.
+fn open_dir(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .with_context(|| format!("open the directory {}", path.display()))
 }
 
-/// Makes QEMU's user the owner of a path, where that is another than ours.
-pub(crate) fn give_to(path: &Path, process: Option<&Process>) -> Result<()> {
-    if let Some(uid) = uid_of(process).filter(|uid| *uid != rustix::process::getuid().as_raw()) {
-        std::os::unix::fs::chown(path, Some(uid), None)
-            .with_context(|| format!("give {} to QEMU's user {uid}", path.display()))?;
+/// Makes a directory ours that an older version gave to QEMU's user, and empties it: what lies in it may
+/// be that user's, and name anything. Our servers make their sockets anew.
+fn take_back(dir: &Path, opened: &OwnedFd) -> Result<()> {
+    let failed = || format!("take {} back from QEMU's user", dir.display());
+    fchown(opened, Some(geteuid()), Some(getegid())).with_context(failed)?;
+    fchmod(opened, Mode::from_raw_mode(0o700)).with_context(failed)?;
+    for entry in std::fs::read_dir(dir).with_context(failed)? {
+        let entry = entry.with_context(failed)?;
+        let removed = match entry.file_type().with_context(failed)?.is_dir() {
+            // Follows no symlink.
+            true => std::fs::remove_dir_all(entry.path()),
+            false if entry.file_name() == super::attach::PROCESS_FILE && is_ours(&entry.path()) => {
+                Ok(())
+            }
+            false => std::fs::remove_file(entry.path()),
+        };
+        removed.with_context(failed)?;
     }
     Ok(())
 }
+
+/// Whether a plain file of ours lies there, under no other name.
+fn is_ours(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(path)
+        .is_ok_and(|m| m.is_file() && m.uid() == geteuid().as_raw() && m.nlink() == 1)
+}
+
+/// The user and group of QEMU, where that is another user than ours.
+fn other_owner(process: Option<&Process>) -> Result<Option<(u32, u32)>> {
+    let Some(process) = process else { return Ok(None) };
+    let owner = process.owner()?;
+    Ok(Some(owner).filter(|(uid, _)| *uid != geteuid().as_raw()))
+}
+
+/// Makes QEMU's user the owner of a socket, where that is another than ours. What is no socket, a symlink
+/// above all, is refused.
+pub(crate) fn give_to(path: &Path, process: Option<&Process>) -> Result<()> {
+    match other_owner(process)? {
+        Some((uid, _)) => give(path, uid),
+        None => Ok(()),
+    }
+}
+
+fn give(path: &Path, uid: u32) -> Result<()> {
+    if planted::is("sockets-are-given-by-name") {
+        return Ok(std::os::unix::fs::chown(path, Some(uid), None)?);
+    }
+    let failed = || format!("give {} to QEMU's user {uid}", path.display());
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let socket = rustix::fs::open(path, flags, Mode::empty()).with_context(failed)?;
+    if FileType::from_raw_mode(fstat(&socket).with_context(failed)?.st_mode) != FileType::Socket {
+        bail!("{}: it is no socket: something else was put in its place", failed());
+    }
+    let uid = Uid::from_raw(uid);
+    rustix::fs::chownat(&socket, "", Some(uid), None, AtFlags::EMPTY_PATH).with_context(failed)
+}
+
+#[cfg(test)]
+#[path = "sockets_tests.rs"]
+mod tests;

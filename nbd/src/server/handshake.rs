@@ -268,6 +268,9 @@ impl<'a> Handshake<'a> {
         let Some(agreed) = self.agree(name) else {
             return Err(CloseReason::UnknownExport(name.to_owned()));
         };
+        if let Some(why) = self.link.observer.refusal(name) {
+            return Err(CloseReason::Refused(why));
+        }
         let outbox = &mut self.link.outbox;
         outbox.push(&agreed.export.bytes().to_be_bytes());
         outbox.push(&connection::transmission_flags(&agreed.info, agreed.mode).to_be_bytes());
@@ -286,6 +289,12 @@ impl<'a> Handshake<'a> {
             self.error(option, REP_ERR_UNKNOWN, "no such export");
             return Next::Haggle;
         };
+        if option == OPT_GO
+            && let Some(why) = self.link.observer.refusal(query.name)
+        {
+            self.error(option, REP_ERR_POLICY, &why);
+            return Next::Haggle;
+        }
         let info = &agreed.info;
         let flags = connection::transmission_flags(info, agreed.mode).to_be_bytes();
         let kind = |kind: u16| kind.to_be_bytes();

@@ -19,6 +19,11 @@ pub trait Observer: Send + Sync {
 
 /// Watches one connection. Each call does nothing unless it is implemented.
 pub trait ConnectionObserver: Send {
+    /// The client asks for an export to transmit with: `Some` refuses it, with words for the client.
+    fn refusal(&self, name: &str) -> Option<String> {
+        let _ = name;
+        None
+    }
     /// The client has chosen its export; transmission begins.
     fn exporting(&self, name: &str) {
         let _ = name;
@@ -73,6 +78,9 @@ pub enum CloseReason {
     /// The client asked for an export that does not exist, in a way that has no error reply.
     #[error("no export is named {0:?}")]
     UnknownExport(String),
+    /// The observer refused the client, which asked in a way that has no error reply.
+    #[error("client was refused: {0}")]
+    Refused(String),
     /// The client broke the protocol.
     #[error("client broke the protocol: {0}")]
     Protocol(String),

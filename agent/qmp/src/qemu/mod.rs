@@ -26,9 +26,9 @@ pub use leftovers::{LeftMirror, Removed};
 pub use mirror::{Attachment, IoStatus, JobState, MirrorSpec, RESUME_LIMIT};
 pub use names::Names;
 pub use path::DevicePath;
-pub use process::Process;
+pub use process::{Process, ProcessId};
 pub use snapshot::{Migration, MigrationPhase, MigrationSettings, SnapshotMode};
-pub use undo::{MonitorChannel, UndoSnapshot, undo_snapshot_blocking};
+pub use undo::{MonitorChannel, UndoSnapshot, now_ns, undo_snapshot_blocking};
 
 use crate::{Client, Error, Events, Monitor, Result};
 

@@ -5,8 +5,26 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::Qemu;
 use crate::{Error, Result};
+
+/// Which process: what is noted of one that may be gone when the note is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot (field 22 of `/proc/PID/stat`).
+    pub start_ticks: u64,
+}
+
+impl ProcessId {
+    /// Whether this very process still lives (a zombie does not).
+    pub fn lives(&self) -> bool {
+        start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
+    }
+}
 
 /// A process, told from all others of this boot of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,9 +48,27 @@ impl Process {
         Ok(Process { pid, start_ticks, command_line })
     }
 
+    /// Which process it is, to be noted.
+    pub fn id(&self) -> ProcessId {
+        ProcessId { pid: self.pid, start_ticks: self.start_ticks }
+    }
+
     /// Whether this very process still lives (a zombie does not).
     pub fn lives(&self) -> bool {
-        start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
+        self.id().lives()
+    }
+
+    /// The user and group that it runs as (effective), from `/proc/PID/status`: the owner of `/proc/PID`
+    /// itself is root for a process that changed its user after its start.
+    pub fn owner(&self) -> Result<(u32, u32)> {
+        let path = format!("/proc/{}/status", self.pid);
+        let text = String::from_utf8_lossy(&read(path.clone())?).into_owned();
+        let effective = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+            line.split_ascii_whitespace().nth(1)?.parse().ok()
+        };
+        let odd = || Error::Proc { path: path.into(), reason: "no user or group".to_owned() };
+        effective("Uid:").zip(effective("Gid:")).ok_or_else(odd)
     }
 }
 

@@ -13,7 +13,8 @@
 //!
 //! **A snapshot that fails while QEMU has the guest stopped for it leaves the guest stopped**: a mirror whose
 //! server dies before it has answered the FLUSH, say, or a `migrate_cancel` at that moment. So whoever
-//! ends one has to look, and to let the guest run: [`Qemu::end_snapshot`] with `resume`.
+//! ends one has to look, and to let the guest run: [`Qemu::end_snapshot`] with `resume`. A guest that
+//! somebody else paused looks the same: what is noted of the snapshot tells them apart ([`super::undo`]).
 //!
 //! **A reader that does not read hangs QEMU**: a processor that writes to a page which is not saved yet
 //! waits for the one thread that saves, with the lock of QEMU's main loop in its hand. The monitor is
@@ -24,7 +25,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Backoff, Qemu, RunState};
+use super::{Backoff, Qemu, RunState, UndoSnapshot, undo::now_ns};
 use crate::{Error, Result};
 
 /// Longest path of a unix socket, less its end, in bytes.
@@ -132,6 +133,8 @@ pub struct Migration {
     pub error: Option<String>,
     /// Why none can be begun: devices that can't be migrated, say.
     pub blocked: Vec<String>,
+    /// How long it has been going on, in milliseconds, where QEMU says so (not while it sets up).
+    pub total_ms: Option<u64>,
 }
 
 impl Migration {
@@ -146,7 +149,8 @@ impl Migration {
         let blocked = answer["blocked-reasons"].as_array().into_iter().flatten();
         let blocked = blocked.filter_map(|r| r.as_str().map(str::to_owned)).collect();
         let error = answer["error-desc"].as_str().map(str::to_owned);
-        Migration { phase, status, error, blocked }
+        let total_ms = answer["total-time"].as_u64();
+        Migration { phase, status, error, blocked, total_ms }
     }
 }
 
@@ -258,40 +262,74 @@ impl Qemu {
         let _ = tokio::time::timeout(CLEARED_LIMIT, cleared).await;
     }
 
-    /// Ends a snapshot, however far it got: cancels what goes on, puts the settings back, and lets the
-    /// guest run that a snapshot of mode `resume` may have left stopped. Does no harm where there is
-    /// nothing to undo.
+    /// Ends a snapshot, however far it got: cancels its migration, lets the guest run that it left
+    /// stopped, and puts the settings back that it changed. What is not the snapshot's (another process,
+    /// a migration or a pause of somebody else's, settings that were changed since) is left alone.
     ///
     /// While the stream's reader lives and does not read this may find QEMU silent: the stream is to be
     /// closed first.
-    pub async fn end_snapshot(
-        &self,
-        was: &MigrationSettings,
-        resume: Option<SnapshotMode>,
-        limit: Duration,
-    ) -> Result<()> {
-        let ended = tokio::time::timeout(limit, self.undo(was, resume)).await;
+    ///
+    /// # Errors
+    /// The monitor failed, or somebody else's migration goes on: call it again later.
+    pub async fn end_snapshot(&self, undo: &UndoSnapshot, limit: Duration) -> Result<()> {
+        let ended = tokio::time::timeout(limit, self.undo(undo)).await;
         ended.unwrap_or_else(|_| {
             let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
             Err(Error::Timeout { command: "ending the snapshot".to_owned(), limit_ms })
         })
     }
 
-    async fn undo(&self, was: &MigrationSettings, resume: Option<SnapshotMode>) -> Result<()> {
+    async fn undo(&self, undo: &UndoSnapshot) -> Result<()> {
+        if undo.is_of_another(self.process()?.map(|p| p.id())) {
+            return Ok(());
+        }
+        self.end_migration(undo).await?;
+        if let Some(mode) = undo.resume {
+            self.resume_if_ours(undo, mode).await?;
+        }
+        let now = self.migration_settings().await?;
+        self.change_settings(&now, &undo.settings_to_restore(&now)).await
+    }
+
+    /// Cancels the snapshot's migration, and waits until it has ended. Without a limit of its own.
+    ///
+    /// # Errors
+    /// The monitor failed, or somebody else's migration goes on.
+    pub async fn end_migration(&self, undo: &UndoSnapshot) -> Result<()> {
         let mut backoff = Backoff::new(2, 50);
         let mut cancelled = false;
-        while self.migration().await?.phase == MigrationPhase::UnderWay {
-            if !cancelled {
-                self.run("migrate_cancel", Value::Null).await?;
-                cancelled = true;
+        loop {
+            let migration = self.migration().await?;
+            if migration.phase != MigrationPhase::UnderWay {
+                return Ok(());
+            }
+            match undo.owns_migration(migration.total_ms, now_ns()) {
+                Some(false) => return Err(Error::MigrationUnderWay { status: migration.status }),
+                Some(true) if !cancelled => {
+                    self.run("migrate_cancel", Value::Null).await?;
+                    cancelled = true;
+                }
+                Some(true) | None => {}
             }
             backoff.pause().await;
         }
-        if let Some(mode) = resume {
-            self.resume_guest(mode).await?;
+    }
+
+    async fn resume_if_ours(&self, undo: &UndoSnapshot, mode: SnapshotMode) -> Result<()> {
+        let stands = match self.run_state().await? {
+            RunState::Paused => undo.owns_pause(self.last_io_ns().await?),
+            RunState::PostMigrate if mode == SnapshotMode::Stop => undo.owns_departure(now_ns()),
+            _ => return Ok(()),
+        };
+        match stands {
+            true => self.cont().await,
+            false => {
+                tracing::warn!(
+                    "the guest is paused, but not by the snapshot that is undone: left as it is"
+                );
+                Ok(())
+            }
         }
-        let now = self.migration_settings().await?;
-        self.change_settings(&now, was).await
     }
 
     /// Lets a guest run that was stopped for a snapshot of this mode. Leaves one alone that has ended, met
@@ -303,5 +341,14 @@ impl Qemu {
             }
             _ => Ok(()),
         }
+    }
+
+    /// When a device of the guest last finished a request to a disk, on the clock of [`now_ns`]; `None`:
+    /// never, or QEMU does not say.
+    async fn last_io_ns(&self) -> Result<Option<u64>> {
+        let all = self.run_list("query-blockstats", Value::Null).await?;
+        let now = now_ns();
+        let idle = all.iter().filter_map(|device| device["stats"]["idle_time_ns"].as_u64());
+        Ok(idle.min().map(|idle| now.saturating_sub(idle)))
     }
 }

@@ -12,7 +12,7 @@ use afterimage_qmp::{
     Error, Event, Events, Qemu, QemuEvent,
     qemu::{
         MigrationPhase, MigrationSettings, MirrorSpec, MonitorChannel, RunState, SnapshotMode,
-        UndoSnapshot, undo_snapshot_blocking,
+        UndoSnapshot, now_ns, undo_snapshot_blocking,
     },
 };
 use serde_json::json;
@@ -41,6 +41,20 @@ async fn completed(qemu: &Qemu) {
         }
         assert!(Instant::now() < deadline, "{migration:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The note of a snapshot that began a moment ago.
+fn ours(vm: &Vm, was: &MigrationSettings, mode: SnapshotMode, resume: bool) -> UndoSnapshot {
+    UndoSnapshot {
+        monitor: MonitorChannel::Socket(vm.path("qmp2")),
+        was: was.clone(),
+        resume: resume.then_some(mode),
+        mode: Some(mode),
+        process: vm.qemu.process().unwrap().map(|p| p.id()),
+        begun_ns: Some(now_ns()),
+        stopped_ns: None,
+        migrate_ns: Some(now_ns()),
     }
 }
 
@@ -93,7 +107,7 @@ async fn a_background_snapshot_stops_the_guest_for_a_moment_and_leaves_all_setti
         assert!(stop > 0 && resume > stop && resume - stop < 1_000_000, "{stop} {resume}");
         next(&mut events, &QemuEvent::Migration { status: "completed".into() }).await;
         completed(&vm.qemu).await;
-        vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+        vm.qemu.end_snapshot(&ours(&vm, &was, Background, false), SOON).await.unwrap();
         assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
         let bytes = reader.join().unwrap();
         assert!(bytes.starts_with(b"QEVM\0\0\0\x03") && bytes.len() > 100_000, "{}", bytes.len());
@@ -122,10 +136,10 @@ async fn in_stop_mode_the_guest_stands_still_until_it_is_told_to_run_and_the_mir
     let stood = vm.acknowledged().await;
     assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::PostMigrate);
     // Somebody else's guest that went to another host is not woken.
-    vm.qemu.end_snapshot(&was, Some(Background), SOON).await.unwrap();
+    vm.qemu.end_snapshot(&ours(&vm, &was, Background, true), SOON).await.unwrap();
     assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::PostMigrate);
     assert_eq!(vm.acknowledged().await, stood);
-    vm.qemu.end_snapshot(&was, Some(Stop), SOON).await.unwrap();
+    vm.qemu.end_snapshot(&ours(&vm, &was, Stop, true), SOON).await.unwrap();
     assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
     assert!(reader.join().unwrap().starts_with(b"QEVM"));
     vm.rounds(20).await;
@@ -162,7 +176,7 @@ async fn a_stalled_stream_is_ended_by_closing_it_and_the_guest_runs_on() {
     // QEMU hangs in it: what comes next is never heard.
     tokio::time::sleep(Duration::from_millis(300)).await;
     drop(stream);
-    vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+    vm.qemu.end_snapshot(&ours(&vm, &was, Background, false), SOON).await.unwrap();
     assert_eq!(vm.qemu.migration().await.unwrap().phase, MigrationPhase::Failed);
     assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
     assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::Running);
@@ -174,7 +188,7 @@ async fn a_stalled_stream_is_ended_by_closing_it_and_the_guest_runs_on() {
     vm.qemu.migrate_to(&socket).await.unwrap();
     completed(&vm.qemu).await;
     assert!(reader.join().unwrap().len() > 100_000);
-    vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+    vm.qemu.end_snapshot(&ours(&vm, &was, Background, false), SOON).await.unwrap();
 }
 
 /// QEMU doesn't: the failure comes while it has stopped the guest.
@@ -208,9 +222,9 @@ async fn a_guest_whose_mirror_dies_while_it_is_stopped_for_a_snapshot_is_let_run
     next(&mut events, &QemuEvent::Stop).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     server.kill();
-    vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+    vm.qemu.end_snapshot(&ours(&vm, &was, Background, false), SOON).await.unwrap();
     assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::Paused, "a later QEMU does better");
-    vm.qemu.end_snapshot(&was, Some(Background), SOON).await.unwrap();
+    vm.qemu.end_snapshot(&ours(&vm, &was, Background, true), SOON).await.unwrap();
     assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::Running);
     assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
     vm.rounds(20).await;
@@ -228,8 +242,8 @@ async fn another_process_undoes_a_snapshot_whose_owner_died() {
             vm.qemu.stop().await.unwrap();
         }
         drop(stalled(&vm, &was).await);
-        let resume = stopped.then_some(Background);
-        let undo = UndoSnapshot { monitor: monitor.clone(), was: was.clone(), resume };
+        let undo =
+            UndoSnapshot { monitor: monitor.clone(), ..ours(&vm, &was, Background, stopped) };
         // As a note on disk has it.
         let note = serde_json::to_vec(&undo).unwrap();
         let undo: UndoSnapshot = serde_json::from_slice(&note).unwrap();
@@ -240,7 +254,7 @@ async fn another_process_undoes_a_snapshot_whose_owner_died() {
     }
     // A QEMU that is gone took it along; one that does not answer is no success.
     let gone = MonitorChannel::Socket(vm.path("nosuch"));
-    let undo = |monitor| UndoSnapshot { monitor, was: was.clone(), resume: Some(Stop) };
+    let undo = |monitor| UndoSnapshot { monitor, ..ours(&vm, &was, Stop, true) };
     undo_snapshot_blocking(&undo(gone), SOON).unwrap();
     let silent = UnixListener::bind(vm.path("silent")).unwrap();
     let begin = Instant::now();
@@ -250,6 +264,51 @@ async fn another_process_undoes_a_snapshot_whose_owner_died() {
     );
     assert!(undone.is_err() && begin.elapsed() < Duration::from_secs(2), "{undone:?}");
     drop(silent);
+}
+
+/// What is left of a snapshot must not touch what an administrator has done to the guest since.
+#[tokio::test]
+async fn stale_note_leaves_the_pause_and_the_migration_of_somebody_else_alone() {
+    let vm = Vm::prelaunch(&[DRIVE_RAW]).await;
+    vm.boot().await;
+    let was = somebodys_settings(&vm).await;
+    vm.qemu.set_for_snapshot(&was, Background).await.unwrap();
+    let began = now_ns() - 120_000_000_000;
+    let stale = UndoSnapshot {
+        begun_ns: Some(began),
+        stopped_ns: Some(began),
+        migrate_ns: Some(began),
+        ..ours(&vm, &was, Background, true)
+    };
+    vm.rounds(5).await;
+    vm.qemu.stop().await.unwrap();
+    undo_snapshot_blocking(&stale, SOON).unwrap();
+    assert_eq!(vm.qemu.run_state().await.unwrap(), RunState::Paused);
+    assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
+    vm.qemu.cont().await.unwrap();
+
+    let slow = json!({ "max-bandwidth": 1 });
+    vm.qemu.monitor().execute("migrate-set-parameters", slow).await.unwrap();
+    let socket = vm.path("theirs");
+    let reader = sink(UnixListener::bind(&socket).unwrap());
+    vm.qemu.migrate_to(&socket).await.unwrap();
+    let under_way = async || vm.qemu.migration().await.unwrap();
+    while under_way().await.total_ms.is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let refused = vm.qemu.end_snapshot(&stale, SOON).await.unwrap_err();
+    assert!(matches!(&refused, Error::MigrationUnderWay { .. }), "{refused}");
+    assert_eq!(under_way().await.phase, MigrationPhase::UnderWay, "{:?}", under_way().await);
+    // The same note in another life of QEMU's owes nothing at all.
+    let mut process = stale.process.unwrap();
+    process.start_ticks -= 1;
+    let other = UndoSnapshot { process: Some(process), ..stale };
+    vm.qemu.end_snapshot(&other, SOON).await.unwrap();
+    assert_eq!(under_way().await.phase, MigrationPhase::UnderWay);
+    vm.qemu.monitor().execute("migrate_cancel", json!(null)).await.unwrap();
+    drop(vm);
+    let _ = UnixStream::connect(&socket);
+    let _ = reader.join();
 }
 
 #[tokio::test]
@@ -271,7 +330,7 @@ async fn what_stands_in_the_way_is_refused_by_name() {
     // Nobody listens: QEMU says so, and runs on.
     vm.qemu.set_for_snapshot(&was, Background).await.unwrap();
     let _ = vm.qemu.migrate_to(&vm.path("nobody")).await;
-    vm.qemu.end_snapshot(&was, None, SOON).await.unwrap();
+    vm.qemu.end_snapshot(&ours(&vm, &was, Background, false), SOON).await.unwrap();
     assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
     // One that belongs to somebody else goes on, and is not touched.
     let slow = json!({ "max-bandwidth": 1 });

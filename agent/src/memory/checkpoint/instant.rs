@@ -9,14 +9,16 @@
 //! that no FLUSH comes from, that can't be held together, or that are to be stopped.
 //!
 //! What always holds: every guest was still while the position was taken, proved by what was held, or
-//! by QEMU's own word for a guest that we stopped.
+//! by QEMU's own word for a guest that we stopped; and nobody let it run, or stopped it too, until the
+//! state of its memory and devices was fixed ([`super::still`]). Otherwise there is no checkpoint, and the
+//! guest stays as whoever it was wants it.
 
 use super::taking::Taking;
 use super::{Failure, Outcome};
 use crate::group::Group;
 use afterimage_guard::{SlotKind, now_ns};
 use afterimage_journal::Seq;
-use afterimage_qmp::qemu::{RunState, SnapshotMode};
+use afterimage_qmp::qemu::SnapshotMode;
 use std::time::{Duration, Instant as Moment};
 use tokio::task::JoinSet;
 
@@ -102,9 +104,11 @@ async fn answered(commands: &mut Commands) -> Outcome<()> {
 
 async fn in_band(takings: &mut [Taking], group: &Group, hold_limit: Duration) -> Outcome<Instant> {
     for taking in takings.iter_mut() {
+        taking.check_untouched()?;
         let armed = taking.lease.latch.arm(hold_limit);
         taking.armed = Some(armed.ok_or_else(|| Failure::other("its instant is taken already"))?);
-        taking.may_stand = true;
+        taking.may_stand(Order::InBand).await?;
+        taking.is_sending().await?;
     }
     let mut commands = migrate(takings);
     let seq = tokio::select! {
@@ -115,7 +119,7 @@ async fn in_band(takings: &mut [Taking], group: &Group, hold_limit: Duration) ->
             return Err(Failure::Unfit(format!("the guests did not stop within {STOP_LIMIT:?}")));
         }
     };
-    let instant = Instant { seq, wall_ns: group.wall_ns() };
+    let (instant, stood_ns) = (Instant { seq, wall_ns: group.wall_ns() }, now_ns());
     // Each is let go, and each must have been held until then.
     let held = takings.iter().filter(|t| t.armed.as_ref().is_some_and(|a| a.release())).count();
     if held < takings.len() {
@@ -124,11 +128,22 @@ async fn in_band(takings: &mut [Taking], group: &Group, hold_limit: Duration) ->
             "only {held} of {all} guests stood still together within {hold_limit:?}"
         )));
     }
+    for taking in takings.iter_mut() {
+        taking.stood(stood_ns).await?;
+    }
     answered(&mut commands).await?;
     for taking in takings.iter_mut() {
+        // Memory and devices are fixed once it comes: nobody else may have touched the guest until then.
+        let first = taking.hears(|heard| heard.first_page);
+        match tokio::time::timeout(STOP_LIMIT, first).await {
+            Ok(heard) if heard.first_page => {}
+            Ok(_) => return Err(taking.why_ended().await),
+            Err(_) => return Err(Failure::Unfit(format!("no page came in {STOP_LIMIT:?}"))),
+        }
         let (stop_us, resume_us) = taking.stamps().await?;
-        taking.may_stand = false;
+        taking.check_only_stop().await?;
         taking.check(stop_us, resume_us)?;
+        taking.is_let_go().await?;
         taking.pause_us = resume_us - stop_us;
         taking.armed = None;
     }
@@ -189,21 +204,25 @@ async fn stopped_by_command(
 ) -> Outcome<Instant> {
     let mut commands = JoinSet::new();
     for taking in takings.iter_mut() {
-        taking.may_stand = true;
+        taking.check_untouched()?;
+        taking.may_stand(Order::Explicit).await?;
         let (name, qemu) = (taking.name().to_owned(), taking.lease.qemu.clone());
         commands.spawn(async move { (name, qemu.stop().await) });
     }
     answered(&mut commands).await?;
     for taking in takings.iter_mut() {
-        let state = taking.lease.qemu.run_state().await?;
-        if state != RunState::Paused {
-            return Err(Failure::other(format!("{} did not stop: {state:?}", taking.name())));
-        }
+        taking.check_still(None).await?;
     }
     // QEMU answered every write of theirs before it said that they stand still.
     let instant = Instant { seq: group.journal()?.head(), wall_ns: group.wall_ns() };
-    answered(&mut migrate(takings)).await?;
+    let writes: Vec<u64> = takings.iter().map(|t| t.lease.writes()).collect();
+    let stood_ns = now_ns();
     for taking in takings.iter_mut() {
+        taking.stood(stood_ns).await?;
+        taking.is_sending().await?;
+    }
+    answered(&mut migrate(takings)).await?;
+    for (taking, writes) in takings.iter_mut().zip(writes) {
         match taking.mode {
             SnapshotMode::Background => {
                 if !taking.hears(|heard| heard.first_page).await.first_page {
@@ -212,15 +231,12 @@ async fn stopped_by_command(
             }
             SnapshotMode::Stop => taking.complete().await?,
         }
+        taking.check_still(Some(writes)).await?;
         taking.lease.qemu.resume_guest(taking.mode).await?;
-        let own_us = begin.elapsed().as_micros() as u64;
         // QEMU's own stamps are exact, where it sends any.
-        let stamps = tokio::time::timeout(Duration::from_millis(200), taking.stamps()).await;
-        taking.pause_us = match stamps {
-            Ok(Ok((stop_us, resume_us))) => resume_us.saturating_sub(stop_us),
-            _ => own_us,
-        };
-        taking.may_stand = false;
+        let own_us = begin.elapsed().as_micros() as u64;
+        taking.pause_us = taking.stood_us(own_us).await;
+        taking.is_let_go().await?;
     }
     Ok(instant)
 }

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The instant is one for all guests and all their disks ([`instant`]). [`taking`] is one guest's part,
-//! [`commit`] what becomes records.
+//! [`owed`] what it undoes, [`still`] says whose a stop was, [`commit`] what becomes records.
 //!
 //! What always holds: nothing is in the journal that anybody could take for a checkpoint before its one
 //! mark, which comes last (I-6); whatever ends it, and wherever, every guest runs and every QEMU has
@@ -18,6 +18,8 @@
 
 mod commit;
 mod instant;
+mod owed;
+mod still;
 mod taking;
 
 use super::Table;
@@ -291,7 +293,10 @@ impl Conductor {
     ) -> Outcome<(MemoryCheckpoint, MarkReply)> {
         self.group.check_memory_room()?;
         let frozen_one = leases.iter().find(|l| Some(&l.settings.name) == wanted.quiesce.as_ref());
-        let freeze = frozen_one.map(|l| (l.state.clone(), l.settings.clone(), l.worker.clone()));
+        let freeze = frozen_one.map(|l| {
+            let process = l.process.as_ref().map(|p| p.id());
+            (l.state.clone(), l.settings.clone(), process, l.worker.clone())
+        });
         for lease in leases {
             let table = self.table(&lease.settings.name).await?;
             begun.takings.push(Taking::new(lease, table));
@@ -300,8 +305,8 @@ impl Conductor {
             taking.prepare(&self.group, &self.state.join("spool")).await?;
         }
         let mut kind = CheckpointKind::Crash;
-        if let Some((state, settings, worker)) = freeze {
-            let frozen = Frozen::freeze(&state, &settings, worker.as_ref()).await;
+        if let Some((state, settings, process, worker)) = freeze {
+            let frozen = Frozen::freeze(&state, &settings, process, worker.as_ref()).await;
             begun.frozen = Some(frozen.map_err(Failure::Plain)?);
             kind = CheckpointKind::Application;
         }

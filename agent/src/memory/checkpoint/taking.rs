@@ -4,6 +4,9 @@
 //! done; a stream is shut before its QEMU is asked for anything, since one whose reader stands still
 //! answers nobody (see `afterimage_qmp::qemu::snapshot`).
 
+use super::instant::Order;
+use super::owed::settle_left;
+use super::still::Words;
 use super::{Failure, Outcome};
 use crate::capture::{Armed, Stopped};
 use crate::group::Group;
@@ -13,7 +16,7 @@ use crate::intent::{self, Intent, Standing};
 use crate::memory::{Event, Intake, Options, Source, SpoolAt, Table, Taken};
 use crate::settings::MemoryMode;
 use afterimage_journal::meta::VolumeKind;
-use afterimage_qmp::qemu::{MigrationPhase, MigrationSettings, SnapshotMode, UndoSnapshot};
+use afterimage_qmp::qemu::{MigrationPhase, SnapshotMode, UndoSnapshot};
 use afterimage_qmp::{Events, QemuEvent};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -25,9 +28,13 @@ const STALL_LIMIT: Duration = Duration::from_secs(5);
 /// How long QEMU may take to say that a stream which ended has ended well.
 const COMPLETE_LIMIT: Duration = Duration::from_secs(5);
 /// How long cancelling a snapshot and putting its settings back may take.
-const END_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long the events of the guest's stop and start may take.
 const EVENTS_LIMIT: Duration = Duration::from_secs(5);
+/// The same behind the first page, where they come in the order of things.
+const RESUME_LIMIT: Duration = Duration::from_secs(2);
+/// How long they may take where they are wanted for their exact times only.
+const STAMPS_LIMIT: Duration = Duration::from_millis(200);
 /// How often it is looked whether the stream's reader hangs.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 /// Between two looks whether QEMU is done.
@@ -45,13 +52,15 @@ pub(super) struct Taking {
     pub(super) lease: Lease,
     pub(super) mode: SnapshotMode,
     table: Option<Table>,
-    /// QEMU's settings as they were, and the note of them.
-    owed: Option<(MigrationSettings, Standing)>,
-    /// The guest may stand still because of us.
-    pub(super) may_stand: bool,
+    /// What undoes it, and the note of that on disk.
+    pub(super) owed: Option<(UndoSnapshot, Standing)>,
+    /// How the guest may have come to a stand because of us.
+    pub(super) may_stand: Option<Order>,
     intake: Option<Intake>,
     heard: watch::Receiver<Heard>,
-    events: Option<Events>,
+    pub(super) events: Option<Events>,
+    /// What its monitor has said since the checkpoint began.
+    pub(super) words: Words,
     pub(super) armed: Option<Armed>,
     /// Its first FLUSH.
     pub(super) stopped: Option<Stopped>,
@@ -70,10 +79,11 @@ impl Taking {
             mode,
             table: Some(table),
             owed: None,
-            may_stand: false,
+            may_stand: None,
             intake: None,
             heard: watch::channel(Heard::default()).1,
             events: None,
+            words: Words::default(),
             armed: None,
             stopped: None,
             pause_us: 0,
@@ -91,19 +101,27 @@ impl Taking {
 
     /// Makes everything ready but the guest itself: the note, QEMU's settings, who reads.
     pub(super) async fn prepare(&mut self, group: &Group, spool: &Path) -> Outcome<()> {
+        let (qemu, name) = (self.lease.qemu.clone(), self.name().to_owned());
+        settle_left(qemu, self.lease.state.clone(), name).await?;
+        // Before the look whether it runs: who stops it from here on is heard.
+        self.events = Some(self.lease.qemu.events());
         let was = self.lease.qemu.check_snapshot(self.mode).await?;
         let undo = UndoSnapshot {
             monitor: self.lease.monitor.clone(),
             was: was.clone(),
-            // A snapshot that fails while QEMU has the guest stopped leaves it stopped.
-            resume: Some(self.mode),
+            resume: None,
+            mode: Some(self.mode),
+            process: self.lease.process.as_ref().map(|p| p.id()),
+            begun_ns: None,
+            stopped_ns: None,
+            migrate_ns: None,
         };
         let (state, name) = (self.lease.state.clone(), self.name().to_owned());
-        let write = move || intent::write(&state, &name, &Intent::Resume(undo));
+        let intent = Intent::Resume(undo.clone());
+        let write = move || intent::write(&state, &name, &intent, None);
         let standing = tokio::task::spawn_blocking(write).await.map_err(Failure::other)??;
-        let (settings, _) = self.owed.insert((was, standing));
-        self.lease.qemu.set_for_snapshot(settings, self.mode).await?;
-        self.events = Some(self.lease.qemu.events());
+        self.owed = Some((undo, standing));
+        self.lease.qemu.set_for_snapshot(&was, self.mode).await?;
         self.listen(group, spool)
     }
 
@@ -140,6 +158,11 @@ impl Taking {
     pub(super) async fn hears(&mut self, wanted: impl Fn(&Heard) -> bool) -> Heard {
         let heard = self.heard.wait_for(|heard| heard.ended || wanted(heard)).await;
         heard.map_or(Heard { ended: true, ..Heard::default() }, |heard| *heard)
+    }
+
+    /// Whether a page of the guest's memory came.
+    pub(super) fn has_pages(&self) -> bool {
+        self.heard.borrow().first_page
     }
 
     /// Why a stream ended that should not have.
@@ -203,42 +226,46 @@ impl Taking {
         Ok(())
     }
 
-    async fn undo(&mut self) -> Result<(), afterimage_qmp::Error> {
-        let resume = self.may_stand.then_some(self.mode);
-        let Some((was, _)) = &self.owed else { return Ok(()) };
-        self.lease.qemu.end_snapshot(was, resume, END_LIMIT).await?;
-        self.settled();
-        Ok(())
-    }
-
-    fn settled(&mut self) {
-        let done = self.owed.take().map(|(_, standing)| standing.done());
-        if let Some(Err(error)) = done {
-            tracing::warn!(%error, "the intent stays: the snapshot will be undone once more");
-        }
-    }
-
-    /// The guest's stop and start as QEMU stamped them, in microseconds.
+    /// The migration's own stop and start of the guest as QEMU stamped them, in microseconds.
     pub(super) async fn stamps(&mut self) -> Outcome<(u64, u64)> {
+        let limit = if self.may_be_late() { EVENTS_LIMIT } else { RESUME_LIMIT };
         let Some(events) = &mut self.events else { return Err(unstamped()) };
-        let mut stop_us = None;
+        let words = &mut self.words;
         let find = async {
             loop {
+                match words.of_migration() {
+                    Ok(Some(stamps)) => return Ok(stamps),
+                    Ok(None) => {}
+                    Err(why) => return Err(Failure::Unfit(why.into())),
+                }
                 let event = events.next().await;
-                let us = u64::try_from(event.timestamp.unix_us).unwrap_or(0);
                 match event.meaning() {
-                    _ if event.concluded && !matches!(event.meaning(), QemuEvent::Eof { .. }) => {}
-                    QemuEvent::Stop => stop_us = stop_us.or(Some(us)),
-                    QemuEvent::Resume => match stop_us {
-                        Some(stop_us) => return Ok((stop_us, us)),
-                        None => return Err(unstamped()),
-                    },
                     QemuEvent::Eof { reason } => return Err(Failure::other(reason)),
-                    _ => {}
+                    _ => words.hear(&event),
                 }
             }
         };
-        tokio::time::timeout(EVENTS_LIMIT, find).await.unwrap_or_else(|_| Err(unstamped()))
+        tokio::time::timeout(limit, find).await.unwrap_or_else(|_| Err(unstamped()))
+    }
+
+    /// How long a guest stood still that was stopped by command, in microseconds; `own_us` where QEMU does
+    /// not say.
+    pub(super) async fn stood_us(&mut self, own_us: u64) -> u64 {
+        let Some(events) = &mut self.events else { return own_us };
+        let words = &mut self.words;
+        let find = async {
+            loop {
+                if let Some(us) = words.stood_us() {
+                    return us;
+                }
+                let event = events.next().await;
+                if matches!(event.meaning(), QemuEvent::Eof { .. }) {
+                    return own_us;
+                }
+                words.hear(&event);
+            }
+        };
+        tokio::time::timeout(STAMPS_LIMIT, find).await.unwrap_or(own_us)
     }
 
     /// What the guest's stop proves: one FLUSH to each disk, between the stamps.
@@ -259,6 +286,7 @@ impl Taking {
 
     /// Ends it, however far it got. Gives the table, if it is known still.
     pub(super) async fn end(mut self) -> Option<(String, Table)> {
+        // Its reply goes before QEMU is asked for anything.
         self.armed = None;
         if let Some(intake) = self.intake.take() {
             intake.cancel();
