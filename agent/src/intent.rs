@@ -111,7 +111,6 @@ fn read(path: &Path) -> Option<Note> {
 impl Standing {
     /// What puts another intent in the place of this one. Not durable, since what it is about ends with
     /// the host; a process that dies leaves the old one or the new one.
-    #[must_use]
     pub fn rewrite(&self, intent: Intent) -> impl FnOnce() -> Result<()> + Send + use<> {
         let path = self.path.clone();
         move || {
