@@ -382,8 +382,8 @@ fn memory_of_a_guest_that_somebody_lets_run_in_between_is_refused_and_a_pause_of
             assert!(newest == 0 || (last..=last + 1).contains(&newest), "{last} {newest}");
         }
     }
-    // Whatever becomes of the checkpoint, the guest stays paused.
-    let made = meddled(&mut scene, "paused", "MIGRATION", &["stop"]);
+    // Behind the instant: the checkpoint is as good as any, and the guest stays paused.
+    let made = meddled(&mut scene, "paused", "RESUME", &["stop"]);
     println!("stop: {made:?}");
     assert_eq!(run_state(&mut scene), "paused", "{made:?}");
     no_intents(&scene.agent);
