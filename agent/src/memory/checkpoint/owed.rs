@@ -94,9 +94,6 @@ impl Taking {
             RunState::PostMigrate => self.mode == SnapshotMode::Stop,
             _ => return Ok(false),
         };
-        if planted::is("memory-resumes-whoever-paused") {
-            return Ok(true);
-        }
         let pages = self.has_pages();
         Ok(self.words.stands_for_us(order, (sent, pages), self.may_be_late()))
     }

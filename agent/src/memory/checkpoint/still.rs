@@ -11,6 +11,7 @@
 //! is answered by QEMU and told to nobody: that one alone can't be seen.)
 
 use super::instant::Order;
+use afterimage_planted as planted;
 use afterimage_qmp::{Event, QemuEvent};
 
 /// Words that are kept of one checkpoint: two stops and starts a second for its whole length.
@@ -114,6 +115,9 @@ impl Words {
         (sent, pages): (bool, bool),
         may_be_late: bool,
     ) -> bool {
+        if planted::is("memory-resumes-whoever-paused") {
+            return true;
+        }
         let words: Vec<Said> = self.0.iter().map(|w| w.said).filter(|s| *s != Said::Lost).collect();
         let run = words.iter().rposition(|said| *said == Said::Resume);
         let since = run.map_or(&words[..], |at| &words[at + 1..]);
