@@ -8,6 +8,7 @@ use afterimage_journal::{Error, Result, layout};
 use afterimage_qmp::guest_agent::{AgentChannel, thaw_blocking, thaw_blocking_virsh};
 use afterimage_qmp::qemu::{ProcessId, UndoSnapshot, undo_snapshot_blocking};
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -66,6 +67,12 @@ struct Note {
 #[must_use]
 pub struct Standing {
     path: PathBuf,
+    /// The file itself: a later intent of the guest has the same path.
+    inode: Option<u64>,
+}
+
+fn inode_of(path: &Path) -> Option<u64> {
+    std::fs::symlink_metadata(path).ok().map(|m| m.ino())
 }
 
 fn dir(state: &Path) -> PathBuf {
@@ -85,7 +92,8 @@ pub fn write(
     layout::make_dir(&dir(state))?;
     let path = dir(state).join(intent.file_name(guest));
     layout::replace_file(&path, &encoded(intent.clone(), process)?)?;
-    Ok(Standing { path })
+    let inode = inode_of(&path);
+    Ok(Standing { path, inode })
 }
 
 fn encoded(intent: Intent, process: Option<ProcessId>) -> Result<Vec<u8>> {
@@ -121,14 +129,17 @@ impl Standing {
         }
     }
 
-    /// Whether it is still on disk: nobody else has undone it.
+    /// Whether it is still on disk as it was written: nobody else has undone it, nor begun anew.
     #[must_use]
     pub fn stands(&self) -> bool {
-        self.path.exists()
+        self.inode.is_some() && self.inode == inode_of(&self.path)
     }
 
     /// The guest is thawed, or its QEMU has ended.
     pub fn thawed(self) {
+        if !self.stands() {
+            return;
+        }
         match self.done() {
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => {

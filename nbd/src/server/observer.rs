@@ -72,15 +72,12 @@ pub enum CloseReason {
     /// The rest of a request did not arrive in time.
     #[error("the rest of a request did not arrive within {0:?}")]
     RequestTimeout(std::time::Duration),
-    /// There was no place for the client, and it was told so.
+    /// There was no place for the client, or the observer refused it.
     #[error("{0}")]
     Refused(String),
     /// The client asked for an export that does not exist, in a way that has no error reply.
     #[error("no export is named {0:?}")]
     UnknownExport(String),
-    /// The observer refused the client, which asked in a way that has no error reply.
-    #[error("client was refused: {0}")]
-    Refused(String),
     /// The client broke the protocol.
     #[error("client broke the protocol: {0}")]
     Protocol(String),
