@@ -82,7 +82,7 @@ fn work(words: &[String], worker: Worker) -> Result<()> {
     let shared = TapShared { session: Arc::new(AtomicU32::new(1)), ..TapShared::default() };
     let tap = Arc::new(Tap::new(journal, 1, bytes.parse()?, Arc::default(), shared));
     let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
-    let capture = Capture::start(Path::new(socket), tap, Some(worker.clone()), 1, sender)?;
+    let capture = Capture::start(Path::new(socket), tap, Some(worker.clone()), (1, None), sender)?;
     worker.ready();
     // Until SIGTERM: nobody but the server sends events, and it lives as long as this.
     while events.blocking_recv().is_some() {}
