@@ -243,6 +243,15 @@ impl Group {
         state.journal = Some(journal.clone());
         drop(state);
         self.start_keeper(&journal);
+        if let Some(loss) = &history.loss {
+            tracing::error!(
+                group = self.name,
+                certain = loss.certain,
+                why = loss.why,
+                "records lost"
+            );
+            self.write_loss(loss);
+        }
         self.write_unwritten();
         Ok(())
     }

@@ -7,6 +7,7 @@ mod export;
 mod inputs;
 mod libvirt;
 mod lifecycle;
+mod losses;
 mod memory;
 mod owed;
 mod protect;

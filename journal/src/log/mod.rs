@@ -21,6 +21,7 @@ mod append;
 mod background;
 mod finals;
 mod flush;
+mod loss;
 mod memory;
 mod open;
 mod prepare;
@@ -33,6 +34,7 @@ pub use append::{Draft, Reservation};
 pub use finals::Final;
 pub(crate) use finals::Finals;
 pub use flush::Backend;
+pub use loss::Loss;
 pub use memory::MemoryAppender;
 
 use crate::clock::{Clock, SystemClock};
@@ -155,7 +157,6 @@ struct Inner {
     dir: PathBuf,
     identity: Identity,
     epoch: u64,
-    mount_id: u64,
     options: Options,
     _lock: Lock,
     ring: Arc<Ring>,
