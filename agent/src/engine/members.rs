@@ -74,11 +74,15 @@ impl Engine {
             let dir = group.dir().to_owned();
             let pool = Arc::clone(self.pool.pool());
             let state = self.state.clone();
+            let notes = self.options.notes_dir.clone();
             let closed = tokio::task::spawn_blocking(move || {
                 GroupSettings::remove(&state, group.name())?;
                 close(&group);
                 if !purge {
                     return Ok(());
+                }
+                if let (Some(notes), Ok(identity)) = (&notes, layout::read_identity(&dir)) {
+                    afterimage_journal::log::forget_head_note(notes, identity.group);
                 }
                 crate::group::purge(&dir).and_then(|()| pool.purge(group.name()))
             });

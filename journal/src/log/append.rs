@@ -262,6 +262,9 @@ impl Inner {
         let seq = record.seq;
         place.unit.write_commit(&self.ring, place.at, record);
         tail.next_seq = seq + 1;
+        if let Some(note) = &self.head_note {
+            note.raise(seq);
+        }
         self.head.store(seq, Ordering::Release);
         self.end(tail, place.ticket, seq);
         seq

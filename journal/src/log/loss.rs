@@ -2,10 +2,12 @@
 //!
 //! What always holds: an end is taken for harmless only on evidence. Either the journal was closed, or
 //! all of this holds: same boot, each open unit on the mount that it was made on, the very ring and unit
-//! files that were written, no failed sync, nothing torn or damaged. Anything else is a loss, and
-//! numbers are skipped for it, so that later openings know of it as well (`History::cut_at`).
+//! files that were written, no failed sync, nothing torn or damaged, and no higher number noted outside
+//! of the journal in this boot. Anything else is a loss, and numbers are skipped for it, so that later
+//! openings know of it as well (`History::cut_at`).
 
 use super::Options;
+use super::head_note::Noted;
 use crate::history::{History, Unit};
 use crate::ring::Left;
 use crate::storage::Storage;
@@ -26,6 +28,8 @@ pub struct Loss {
 pub(super) struct Traces {
     /// Of the ring.
     pub(super) ring: Left,
+    /// What was noted outside of the journal's directory.
+    pub(super) noted: Option<Noted>,
     /// A member that is away may hold the newest units.
     pub(super) tail_unknown: bool,
     /// Word of a failed sync was there.
@@ -45,6 +49,12 @@ fn broken(history: &History, traces: &Traces) -> Option<String> {
     }
     if traces.tail_unknown {
         return Some("the newest units are on a member of the pool that is away".into());
+    }
+    if let Some(noted) = traces.noted.filter(|n| ends_before(history, *n)) {
+        return Some(format!(
+            "the journal ends at {}, but {} had been written: an older copy of it was put back",
+            history.head, noted.head
+        ));
     }
     if traces.sync_failed {
         return Some("a sync of the journal had failed".into());
@@ -85,6 +95,11 @@ fn unproved(history: &History, options: &Options, traces: &Traces) -> Option<Str
         }
         Left::Ring { .. } => None,
     }
+}
+
+fn ends_before(history: &History, noted: Noted) -> bool {
+    let is_older = history.epoch < noted.epoch || history.head < noted.head;
+    is_older && !planted::is("note-of-the-head-unread")
 }
 
 /// Units of the newest epoch that are not sealed: what others hold was synced.

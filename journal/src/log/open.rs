@@ -3,6 +3,7 @@
 use super::background;
 use super::finals::Finals;
 use super::flush::{Flusher, choose};
+use super::head_note::HeadNote;
 use super::loss::{self, Traces};
 use super::prepare::UNITS_AHEAD;
 use super::private::Private;
@@ -93,8 +94,10 @@ impl Journal {
         if unknown.is_empty() {
             remove_unused(&history, &options)?;
         }
+        let head_note = open_note(&options, group);
         let traces = Traces {
             ring: ring_left,
+            noted: head_note.as_ref().and_then(HeadNote::before),
             tail_unknown: !unknown.is_empty(),
             sync_failed: layout::read_distrust_in(&*options.storage, dir)?.is_some(),
         };
@@ -108,6 +111,9 @@ impl Journal {
         let first = OpenUnit::new(&*options.storage, header, path, how)?;
         let ring_bytes = options.ring_bytes_with(header.unit_bytes);
         let ring = Ring::open(&*options.storage, dir, (group, header.epoch), ring_bytes)?;
+        if let Some(note) = &head_note {
+            note.begin(header.epoch, history.head);
+        }
         tails::passed(&options.storage, &unknown)?;
         remove_distrust(&*options.storage, dir)?;
         seal_open_units(&history, &options);
@@ -121,6 +127,7 @@ impl Journal {
             epoch: header.epoch,
             _lock: lock,
             ring: Arc::new(ring),
+            head_note,
             is_direct,
             private: Private::default(),
             tail: Mutex::new(tail),
@@ -169,6 +176,17 @@ impl Inner {
         end.distrusted = true;
         leave_distrust(&*self.options.storage, &self.dir, self.durable.load(Ordering::Acquire));
     }
+}
+
+/// Opens the note of the newest number; without one, other evidence has to do.
+fn open_note(options: &Options, group: [u8; 16]) -> Option<HeadNote> {
+    let dir = options.notes_dir.as_ref()?;
+    let opened = HeadNote::open(dir, group);
+    opened
+        .inspect_err(|error| {
+            tracing::warn!(dir = %dir.display(), %error, "can't note the journal's newest number");
+        })
+        .ok()
 }
 
 fn leave_distrust(storage: &dyn Storage, dir: &Path, bound: Seq) {
