@@ -14,6 +14,8 @@ use tempfile::TempDir;
 /// Longer than a journal takes to make records durable by itself.
 const LATE: Duration = Duration::from_millis(1500);
 const FS_BYTES: u64 = 384 << 20;
+/// As large as a hundred cuts need; its file has holes.
+const LONG_FS_BYTES: u64 = 8 << 30;
 
 /// How the agent ends.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +34,8 @@ struct Bed {
 }
 
 impl Bed {
-    fn new() -> Option<Self> {
-        let fs = SmallFs::new(FS_BYTES)?;
+    fn new(fs_bytes: u64) -> Option<Self> {
+        let fs = SmallFs::new(fs_bytes)?;
         let dir = TempDir::with_prefix("ai-").unwrap();
         let program = dir.path().join("afterimage");
         let units = "[ \"$1\" = agent ] && set -- \"$@\" --unit-size 1MiB";
@@ -137,7 +139,7 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn power_cut_of_the_journal_under_a_live_guest_loses_no_write() {
-    let Some(mut bed) = Bed::new() else { return };
+    let Some(mut bed) = Bed::new(FS_BYTES) else { return };
     bed.vm.ask("writer start", "writer started");
     let mut agent = bed.protected();
     for end in [End::Kill, End::LateTerm] {
@@ -152,7 +154,7 @@ fn power_cut_of_the_journal_under_a_live_guest_loses_no_write() {
 #[test]
 #[ignore = "long: a hundred power cuts"]
 fn hundred_cuts_of_the_journal_under_a_live_guest_lose_no_write() {
-    let Some(mut bed) = Bed::new() else { return };
+    let Some(mut bed) = Bed::new(LONG_FS_BYTES) else { return };
     bed.vm.ask("writer start", "writer started");
     let mut agent = bed.protected();
     for round in 0..100 {
@@ -203,7 +205,7 @@ fn put_back(bed: &mut Bed, agent: Agent, how: PutBack) -> Agent {
 
 #[test]
 fn older_state_directory_put_back_under_a_live_guest_loses_no_write() {
-    let Some(mut bed) = Bed::new() else { return };
+    let Some(mut bed) = Bed::new(FS_BYTES) else { return };
     bed.vm.ask("writer start", "writer started");
     let mut agent = bed.protected();
     let cases = [

@@ -10,10 +10,8 @@ use super::Options;
 use super::head_note::Noted;
 use crate::history::{History, Unit};
 use crate::ring::Left;
-use crate::storage::Storage;
 use crate::unit::ScanEnd;
 use crate::{Seq, planted};
-use std::path::Path;
 
 /// Records that had been answered may be missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +72,7 @@ fn unproved(history: &History, options: &Options, traces: &Traces) -> Option<Str
             return Some("the host was restarted while the journal was open".into());
         }
         let dir = unit.path.parent().unwrap_or(&history.dir);
-        if unit.header.mount_id != mount_id(storage, &history.dir, dir) {
+        if unit.header.mount_id != storage.mount_id(dir) {
             return Some(format!(
                 "the file system of {} was mounted anew while the journal was open",
                 dir.display()
@@ -111,9 +109,4 @@ fn has_records(history: &History) -> bool {
     let newest = history.units.iter().enumerate().filter(|(_, u)| u.header.epoch == history.epoch);
     let mut counts = newest.map(|(i, _)| history.records(i as u32).map_or(1, |r| r.len()));
     counts.any(|count| count > 0)
-}
-
-fn mount_id(storage: &dyn Storage, home: &Path, dir: &Path) -> u64 {
-    let of_home_only = planted::is("mount-of-home-only");
-    storage.mount_id(if of_home_only { home } else { dir })
 }

@@ -10,6 +10,7 @@ mod faults;
 mod find;
 mod fixture;
 mod keeping;
+mod losses;
 mod memory;
 mod model;
 mod mortal;

@@ -43,7 +43,7 @@ fn write_one(journal: &Journal, i: u64) -> Seq {
 }
 
 /// A journal whose writer was killed with its records in the ring only, and the first one's number.
-fn killed(dir: &Path) -> Seq {
+pub fn killed(dir: &Path) -> Seq {
     drop(new_journal(&dir.join("j"), quiet()));
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "ring::child_that_leaves_everything_in_the_ring"])
