@@ -77,7 +77,8 @@ pub struct Row {
     pub salt: [u8; 16],
     /// Its epoch.
     pub epoch: u64,
-    /// The newest number that had been given out when it was made (0 for a merged one): known while it is away.
+    /// The newest number that had been given out when it was made (0 for a merged one): known while it
+    /// is away.
     pub after_seq: u64,
     /// The member that it lies on; [`HOME`] for the journal's own directory.
     pub member: Uuid,
