@@ -83,6 +83,12 @@ impl Facts {
         }
     }
 
+    /// An epoch was put in at this index of the list that [`Facts::reach`] is given: those behind it that have
+    /// ended their sessions don't end them again.
+    pub(crate) fn epoch_came_late(&mut self, index: usize) {
+        self.epochs_done += usize::from(index < self.epochs_done);
+    }
+
     /// Whether this very record was taken in already: what a site was sent of a merged unit may be in a unit
     /// of its own, too. Others may be taken in twice.
     fn knows(&self, seq: Seq, body: &Meta) -> bool {

@@ -9,6 +9,7 @@
 pub(crate) mod facts;
 mod file;
 mod fold;
+mod outline;
 
 pub use file::{NAME, save};
 pub(crate) use fold::{due, epoch_start};
@@ -18,11 +19,13 @@ use crate::format::meta::EpochStart;
 use crate::format::record::Record;
 use crate::history::Unit;
 use crate::layout::{self, Identity};
+use crate::pool::table::UnitTable;
 use crate::pool::{FileName, Found, Places};
 use crate::storage::{Storage, several};
-use crate::unit::{read_header, read_merged};
+use crate::unit::read_merged;
 use crate::{Seq, unit};
 use facts::Facts;
+use outline::outline;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -80,17 +83,6 @@ pub enum Extended {
     NotYet(String),
 }
 
-/// What the headers of units say of them all.
-#[derive(Debug, Default)]
-pub(crate) struct Outline {
-    /// All epochs that began in them.
-    pub(crate) epochs: Vec<EpochStart>,
-    /// The highest edge as of which any was merged.
-    pub(crate) edge: Seq,
-    /// The highest floor.
-    pub(crate) floor: Seq,
-}
-
 impl Catalogue {
     /// The catalogue of a journal: the saved one when it can be trusted, made up to the newest
     /// sealed unit.
@@ -100,7 +92,9 @@ impl Catalogue {
     pub fn open(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
         let identity = layout::read_identity_in(&**storage, dir)?;
         let places = Places::of(storage, dir)?;
-        Self::fresh(storage, dir, &identity, &places, &units_of(&places)?)
+        let table = places.table()?;
+        let found = units_of(&places)?;
+        Self::fresh(storage, dir, &identity, (&places, table.table()), &found)
     }
 
     /// The catalogue made from the units alone.
@@ -109,18 +103,20 @@ impl Catalogue {
     /// As [`Catalogue::open`].
     pub fn rebuild(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Self> {
         let identity = layout::read_identity_in(&**storage, dir)?;
-        let found = units_of(&Places::of(storage, dir)?)?;
-        Self::from_units(storage, &identity, &found)
+        let places = Places::of(storage, dir)?;
+        let table = places.table()?;
+        Self::from_units(storage, &identity, table.table(), &units_of(&places)?)
     }
 
     /// One made from the units, up to the last that is settled.
     pub(crate) fn from_units(
         storage: &Arc<dyn Storage>,
         identity: &Identity,
+        table: Option<&UnitTable>,
         found: &[Found],
     ) -> Result<Self> {
         let mut catalogue = Self::default();
-        catalogue.catch_up(&**storage, identity, found)?;
+        catalogue.catch_up(&**storage, identity, table, found)?;
         Ok(catalogue)
     }
 
@@ -130,18 +126,18 @@ impl Catalogue {
         storage: &Arc<dyn Storage>,
         dir: &Path,
         identity: &Identity,
-        places: &Places,
+        (places, table): (&Places, Option<&UnitTable>),
         found: &[Found],
     ) -> Result<Self> {
         let saved = file::load(&**storage, dir, identity)?;
         let placed = saved.and_then(|mut c| c.place(&**storage, places, found).then_some(c));
         if let Some(mut catalogue) = placed {
-            if catalogue.catch_up(&**storage, identity, found)? {
+            if catalogue.catch_up(&**storage, identity, table, found)? {
                 return Ok(catalogue);
             }
             tracing::debug!(dir = %dir.display(), "a later epoch took back what the catalogue has");
         }
-        Self::from_units(storage, identity, found)
+        Self::from_units(storage, identity, table, found)
     }
 
     /// Notes where the units lie now; `false`: one is nowhere.
@@ -166,11 +162,12 @@ impl Catalogue {
         &mut self,
         storage: &dyn Storage,
         identity: &Identity,
+        table: Option<&UnitTable>,
         found: &[Found],
     ) -> Result<bool> {
         let group = identity.group.into_bytes();
         let behind: Vec<&Found> = self.behind(found).collect();
-        let outline = match outline(storage, group, &behind) {
+        let mut outline = match outline(storage, group, &behind) {
             Ok(outline) => outline,
             Err(e) if e.is_starved() => return Err(e),
             // What an epoch there took back is not known: nothing more is added.
@@ -179,6 +176,9 @@ impl Catalogue {
                 return Ok(true);
             }
         };
+        if let Some(table) = table {
+            outline.take_table(table, self.epochs.last().map_or(0, |e| e.epoch));
+        }
         let settled = self.next.saturating_sub(1);
         if outline.epochs.iter().any(|e| e.prev_last_seq < settled && e.prev_last_seq >= self.edge)
         {
@@ -405,41 +405,4 @@ pub(crate) fn find_elsewhere(
 ) -> Option<PathBuf> {
     let held = |dir: &PathBuf| dir.join(crate::history::HELD).join(name.to_string());
     places.find(name).or_else(|| places.dirs().iter().map(held).find(|path| storage.exists(path)))
-}
-
-/// Reads the headers of units. What is damaged is judged where its records are read.
-///
-/// # Errors
-/// The host can't read one.
-fn outline(storage: &dyn Storage, group: [u8; 16], found: &[&Found]) -> Result<Outline> {
-    let mut outline = Outline::default();
-    let sound = |read: Result<_>| match read {
-        Ok(read) => Ok(Some(read)),
-        Err(e) if e.is_host() => Err(e),
-        Err(_) => Ok(None),
-    };
-    let read = |found: &&Found| {
-        let Some((file, header)) = sound(read_header(storage, found, group))? else {
-            return Ok(None);
-        };
-        let merged = match found.name {
-            FileName::Unit(_) => None,
-            FileName::Merged(..) => match read_merged(&*file, &found.path, &header) {
-                Ok(merged) => Some(merged),
-                Err(e) if e.is_host() => return Err(e),
-                Err(_) => None,
-            },
-        };
-        Ok(Some((header, merged)))
-    };
-    for read in several::map(storage, found, read) {
-        let Some((header, merged)) = read? else { continue };
-        outline.epochs.extend(epoch_start(&header));
-        if let Some(merged) = merged {
-            outline.edge = outline.edge.max(merged.edge);
-            outline.floor = outline.floor.max(merged.floor());
-            outline.epochs.extend(merged.epochs);
-        }
-    }
-    Ok(outline)
 }

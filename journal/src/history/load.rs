@@ -60,11 +60,12 @@ fn load_once(
     let distrust = layout::read_distrust_in(&**storage, dir)?;
     let places = Places::of(storage, dir)?;
     // Before the files: each that it names was there by then.
-    let named = places.table()?.table().map_or_else(Newest::default, UnitTable::newest);
+    let table = places.table()?;
+    let named = table.table().map_or_else(Newest::default, UnitTable::newest);
     let found = catalogue::units_of(&places)?;
     let catalogue = match trusted {
-        true => Catalogue::fresh(storage, dir, identity, &places, &found)?,
-        false => Catalogue::from_units(storage, identity, &found)?,
+        true => Catalogue::fresh(storage, dir, identity, (&places, table.table()), &found)?,
+        false => Catalogue::from_units(storage, identity, table.table(), &found)?,
     };
     // What sealed units hold was synced before their footers, whatever failed since.
     let settled = catalogue.settled_below().saturating_sub(1);
@@ -72,6 +73,9 @@ fn load_once(
     let site_epoch = replica::told_epoch(&**storage, dir)?;
     let mut tail = Tail::of(&mut history, catalogue, &found, site_epoch);
     tail.read_units(&found, &places, named)?;
+    if let Some(table) = table.table() {
+        tail.take_table(table);
+    }
     tail.entries.retain(|e| {
         let epoch = tail.history.units[e.unit as usize].header.epoch;
         !is_void(&tail.catalogue.epochs, epoch, e.record.seq)
@@ -216,8 +220,32 @@ impl<'h> Tail<'h> {
         Ok(())
     }
 
+    /// Takes in what units that are not there would say: the epochs that begin in them, and the edge.
+    fn take_table(&mut self, table: &UnitTable) {
+        let epochs = &mut self.catalogue.epochs;
+        for start in table.epochs.values() {
+            let at = epochs.partition_point(|e| e.epoch < start.epoch);
+            if epochs.get(at).is_none_or(|e| e.epoch != start.epoch) {
+                epochs.insert(at, *start);
+                self.catalogue.facts.epoch_came_late(at);
+            }
+        }
+        let history = &mut *self.history;
+        history.edge = history.edge.max(table.edge);
+        history.floor = history.floor.max(table.floor);
+    }
+
     pub(super) fn lose_units(&mut self, count: u64, what: String) {
-        let from = self.history.seen_seq + 1;
+        // What lies behind the units before them, whatever the edge is: they may hold what its base needs.
+        let reach = |unit: &Unit| match unit.name {
+            FileName::Unit(_) => unit.last_seq.max(unit.header.after_seq),
+            FileName::Merged(..) => unit.last_seq,
+        };
+        let before = match planted::is("base-missing-from-the-edge-on") {
+            true => self.history.seen_seq,
+            false => self.history.units.iter().map(reach).max().unwrap_or(0),
+        };
+        let from = before + 1;
         self.history.units_unreadable += count;
         self.history.damage.push(Damage { from, last: from, to: None, what, unread: false });
     }

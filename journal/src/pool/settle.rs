@@ -56,9 +56,10 @@ pub(crate) fn settle(storage: &Arc<dyn Storage>, dir: &Path, group: Uuid) -> Res
         let header = table::header_of(&**storage, &found.path);
         let header = header.map_err(|e| Error::io("read unit", &found.path, e))?;
         let Some(header) = header.filter(|h| h.group == group) else { continue };
-        let now = Row::new(&header, member);
-        if row != Some(&now) {
-            table.rows.insert(found.name, now);
+        if row != Some(&Row::new(&header, member)) {
+            let named = (found.name, &header);
+            let changes = table::changes_of(&**storage, &found.path, named, member);
+            changes.iter().for_each(|change| table.apply(change));
             changed = true;
         }
     }
@@ -173,7 +174,7 @@ fn name_all(
             let header = table::header_of(&**storage, &path);
             let header = header.map_err(|e| Error::io("read unit", &path, e))?;
             if let Some(header) = header.filter(|h| h.group == table.group) {
-                changes.push(table::Change::Made(name, Row::new(&header, member)));
+                changes.extend(table::changes_of(&**storage, &path, (name, &header), member));
             }
         }
     }

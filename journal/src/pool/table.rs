@@ -12,63 +12,34 @@
 //! * a row of zeroes at the end was never durable, so nothing was written to its unit; any other row that
 //!   fails its CRC makes the table *partial*: what it doesn't name is not known then.
 
+mod bytes;
+
+pub use bytes::decode;
+use bytes::{ROW_BYTES, VERSION, encode_header, encode_row};
+
+use crate::Seq;
+use crate::catalogue::epoch_start;
 use crate::error::{Error, Result};
-use crate::format::checksum::crc32c;
 use crate::format::unit_header::{BLOCK_BYTES, FLAG_MERGED, UnitHeader};
 use crate::layout;
+use crate::meta::{EpochStart, Merged};
+use crate::planted;
 use crate::pool::description::MemberFile;
 use crate::pool::name::FileName;
 use crate::storage::{Access, Storage, StoredFile};
+use crate::unit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
-use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Its name in the journal's directory.
 pub const NAME: &str = "units";
-/// Version of its format.
-const VERSION: u32 = 1;
-const MAGIC: [u8; 8] = *b"AIMGUNTS";
-/// Bytes of the header, and of a row.
-const ROW_BYTES: usize = 64;
 /// Largest table that is read, in bytes: four million rows.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 /// The member of a unit in the journal's own directory.
 pub const HOME: Uuid = Uuid::nil();
-
-const KIND_UNIT: u32 = 1;
-const KIND_GONE: u32 = 2;
-const KIND_KNOWN: u32 = 3;
-const KIND_MERGED: u32 = 4;
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
-#[repr(C)]
-struct RawHeader {
-    magic: [u8; 8],
-    version: U32,
-    crc: U32,
-    group: [u8; 16],
-    id: [u8; 16],
-    reserved: [u8; 16],
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
-#[repr(C)]
-struct RawRow {
-    kind: U32,
-    crc: U32,
-    first: U64,
-    /// Of a merged unit its last number; of a unit of the log `after_seq`.
-    second: U64,
-    epoch: U64,
-    salt: [u8; 16],
-    member: [u8; 16],
-}
-
-const _: () = assert!(size_of::<RawHeader>() == ROW_BYTES && size_of::<RawRow>() == ROW_BYTES);
 
 /// What the table says of a unit's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +85,11 @@ pub enum Change {
     Gone(FileName),
     /// From here on every unit of the journal on this member has a row.
     Known(Uuid),
+    /// An epoch begins: numbers that it makes void stay void while its first unit is away.
+    Begins(EpochStart),
+    /// What lies before the window's edge may have been merged, and nothing below the floor is restorable,
+    /// also while the merged unit that says so is away.
+    Edge(Seq, Seq),
 }
 
 /// The table of a journal, as it was when it was read.
@@ -125,6 +101,12 @@ pub struct UnitTable {
     pub rows: BTreeMap<FileName, Row>,
     /// Members of which every unit has a row.
     pub known: BTreeSet<Uuid>,
+    /// The epochs that began, by number, whether their first units are there or not.
+    pub epochs: BTreeMap<u64, EpochStart>,
+    /// The highest edge that a merged unit was made for; see [`Change::Edge`].
+    pub edge: Seq,
+    /// The highest floor, likewise.
+    pub floor: Seq,
     /// Rows could not be read: units may be missing in it.
     pub is_partial: bool,
     /// Rows in the file, outdated ones too.
@@ -172,9 +154,26 @@ impl UnitTable {
     /// Applies a change.
     pub fn apply(&mut self, change: &Change) {
         match change {
-            Change::Made(name, row) => drop(self.rows.insert(*name, *row)),
-            Change::Gone(name) => drop(self.rows.remove(name)),
+            Change::Made(name, row) => {
+                self.forget_epochs_of(*name, row.epoch);
+                self.rows.insert(*name, *row);
+            }
+            Change::Gone(name) => {
+                self.forget_epochs_of(*name, u64::MAX);
+                self.rows.remove(name);
+            }
             Change::Known(member) => drop(self.known.insert(*member)),
+            Change::Begins(start) => drop(self.epochs.insert(start.epoch, *start)),
+            Change::Edge(edge, floor) => {
+                (self.edge, self.floor) = (self.edge.max(*edge), self.floor.max(*floor));
+            }
+        }
+    }
+
+    /// Forgets the epochs below `epoch` that began in a unit which was replaced, and was never used.
+    fn forget_epochs_of(&mut self, name: FileName, epoch: u64) {
+        if let FileName::Unit(number) = name {
+            self.epochs.retain(|_, start| start.unit != Some(number) || start.epoch >= epoch);
         }
     }
 
@@ -198,19 +197,16 @@ impl UnitTable {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let mut header = RawHeader {
-            magic: MAGIC,
-            version: VERSION.into(),
-            crc: 0.into(),
-            group: self.group,
-            id: self.id,
-            reserved: [0; 16],
-        };
-        header.crc = crc32c(header.as_bytes()).into();
-        let mut bytes = header.as_bytes().to_vec();
+        let mut bytes = encode_header(self.group, self.id).to_vec();
         let known = self.known.iter().map(|member| Change::Known(*member));
+        let begun = self.epochs.values().map(|start| Change::Begins(*start));
+        let edge = (self.edge > 0).then_some(Change::Edge(self.edge, self.floor));
         let made = self.rows.iter().map(|(name, row)| Change::Made(*name, *row));
-        known.chain(made).for_each(|change| bytes.extend(encode_row(&self.id, &change)));
+        known
+            .chain(begun)
+            .chain(edge)
+            .chain(made)
+            .for_each(|change| bytes.extend(encode_row(&self.id, &change)));
         bytes
     }
 
@@ -222,95 +218,6 @@ impl UnitTable {
         let _one = one_writer();
         layout::replace_file_in(storage, &journal.join(NAME), &self.encode())
     }
-}
-
-fn encode_row(id: &[u8; 16], change: &Change) -> [u8; ROW_BYTES] {
-    let none = Row { salt: [0; 16], epoch: 0, after_seq: 0, member: HOME };
-    let (kind, name, row) = match change {
-        Change::Made(name @ FileName::Unit(_), row) => (KIND_UNIT, Some(*name), *row),
-        Change::Made(name, row) => (KIND_MERGED, Some(*name), *row),
-        Change::Gone(name) => (KIND_GONE, Some(*name), none),
-        Change::Known(member) => (KIND_KNOWN, None, Row { member: *member, ..none }),
-    };
-    let (first, second) = match name {
-        Some(FileName::Unit(number)) => (number, row.after_seq),
-        Some(FileName::Merged(first, last)) => (first, last),
-        None => (0, 0),
-    };
-    let mut raw = RawRow {
-        kind: kind.into(),
-        crc: 0.into(),
-        first: first.into(),
-        second: second.into(),
-        epoch: row.epoch.into(),
-        salt: row.salt,
-        member: row.member.into_bytes(),
-    };
-    raw.crc = row_crc(id, &raw).into();
-    let mut bytes = [0; ROW_BYTES];
-    bytes.copy_from_slice(raw.as_bytes());
-    bytes
-}
-
-fn row_crc(id: &[u8; 16], raw: &RawRow) -> u32 {
-    let mut clean = *raw;
-    clean.crc = 0.into();
-    crc32c(&[id.as_slice(), clean.as_bytes()].concat())
-}
-
-/// `None`: it is no row that this version knows.
-fn decode_row(id: &[u8; 16], bytes: &[u8]) -> Option<Change> {
-    let raw = RawRow::read_from_bytes(bytes).ok()?;
-    if raw.crc.get() != row_crc(id, &raw) {
-        return None;
-    }
-    let (first, second) = (raw.first.get(), raw.second.get());
-    let (epoch, member) = (raw.epoch.get(), Uuid::from_bytes(raw.member));
-    let row = |after_seq| Row { salt: raw.salt, epoch, after_seq, member };
-    match raw.kind.get() {
-        KIND_UNIT if first > 0 => Some(Change::Made(FileName::Unit(first), row(second))),
-        KIND_MERGED if first > 0 && first <= second => {
-            Some(Change::Made(FileName::Merged(first, second), row(0)))
-        }
-        KIND_GONE if first > 0 => Some(Change::Gone(FileName::Unit(first))),
-        KIND_KNOWN => Some(Change::Known(member)),
-        _ => None,
-    }
-}
-
-/// Reads the bytes of a table.
-///
-/// # Errors
-/// The version that it has, when this program doesn't know it; else why it can't be used.
-pub fn decode(bytes: &[u8]) -> std::result::Result<UnitTable, (Option<u32>, String)> {
-    let damaged = |why: &str| Err((None, why.to_owned()));
-    let Ok((mut raw, rows)) = RawHeader::read_from_prefix(bytes) else {
-        return damaged("it is too short");
-    };
-    if raw.magic != MAGIC {
-        return damaged("it is not a table of units");
-    }
-    if raw.version.get() != VERSION {
-        return Err((Some(raw.version.get()), "it is of another version".into()));
-    }
-    let crc = raw.crc.get();
-    raw.crc = 0.into();
-    if crc != crc32c(raw.as_bytes()) {
-        return damaged("its header's checksum doesn't match");
-    }
-    let mut table = UnitTable { group: raw.group, id: raw.id, ..UnitTable::default() };
-    for row in rows.chunks_exact(ROW_BYTES) {
-        table.rows_in_file += 1;
-        match decode_row(&raw.id, row) {
-            Some(change) => table.apply(&change),
-            // A row lies within one sector: it is there or it isn't.
-            None => table.is_partial |= row.iter().any(|byte| *byte != 0),
-        }
-    }
-    if table.is_partial {
-        table.known.clear();
-    }
-    Ok(table)
 }
 
 /// Reads the table of the journal in `journal`.
@@ -395,8 +302,42 @@ pub fn note_made(
     }
     let dir = path.parent().unwrap_or(journal);
     let member = member_of(storage, journal, dir)?;
-    let row = Row::new(header, member);
-    append(&**storage, journal, &[Change::Made(name, row)])
+    let mut changes = changes_of(&**storage, path, (name, header), member);
+    if changes.len() > 2 {
+        // A merged unit lists all the epochs again that others before it did.
+        let table = load(&**storage, journal)?;
+        let known = |epoch: u64| table.table().is_some_and(|t| t.epochs.contains_key(&epoch));
+        changes.retain(|c| !matches!(c, Change::Begins(start) if known(start.epoch)));
+    }
+    append(&**storage, journal, &changes)
+}
+
+/// What a unit's file adds to a table: its row, behind what has to be known while it is away.
+pub(super) fn changes_of(
+    storage: &dyn Storage,
+    path: &Path,
+    (name, header): (FileName, &UnitHeader),
+    member: Uuid,
+) -> Vec<Change> {
+    let mut changes = Vec::new();
+    match name {
+        _ if planted::is("forget-what-absent-units-say") => {}
+        FileName::Unit(_) => changes.extend(epoch_start(header).map(Change::Begins)),
+        FileName::Merged(..) => {
+            // One that can't be read is damage, and shows as that.
+            if let Some(merged) = merged_of(storage, path, header) {
+                changes.extend(merged.epochs.iter().copied().map(Change::Begins));
+                changes.push(Change::Edge(merged.edge, merged.floor()));
+            }
+        }
+    }
+    changes.push(Change::Made(name, Row::new(header, member)));
+    changes
+}
+
+fn merged_of(storage: &dyn Storage, path: &Path, header: &UnitHeader) -> Option<Merged> {
+    let file = storage.open(path, Access::Read).ok()?;
+    unit::read_merged(&*file, path, header).ok()
 }
 
 /// The member that a directory of a journal's units belongs to.

@@ -224,7 +224,9 @@ impl Replica {
             let (first, last) = f.name.numbers();
             (first, std::cmp::Reverse(last), matches!(f.name, FileName::Unit(_)))
         });
-        let catalogue = Catalogue::fresh(&self.storage, &self.dir, &identity, &places, &found)?;
+        let table = places.table()?;
+        let placed = (&places, table.table());
+        let catalogue = Catalogue::fresh(&self.storage, &self.dir, &identity, placed, &found)?;
         let (watermark, edge) = (self.watermark(&catalogue), catalogue.edge());
         self.sure.begin(epochs.starts.values().copied());
         self.sure.tell(watermark, self.arrivals.acknowledged(), catalogue.floor());
