@@ -83,8 +83,8 @@ impl Facts {
         }
     }
 
-    /// An epoch was put in at this index of the list that [`Facts::reach`] is given: those behind it that have
-    /// ended their sessions don't end them again.
+    /// An epoch was inserted at this index of the list that [`Facts::reach`] is given: epochs behind it that
+    /// have ended their sessions don't end them again.
     pub(crate) fn epoch_came_late(&mut self, index: usize) {
         self.epochs_done += usize::from(index < self.epochs_done);
     }

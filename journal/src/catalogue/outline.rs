@@ -21,7 +21,8 @@ pub(super) struct Outline {
 }
 
 impl Outline {
-    /// Adds what units say that are not there: an epoch above `newest` that began in one took numbers back, too.
+    /// Adds what the table keeps of units that are not there: an epoch above `newest` that began in one took
+    /// numbers back, too.
     pub(super) fn take_table(&mut self, table: &UnitTable, newest: u64) {
         self.epochs.extend(table.epochs.values().filter(|e| e.epoch > newest));
         self.edge = self.edge.max(table.edge);
