@@ -287,7 +287,8 @@ async fn stale_note_leaves_the_pause_and_the_migration_of_somebody_else_alone() 
     assert_eq!(vm.qemu.migration_settings().await.unwrap(), was);
     vm.qemu.cont().await.unwrap();
 
-    let slow = json!({ "max-bandwidth": 1 });
+    // QEMU divides it by ten, and takes zero for no limit.
+    let slow = json!({ "max-bandwidth": 4096 });
     vm.qemu.monitor().execute("migrate-set-parameters", slow).await.unwrap();
     let socket = vm.path("theirs");
     let reader = sink(UnixListener::bind(&socket).unwrap());
