@@ -74,7 +74,9 @@ fn background(machine: &str, type_name: &str) {
     let low = vm.memory(0, HOLE.start);
     let high = vm.memory(HOLE.end, RAM_BYTES - HOLE.end);
     let (mut connection, _) = vm.migrate().accept().unwrap();
-    let mut stream = vec![0; 64];
+    // Pages, thus past what QEMU sends before it tracks writes: a guest that runs earlier changes the
+    // instant.
+    let mut stream = vec![0; 64 << 10];
     connection.read_exact(&mut stream).unwrap();
     // Read on beside it: a guest waits for the pages that it writes to.
     let reading = std::thread::spawn(move || connection.read_to_end(&mut stream).map(|_| stream));
