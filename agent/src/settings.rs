@@ -3,10 +3,14 @@
 //! Only how to reach and how to treat it. What was captured, and from which disks, is in the
 //! journal alone, so that the two can't disagree.
 
+use afterimage_journal::storage::read_plain;
 use afterimage_journal::window::Keep;
 use afterimage_journal::{Error, Result, layout};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+/// Largest file of settings that is read, in bytes.
+pub(crate) const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 
 /// How a guest's memory is taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,7 +150,8 @@ impl GuestSettings {
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
-            let bytes = std::fs::read(&path).map_err(|e| Error::io("read settings", &path, e))?;
+            let bytes = read_plain(&path, SETTINGS_BYTES_MAX)
+                .map_err(|e| Error::io("read settings", &path, e))?;
             let settings: Self = serde_json::from_slice(&bytes).map_err(|e| {
                 let why = format!("{e}; correct it, or remove it and protect the guest again");
                 Error::Unusable { path: path.clone(), why }
@@ -161,4 +166,37 @@ impl GuestSettings {
 fn path_of(state: &Path, name: &str) -> Result<PathBuf> {
     layout::check_name(name)?;
     Ok(state.join("guests").join(format!("{name}.json")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ship::settings::GroupSettings;
+
+    #[test]
+    fn settings_that_are_no_regular_file_are_refused_at_once() {
+        let state = tempfile::tempdir().unwrap();
+        for folder in ["guests", "groups"] {
+            std::fs::create_dir(state.path().join(folder)).unwrap();
+        }
+        let at = |folder: &str| state.path().join(folder).join("vm.json");
+        for kind in ["FIFO", "symbolic link"] {
+            for folder in ["guests", "groups"] {
+                let path = at(folder);
+                let _ = std::fs::remove_file(&path);
+                match kind {
+                    "FIFO" => {
+                        let made = std::process::Command::new("mkfifo").arg(&path).status();
+                        assert!(made.unwrap().success());
+                    }
+                    _ => std::os::unix::fs::symlink("/dev/zero", &path).unwrap(),
+                }
+            }
+            let errors = [
+                GuestSettings::load_all(state.path()).unwrap_err().to_string(),
+                GroupSettings::load(state.path(), "vm").unwrap_err().to_string(),
+            ];
+            assert!(errors.iter().all(|e| e.contains(kind)), "{errors:?}");
+        }
+    }
 }

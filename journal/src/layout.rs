@@ -230,7 +230,12 @@ const SMALL_BYTES_MAX: u64 = 1 << 20;
 
 fn read_small(storage: &dyn Storage, path: &Path) -> std::io::Result<Vec<u8>> {
     let file = storage.open(path, Access::Read)?;
-    let mut bytes = vec![0; file.bytes()?.min(SMALL_BYTES_MAX) as usize];
+    let size = file.bytes()?;
+    if size > SMALL_BYTES_MAX {
+        let why = format!("it has {size} bytes, and {SMALL_BYTES_MAX} is the limit");
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
+    }
+    let mut bytes = vec![0; size as usize];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
 }
@@ -357,7 +362,7 @@ pub fn sync_dir_in(storage: &dyn Storage, dir: &Path) -> Result<()> {
 /// # Errors
 /// The sync failed.
 pub fn sync_dir(dir: &Path) -> Result<()> {
-    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync directory", dir, e))
+    sync_dir_in(&RealStorage, dir)
 }
 
 /// Identity of the mount that a path lies on, within this boot; 0 when the kernel doesn't say.

@@ -2,12 +2,11 @@
 //! time.
 
 use crate::error::{Error, Result};
-use afterimage_journal::storage::Lock;
+use afterimage_journal::storage::{Lock, open_plain, read_limited};
 use afterimage_journal::{Error as JournalError, layout};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -34,7 +33,7 @@ pub fn make_dir(dir: &Path) -> Result<()> {
 /// # Errors
 /// It can't be read, or is damaged.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let file = match File::open(path) {
+    let file = match open_plain(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io("open", path, e)),
@@ -48,8 +47,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
             meta.mode() & 0o777
         )));
     }
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
+    let bytes = read_limited(file, FILE_BYTES_MAX).map_err(|e| Error::io("read", path, e))?;
     let value = serde_json::from_slice(&bytes)
         .map_err(|e| Error::Local(format!("{} is damaged: {e}", path.display())))?;
     Ok(Some(value))
@@ -91,7 +89,31 @@ impl Stamp {
     /// That of the file as it is now.
     #[must_use]
     pub fn of(path: &Path) -> Self {
-        fs::metadata(path)
+        fs::symlink_metadata(path)
             .map_or(Self::default(), |m| Self(m.ino(), m.mtime(), m.mtime_nsec(), m.size()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_regular_file_of_bounded_size_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        assert_eq!(read::<u32>(&at("none")).unwrap(), None);
+        write(&at("one"), &1_u32).unwrap();
+        assert_eq!(read::<u32>(&at("one")).unwrap(), Some(1));
+        std::os::unix::fs::symlink(at("one"), at("link")).unwrap();
+        let fifo =
+            std::process::Command::new("mkfifo").args(["-m", "600"]).arg(at("fifo")).status();
+        assert!(fifo.unwrap().success());
+        fs::File::create(at("large")).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
+        fs::set_permissions(at("large"), fs::Permissions::from_mode(0o600)).unwrap();
+        for (name, why) in [("link", "symbolic link"), ("fifo", "FIFO"), ("large", "limit")] {
+            let error = read::<u32>(&at(name)).unwrap_err().to_string();
+            assert!(error.contains(why), "{name}: {error}");
+        }
     }
 }

@@ -26,7 +26,8 @@ impl Engine {
         let existed = layout::journal_dir(&self.state, &journal)
             .map_err(|e| api(&e))?
             .join("journal.json")
-            .exists();
+            .try_exists()
+            .unwrap_or(true);
         // A group that has such a name from an older version keeps it.
         let check = if existed { layout::check_name } else { layout::check_new_name };
         check(&settings.name).and_then(|()| check(&settings.group)).map_err(|e| api(&e))?;

@@ -14,7 +14,7 @@
 use afterimage_journal::keeper::{Home, KeeperThread, Setup};
 use afterimage_journal::merge::Unpaced;
 use afterimage_journal::replica::{Replica, ReplicaOptions};
-use afterimage_journal::storage::{RealStorage, Storage};
+use afterimage_journal::storage::{RealStorage, Storage, read_plain};
 use afterimage_journal::window::{Keep, Limits};
 use afterimage_journal::wire::{Ack, Hello, Inventory, Op, Sink, SinkError};
 use afterimage_journal::{Error, ErrorKind, Key, clock, layout};
@@ -50,15 +50,11 @@ pub trait Window: Send + Sync {
 fn read(dir: &Path) -> Result<Option<SiteFile>, String> {
     let path = dir.join(SITE_FILE);
     let shown = path.display();
-    match std::fs::metadata(&path) {
-        Ok(meta) if meta.len() > SITE_FILE_BYTES_MAX => {
-            return Err(format!("{shown} is no site's file: it has {} bytes", meta.len()));
-        }
-        Ok(_) => {}
+    let bytes = match read_plain(&path, SITE_FILE_BYTES_MAX) {
+        Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(format!("read {shown}: {e}")),
-    }
-    let bytes = std::fs::read(&path).map_err(|e| format!("read {shown}: {e}"))?;
+    };
     let read = serde_json::from_slice(&bytes);
     read.map(Some).map_err(|e| format!("{shown} can't be understood: {e}; correct it"))
 }
@@ -275,5 +271,25 @@ impl Sink for DirectorySink {
             Some(replica) => replica.ack(wait),
             None => Err(SinkError::Broken("it was not opened".into())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn site_file_that_is_no_regular_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SITE_FILE);
+        assert_eq!(read(dir.path()), Ok(None));
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(read(dir.path()).unwrap_err().contains("FIFO"));
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert!(read(dir.path()).unwrap_err().contains("symbolic link"));
+        std::fs::remove_file(&path).unwrap();
+        std::fs::File::create(&path).unwrap().set_len(SITE_FILE_BYTES_MAX + 1).unwrap();
+        assert!(read(dir.path()).unwrap_err().contains("limit"));
     }
 }

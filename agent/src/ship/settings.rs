@@ -4,6 +4,8 @@
 //! the file is there only while a guest of the group is protected and a site was ever asked for.
 
 use super::site::Site;
+use crate::settings::SETTINGS_BYTES_MAX;
+use afterimage_journal::storage::read_plain;
 use afterimage_journal::{Error, Result, layout};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -96,7 +98,7 @@ impl GroupSettings {
     /// They can't be read or understood: guessing would leave a site without its data in silence.
     pub fn load(state: &Path, group: &str) -> Result<Self> {
         let path = path_of(state, group)?;
-        let bytes = match std::fs::read(&path) {
+        let bytes = match read_plain(&path, SETTINGS_BYTES_MAX) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(e) => return Err(Error::io("read settings", &path, e)),

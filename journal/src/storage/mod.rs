@@ -9,7 +9,7 @@
 mod real;
 pub(crate) mod several;
 
-pub use real::RealStorage;
+pub use real::{RealStorage, open_plain, read_limited, read_plain};
 
 use std::fmt::Debug;
 use std::fs::File;

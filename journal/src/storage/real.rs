@@ -8,7 +8,7 @@ use crate::planted;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -144,6 +144,41 @@ fn open_regular(mut options: OpenOptions, path: &Path, more: OFlags) -> io::Resu
     Err(not_regular(what))
 }
 
+/// Reads a regular file of at most `bytes_max` bytes whole. Waits for nobody and follows no symbolic link in
+/// the place of the file.
+///
+/// # Errors
+/// `NotFound`: there is nothing of this name. `InvalidData`: it is no regular file, or a larger one. Else the
+/// operating system's.
+pub fn read_plain(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    read_limited(open_plain(path)?, bytes_max)
+}
+
+/// Opens a regular file to read it, as [`read_plain`] does.
+///
+/// # Errors
+/// As there.
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    open_regular(options, path, OFlags::empty())
+}
+
+/// Reads an open file of at most `bytes_max` bytes from where it stands to its end.
+///
+/// # Errors
+/// `InvalidData`: it is larger. Else the operating system's.
+pub fn read_limited(file: File, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // The file may grow meanwhile: what is read counts, not what it said.
+    file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        let why = format!("it is larger than the limit of {bytes_max} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(bytes)
+}
+
 fn not_regular(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("it is {what}, not a regular file"))
 }
@@ -257,5 +292,19 @@ mod tests {
         assert!(!at("elsewhere").exists(), "nothing is made behind a link");
         assert!(RealStorage.open(Path::new("/dev/null"), Access::Read).is_err());
         assert!(RealStorage.sync_dir(&at("fifo")).is_err());
+        for name in ["fifo", "directory", "link", "device", "socket"] {
+            let refused = read_plain(&at(name), 10).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "{name}: {refused}");
+        }
+    }
+
+    #[test]
+    fn file_above_the_limit_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        assert_eq!(read_plain(&path, 4).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::write(&path, b"1234").unwrap();
+        assert_eq!(read_plain(&path, 4).unwrap(), b"1234");
+        assert_eq!(read_plain(&path, 3).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }
