@@ -38,7 +38,7 @@ pub struct DaemonArgs {
 #[must_use]
 pub fn run(args: &DaemonArgs) -> ExitCode {
     if std::env::var_os(UNDO).is_some() {
-        return ExitCode::from(u8::from(intent::undo_all(&args.state) > 0));
+        return ExitCode::from(u8::from(!intent::undo_all(&args.state).is_empty()));
     }
     match Worker::from_env() {
         Some(worker) => work(args, worker),
@@ -135,7 +135,8 @@ async fn serve(args: &DaemonArgs, worker: Worker) -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    intent::undo_all(&args.state);
+    let left = intent::undo_all(&args.state);
+    tokio::spawn(intent::keep_undoing(args.state.clone(), left));
     let ends = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut terminate), Ok(mut interrupt)) = ends else {
         complain("can't catch signals");

@@ -2,14 +2,22 @@
 //!
 //! An intent is written, durably, before a guest is frozen or its memory taken, and removed after
 //! it was thawed, or runs again with QEMU's settings as they were. The guard has what is left undone
-//! after each death of the worker, before the next one starts; so does the agent when it starts.
+//! after each death of the worker, before the next one starts; so does the agent when it starts, and it
+//! tries again what failed then.
+//!
+//! What always holds: an intent that can't be read is owed. Only one that is not there, or is torn, owes
+//! nothing, since nothing is begun before all of it is durable.
 
+use afterimage_journal::storage::{Access, RealStorage, Storage as _, read_plain};
 use afterimage_journal::{Error, Result, layout};
+use afterimage_planted as planted;
 use afterimage_qmp::guest_agent::{AgentChannel, thaw_blocking, thaw_blocking_virsh};
 use afterimage_qmp::qemu::{ProcessId, UndoSnapshot, undo_snapshot_blocking};
 use serde::{Deserialize, Serialize};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long one undoing may take.
@@ -17,6 +25,21 @@ const UNDO_LIMIT: Duration = Duration::from_millis(1500);
 
 /// For how long a note of an older version, which names no process, may have a guest run.
 const BARE_AGE_MAX: Duration = Duration::from_secs(70);
+
+/// Largest intent that is read, in bytes.
+const INTENT_BYTES_MAX: u64 = 1 << 20;
+
+/// Time between two tries to undo what is left, in the beginning and at most.
+const AGAIN_MIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(60);
+
+/// Held while an intent is written and while a left one is undone, so that no late undoing meets what has
+/// just begun. True once this process has written one.
+static WRITTEN: Mutex<bool> = Mutex::new(false);
+
+fn written() -> MutexGuard<'static, bool> {
+    WRITTEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What has to be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +114,8 @@ pub fn write(
 ) -> Result<Standing> {
     layout::make_dir(&dir(state))?;
     let path = dir(state).join(intent.file_name(guest));
+    let mut written = written();
+    *written = true;
     layout::replace_file(&path, &encoded(intent.clone(), process)?)?;
     let inode = inode_of(&path);
     Ok(Standing { path, inode })
@@ -101,19 +126,31 @@ fn encoded(intent: Intent, process: Option<ProcessId>) -> Result<Vec<u8>> {
     serde_json::to_vec(&note).map_err(|e| Error::Invalid(format!("encode intent: {e}")))
 }
 
-/// An intent as it is on disk; none if it is torn or foreign: nothing was begun before all of it was
-/// durable.
-fn read(path: &Path) -> Option<Note> {
-    let mut note: Note = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+/// An intent as it is on disk; `None` if it is not there, or torn.
+///
+/// # Errors
+/// It is there and can't be read, or another version wrote it: it is owed.
+fn read(path: &Path) -> io::Result<Option<Note>> {
+    let bytes = match read_plain(path, INTENT_BYTES_MAX) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(_) if planted::is("unreadable-intent-owes-nothing") => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut note: Note = match serde_json::from_slice(&bytes) {
+        Ok(note) => note,
+        Err(e) if e.is_data() => return Err(io::Error::other(format!("not understood: {e}"))),
+        Err(_) => return Ok(None),
+    };
     if let Intent::Resume(undo) = &mut note.intent
         && undo.is_bare()
     {
-        let written = std::fs::metadata(path).and_then(|m| m.modified()).ok()?;
+        let written = std::fs::symlink_metadata(path).and_then(|m| m.modified())?;
         // Of the future: the clock was set back. It may be of this moment.
         let age = written.elapsed().unwrap_or_default();
         undo.resume = undo.resume.filter(|_| age <= BARE_AGE_MAX);
     }
-    Some(note)
+    Ok(Some(note))
 }
 
 impl Standing {
@@ -124,7 +161,10 @@ impl Standing {
         move || {
             let draft = path.with_extension("tmp");
             let json = encoded(intent, None)?;
-            std::fs::write(&draft, json).map_err(|e| Error::io("write intent", &draft, e))?;
+            RealStorage
+                .open(&draft, Access::Replace)
+                .and_then(|file| file.write_all_at(&json, 0))
+                .map_err(|e| Error::io("write intent", &draft, e))?;
             std::fs::rename(&draft, &path).map_err(|e| Error::io("rename to", &path, e))
         }
     }
@@ -160,19 +200,23 @@ impl Standing {
 
 /// A snapshot of the guest's memory that could not be undone when it ended: before another one is begun,
 /// it has to be.
-#[must_use]
-pub fn left_of_snapshot(state: &Path, guest: &str) -> Option<UndoSnapshot> {
+///
+/// # Errors
+/// There may be one, and it can't be read.
+pub fn left_of_snapshot(state: &Path, guest: &str) -> Result<Option<UndoSnapshot>> {
     let path = dir(state).join(format!("{guest}@memory.json"));
-    match read(&path)?.intent {
-        Intent::Resume(undo) => Some(undo),
-        Intent::Thaw(_) => None,
-    }
+    let note = read(&path).map_err(|e| Error::io("read intent", &path, e))?;
+    Ok(match note.map(|note| note.intent) {
+        Some(Intent::Resume(undo)) => Some(undo),
+        Some(Intent::Thaw(_)) | None => None,
+    })
 }
 
-/// Whether a guest was frozen and has not answered since that it is thawed.
+/// True if a guest was frozen and has not answered since that it is thawed, or that can't be told.
 #[must_use]
 pub fn owes_thaw(state: &Path, guest: &str) -> bool {
-    dir(state).join(format!("{guest}.json")).exists()
+    let looked = std::fs::symlink_metadata(dir(state).join(format!("{guest}.json")));
+    !looked.is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
 }
 
 /// It is thawed.
@@ -185,35 +229,101 @@ pub fn forget_snapshot(state: &Path, guest: &str) {
     let _ = std::fs::remove_file(dir(state).join(format!("{guest}@memory.json")));
 }
 
-/// Undoes every intent that stands. Blocking; each within a limit. Returns how many are left.
-pub fn undo_all(state: &Path) -> usize {
-    let Ok(entries) = std::fs::read_dir(dir(state)) else { return 0 };
-    let mut left = 0;
-    for path in entries.flatten().map(|e| e.path()) {
+/// What could not be undone.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Owed {
+    /// This intent: its path and inode. A later intent of the guest has the same path.
+    Intent(PathBuf, Option<u64>),
+    /// The directory of the intents can't be listed.
+    All,
+}
+
+/// Undoes every intent that stands. Blocking; each within a limit. Returns what is left, which has been
+/// reported.
+#[must_use]
+pub fn undo_all(state: &Path) -> Vec<Owed> {
+    let unlisted = |error: io::Error| {
+        let intents = dir(state);
+        let intents = intents.display();
+        tracing::error!(%intents, %error, "can't list the intents: a guest may be frozen or stopped");
+        Owed::All
+    };
+    let entries = match std::fs::read_dir(dir(state)) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(_) if planted::is("unreadable-intent-owes-nothing") => return Vec::new(),
+        Err(e) => return vec![unlisted(e)],
+    };
+    let mut left = Vec::new();
+    for entry in entries {
+        let path = match entry {
+            Ok(entry) => entry.path(),
+            Err(e) => {
+                left.push(unlisted(e));
+                break;
+            }
+        };
         if path.extension().is_none_or(|e| e != "json") {
             // A draft: whoever wrote it died before it had its name, and before anything was begun.
             let _ = std::fs::remove_file(&path);
             continue;
         }
-        let undone = match read(&path) {
-            Some(note) if note.process.is_some_and(|p| !p.lives()) => {
-                Ok("the guest's QEMU has ended".into())
-            }
-            Some(note) => note.intent.undo(),
-            None => Ok("nothing was begun".into()),
-        };
-        match undone {
-            Ok(what) => {
-                tracing::warn!(intent = %path.display(), what, "undone");
-                let _ = std::fs::remove_file(&path);
-            }
-            Err(why) => {
-                tracing::error!(intent = %path.display(), %why, "a guest may be frozen or stopped");
-                left += 1;
-            }
+        let inode = inode_of(&path);
+        if let Err(why) = undo(&path) {
+            tracing::error!(intent = %path.display(), %why, "a guest may be frozen or stopped");
+            left.push(Owed::Intent(path, inode));
         }
     }
     left
+}
+
+/// Undoes an intent, and removes it.
+fn undo(path: &Path) -> std::result::Result<(), String> {
+    let what = match read(path).map_err(|e| format!("read the intent: {e}"))? {
+        Some(note) if note.process.is_some_and(|p| !p.lives()) => {
+            "the guest's QEMU has ended".into()
+        }
+        Some(note) => note.intent.undo()?,
+        None => "nothing was begun".into(),
+    };
+    tracing::warn!(intent = %path.display(), what, "undone");
+    let _ = std::fs::remove_file(path);
+    Ok(())
+}
+
+/// Tries again to undo what is left; returns what still is. Blocking.
+fn undo_again(state: &Path, left: Vec<Owed>) -> Vec<Owed> {
+    let mut still = Vec::new();
+    for owed in left {
+        let written = written();
+        match owed {
+            // What is on disk now may be of this moment.
+            Owed::All if *written => {}
+            Owed::All => still.extend(undo_all(state)),
+            Owed::Intent(path, inode) => {
+                let stands = inode.is_some() && inode == inode_of(&path);
+                if stands && undo(&path).is_err() {
+                    still.push(Owed::Intent(path, inode));
+                }
+            }
+        }
+        drop(written);
+    }
+    still
+}
+
+/// Tries to undo what is left until nothing is.
+pub async fn keep_undoing(state: PathBuf, mut left: Vec<Owed>) {
+    let mut pause = AGAIN_MIN;
+    while !left.is_empty() {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(AGAIN_MAX);
+        let state = state.clone();
+        let Ok(still) = tokio::task::spawn_blocking(move || undo_again(&state, left)).await else {
+            return;
+        };
+        left = still;
+    }
 }
 
 #[cfg(test)]
@@ -223,11 +333,11 @@ mod tests {
     #[test]
     fn a_draft_of_an_intent_owes_nothing_and_goes() {
         let state = tempfile::tempdir().unwrap();
-        assert_eq!(undo_all(state.path()), 0);
+        assert_eq!(undo_all(state.path()), []);
         std::fs::create_dir(dir(state.path())).unwrap();
         let draft = dir(state.path()).join("vm@memory.tmp");
         std::fs::write(&draft, b"{\"resu").unwrap();
-        assert_eq!(undo_all(state.path()), 0);
+        assert_eq!(undo_all(state.path()), []);
         assert!(!draft.exists());
     }
 
@@ -237,17 +347,17 @@ mod tests {
         std::fs::create_dir(dir(state.path())).unwrap();
         let thaw = dir(state.path()).join("vm.json");
         std::fs::write(&thaw, br#"{"thaw":{"Socket":"/run/qga"}}"#).unwrap();
-        let note = read(&thaw).unwrap();
+        let note = read(&thaw).unwrap().unwrap();
         assert_eq!(note.intent, Intent::Thaw(AgentChannel::Socket("/run/qga".into())));
         assert_eq!(note.process, None);
         let resume = dir(state.path()).join("vm@memory.json");
         let old = r#"{"resume":{"monitor":{"Socket":"/run/qmp"},"was":{"capabilities":{},
             "parameters":{}},"resume":"stop"}}"#;
         std::fs::write(&resume, old).unwrap();
-        assert!(left_of_snapshot(state.path(), "vm").unwrap().resume.is_some());
+        assert!(left_of_snapshot(state.path(), "vm").unwrap().unwrap().resume.is_some());
         let file = std::fs::File::options().write(true).open(&resume).unwrap();
         file.set_modified(std::time::SystemTime::now() - 2 * BARE_AGE_MAX).unwrap();
-        assert_eq!(left_of_snapshot(state.path(), "vm").unwrap().resume, None);
+        assert_eq!(left_of_snapshot(state.path(), "vm").unwrap().unwrap().resume, None);
     }
 
     #[test]
@@ -257,10 +367,55 @@ mod tests {
         let thaw = Intent::Thaw(AgentChannel::Socket(state.path().join("qga")));
         let ended = ProcessId { pid: std::process::id(), start_ticks: 1 };
         let standing = write(state.path(), "vm", &thaw, Some(ended)).unwrap();
-        assert_eq!(undo_all(state.path()), 0);
+        assert_eq!(undo_all(state.path()), []);
         assert!(!standing.path.exists());
         let standing = write(state.path(), "vm", &thaw, None).unwrap();
-        assert_eq!(undo_all(state.path()), 1);
+        assert_eq!(undo_all(state.path()).len(), 1);
         assert!(standing.path.exists());
+    }
+
+    #[test]
+    fn intent_that_cannot_be_read_is_kept_and_tried_again() {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir(state.path())).unwrap();
+        let at = |name: &str| dir(state.path()).join(name);
+        // Errors of the disk and of few descriptors are of the same kind: none of them says "not there".
+        let made = std::process::Command::new("mkfifo").arg(at("fifo.json")).status().unwrap();
+        assert!(made.success());
+        std::fs::create_dir(at("vm@memory.json")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", at("link.json")).unwrap();
+        std::fs::write(at("newer.json"), br#"{"of-a-later-version":{}}"#).unwrap();
+        std::fs::write(at("torn.json"), br#"{"thaw":{"Sock"#).unwrap();
+        let left = undo_all(state.path());
+        assert_eq!(left.len(), 4, "{left:?}");
+        assert!(!at("torn.json").exists(), "nothing is begun before all of an intent is durable");
+        assert!(owes_thaw(state.path(), "fifo") && owes_thaw(state.path(), "link"));
+        left_of_snapshot(state.path(), "vm").unwrap_err();
+        assert_eq!(undo_again(state.path(), left).len(), 4);
+
+        let left = undo_all(state.path());
+        std::fs::remove_file(at("fifo.json")).unwrap();
+        std::fs::remove_dir(at("vm@memory.json")).unwrap();
+        std::fs::remove_file(at("link.json")).unwrap();
+        assert_eq!(undo_again(state.path(), left).len(), 1);
+    }
+
+    #[test]
+    fn late_undoing_leaves_an_intent_that_was_written_since() {
+        let state = tempfile::tempdir().unwrap();
+        let thaw = Intent::Thaw(AgentChannel::Socket(state.path().join("qga")));
+        let _old = write(state.path(), "vm", &thaw, None).unwrap();
+        let left = undo_all(state.path());
+        assert_eq!(left.len(), 1);
+        let new = write(state.path(), "vm", &thaw, None).unwrap();
+        assert_eq!(undo_again(state.path(), left), []);
+        assert!(new.stands());
+    }
+
+    #[test]
+    fn intents_that_cannot_be_listed_are_owed() {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::write(dir(state.path()), "in the place of the directory").unwrap();
+        assert_eq!(undo_all(state.path()), [Owed::All]);
     }
 }

@@ -158,7 +158,14 @@ fn channel(context: &Context) -> Result<MonitorChannel, ApiError> {
 
 /// Undoes a snapshot of the guest's memory that an earlier agent, or an earlier try, left behind.
 pub(super) async fn settle(state: &Path, guest: &str, qemu: &Qemu) {
-    let Some(undo) = intent::left_of_snapshot(state, guest) else { return };
+    let undo = match intent::left_of_snapshot(state, guest) {
+        Ok(Some(undo)) => undo,
+        Ok(None) => return,
+        Err(error) => {
+            tracing::error!(guest, %error, "a snapshot of its memory may not be undone");
+            return;
+        }
+    };
     match qemu.end_snapshot(&undo, UNDO_LIMIT).await {
         Ok(()) => intent::forget_snapshot(state, guest),
         Err(error) => tracing::error!(guest, %error, "a snapshot of its memory is not undone"),

@@ -148,7 +148,8 @@ impl Taking {
 
 /// Undoes what an earlier snapshot left: its note holds the settings as they were before that one.
 pub(super) async fn settle_left(qemu: Qemu, state: PathBuf, guest: String) -> Outcome<()> {
-    let Some(left) = intent::left_of_snapshot(&state, &guest) else { return Ok(()) };
+    let left = intent::left_of_snapshot(&state, &guest).map_err(Failure::other)?;
+    let Some(left) = left else { return Ok(()) };
     qemu.end_snapshot(&left, END_LIMIT).await?;
     intent::forget_snapshot(&state, &guest);
     Ok(())
