@@ -1,6 +1,6 @@
 //! `afterimage agent`: the daemon beside the guests.
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::quantity;
 use crate::state::{StateArgs, refuse_bucket};
 use afterimage_agent::daemon::{self, DaemonArgs};
@@ -26,9 +26,8 @@ pub struct AgentArgs {
 pub fn run(args: &AgentArgs) -> Outcome<ExitCode> {
     refuse_bucket(&args.state.state)?;
     let stall_limit_ms = u64::try_from(args.stall_limit.as_millis()).unwrap_or(u64::MAX);
-    Ok(daemon::run(&DaemonArgs {
-        state: args.state.state.clone(),
-        stall_limit_ms,
-        unit_bytes: args.unit_size,
-    }))
+    // QEMU is told of sockets below it, and has a directory of its own.
+    let state = std::path::absolute(&args.state.state)
+        .map_err(|e| Failure::io(format!("find {}", args.state.state.display()), &e))?;
+    Ok(daemon::run(&DaemonArgs { state, stall_limit_ms, unit_bytes: args.unit_size }))
 }

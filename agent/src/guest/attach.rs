@@ -7,12 +7,13 @@
 use super::maps::{Maps, fresh, is_map};
 use super::plan::{Found, FullCopy, Plan, decide};
 use super::removal;
-use super::sockets::{PULL_DIR, check_path, give_to, probe, run_dir};
+use super::sockets::{PULL_DIR, check_path, give_to, probe, run_dir, socket_name};
 use super::task::Context;
 use crate::capture::{Capture, CaptureEvent, Tap, TapCounters, TapShared};
 use crate::group::LastSession;
 use afterimage_journal::layout;
 use afterimage_journal::meta::{CopyCause, Guest, Volume, VolumeKind};
+use afterimage_journal::storage::read_plain;
 use afterimage_qmp::Qemu;
 use afterimage_qmp::qemu::{
     Attachment, Disk, MirrorSpec, Names, Process, ProcessId, Rotation, RunState,
@@ -25,6 +26,8 @@ use tokio::sync::mpsc;
 
 /// Notes which QEMU process was attached to.
 pub(super) const PROCESS_FILE: &str = "qemu-process";
+/// Largest such note, in bytes.
+const PROCESS_BYTES_MAX: u64 = 256;
 /// Its disks belong to another QEMU now.
 pub(super) const MIGRATED_AWAY: &str =
     "the guest was live-migrated away: protect it where it runs now";
@@ -294,7 +297,7 @@ fn listen(
     counters: &Arc<TapCounters>,
     events: &mpsc::UnboundedSender<CaptureEvent>,
 ) -> Result<Capture> {
-    let socket = attached.dir.join(format!("{}.sock", names.job()));
+    let socket = attached.dir.join(socket_name(&names.job()));
     check_path(&socket)?;
     let tap = Arc::new(Tap::new(
         context.group.journal()?,
@@ -365,7 +368,8 @@ async fn clean(context: &Context, attached: &Attached, disks: &[(&Names, bool)])
         })
     };
     let process = attached.process.as_ref();
-    let removed = removal::remove(&attached.qemu, &context.group, process, wanted).await;
+    let (qemu, dir) = (&attached.qemu, &attached.dir);
+    let removed = removal::remove(qemu, &context.group, process, dir, wanted).await;
     if let Err(error) = removed {
         tracing::warn!(error = format!("{error:#}"), "left behind in QEMU");
     }
@@ -389,8 +393,9 @@ fn amend_if_job_vanished(context: &Context, last: Option<LastSession>, jobs_ther
 
 /// Whether this very QEMU process was the one at the attach before, by an earlier agent too.
 fn was_here(attached: &Attached) -> bool {
-    let known = std::fs::read_to_string(attached.dir.join(PROCESS_FILE)).unwrap_or_default();
-    process_line(attached).is_some_and(|line| line == known)
+    // What can't be read is another one: then nothing of what it did since is believed.
+    let known = read_plain(&attached.dir.join(PROCESS_FILE), PROCESS_BYTES_MAX).unwrap_or_default();
+    process_line(attached).is_some_and(|line| line.into_bytes() == known)
 }
 
 fn remember(attached: &Attached) {

@@ -3,16 +3,21 @@
 //! What always holds: a mirror ends in order, never by force, since that can kill QEMU
 //! (`docs/decisions/0015-mirrors-end-in-order.md`); so each gets a server that takes its writes and
 //! forgets them. Before that begins it is on record that the mirror can't be believed any more: its disk
-//! owes the blocks of QEMU's map, or that map is gone, and then the disk is compared.
+//! owes the blocks of QEMU's map, or that map is gone, and then the disk is compared. The server's socket
+//! is made in our own directory under our own name: QEMU, which may be hostile, only says whether its
+//! mirror connects there.
 
 use super::maps::is_map;
-use super::sockets::give_to;
+use super::sockets::{give_to, socket_name};
 use crate::capture::DiscardServer;
 use crate::group::Group;
 use afterimage_journal::meta::{CopyCause, Volume};
+use afterimage_planted as planted;
 use afterimage_qmp::Qemu;
 use afterimage_qmp::qemu::{LeftMirror, Names, Process, RESUME_LIMIT};
 use anyhow::{Context as _, Result, bail};
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +32,8 @@ pub(super) fn names_of(volume: &Volume) -> Result<Names> {
     Ok(Names::new(token.get(..12).unwrap_or(&token))?)
 }
 
-/// Removes all of ours from a QEMU whose mirrors nobody serves, but for what `wanted` names.
+/// Removes all of ours from a QEMU whose mirrors nobody serves, but for what `wanted` names. `dir` is where
+/// the guest's sockets lie.
 ///
 /// # Errors
 /// What was left there, by name, and why.
@@ -35,6 +41,7 @@ pub(super) async fn remove(
     qemu: &Qemu,
     group: &Arc<Group>,
     process: Option<&Process>,
+    dir: &Path,
     wanted: impl Fn(&str) -> bool + Send + Sync,
 ) -> Result<()> {
     let mirrors = qemu.left_mirrors(|name| wanted(name)).await?;
@@ -48,7 +55,7 @@ pub(super) async fn remove(
             // No journal that we know would believe it.
             None => Ok(()),
         };
-        let begun = disowned.and_then(|()| serve(mirror, process));
+        let begun = disowned.and_then(|()| serve(mirror, dir, process));
         match begun {
             Ok(server) => served.push(server),
             Err(error) => left.push((mirror.attachment.job.clone(), format!("{error:#}"))),
@@ -93,12 +100,75 @@ async fn owe(group: &Arc<Group>, volume: &Volume) -> Result<()> {
     Ok(tokio::time::timeout(super::marks::SYNC_LIMIT, noted).await???)
 }
 
-fn serve(mirror: &LeftMirror, process: Option<&Process>) -> Result<DiscardServer> {
-    let socket = mirror.socket.as_ref().context("QEMU does not tell its socket")?;
-    if let Some(dir) = socket.parent() {
-        afterimage_journal::layout::make_dir(dir)?;
-    }
-    let server = DiscardServer::start(socket, mirror.bytes)?;
-    give_to(socket, process)?;
+fn serve(mirror: &LeftMirror, dir: &Path, process: Option<&Process>) -> Result<DiscardServer> {
+    let socket = socket_of(mirror, dir)?;
+    let server = DiscardServer::start(&socket, mirror.bytes)?;
+    give_to(&socket, process)?;
     Ok(server)
+}
+
+/// The socket of a mirror among those of the guest. What QEMU tells only has to agree: `…/run/GUEST/NAME.sock`,
+/// however the state directory is spelled.
+fn socket_of(mirror: &LeftMirror, dir: &Path) -> Result<PathBuf> {
+    let told = mirror.socket.as_ref().context("QEMU does not tell its socket")?;
+    if planted::is("sockets-are-made-where-qemu-says") {
+        afterimage_journal::layout::make_dir(told.parent().unwrap_or(dir))?;
+        return Ok(told.clone());
+    }
+    let ours = dir.join(socket_name(&mirror.attachment.job));
+    let tail =
+        |path: &Path| -> Vec<OsString> { path.iter().rev().take(3).map(OsStr::to_owned).collect() };
+    if tail(told) != tail(&ours) {
+        bail!(
+            "it writes to {}, and its socket here is {}: run the agent with the state directory that \
+             the guest was protected from, or cancel the job by QMP",
+            told.display(),
+            ours.display()
+        );
+    }
+    Ok(ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afterimage_qmp::qemu::Attachment;
+
+    fn left(socket: Option<PathBuf>) -> LeftMirror {
+        let names = Names::new("0123456789ab").unwrap();
+        let attachment = Attachment::of("", &names);
+        LeftMirror { attachment, token: "0123456789ab".into(), socket, bytes: 4096 }
+    }
+
+    #[test]
+    fn mirror_is_served_among_the_guests_sockets_and_nowhere_else() {
+        let state = tempfile::tempdir().unwrap();
+        let dir = state.path().join("run/vm");
+        std::fs::create_dir_all(&dir).unwrap();
+        let job = left(None).attachment.job;
+        let name = socket_name(&job);
+        let elsewhere = state.path().join("elsewhere");
+        let told = [
+            elsewhere.join(&name),
+            elsewhere.join("run/vm").join("other.sock"),
+            state.path().join("run/vm2").join(&name),
+            dir.join("..").join(&name),
+            PathBuf::from(&name),
+            PathBuf::from("/"),
+        ];
+        for path in told {
+            let refused = serve(&left(Some(path.clone())), &dir, None).err();
+            let refused = refused.unwrap_or_else(|| panic!("{} is served", path.display()));
+            assert!(refused.to_string().contains("it writes to"), "{refused}");
+        }
+        assert!(serve(&left(None), &dir, None).is_err());
+        assert!(!elsewhere.exists() && !state.path().join("run/vm2").exists());
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        // The same directory by another spelling: the socket is where we look for it.
+        let spelled = Path::new("/proc/self/cwd/state/run/vm").join(&name);
+        for path in [dir.join(&name), spelled] {
+            let _server = serve(&left(Some(path)), &dir, None).unwrap();
+            assert!(dir.join(&name).exists());
+        }
+    }
 }

@@ -28,6 +28,11 @@ const PROBE_LIMIT: Duration = Duration::from_millis(500);
 /// Longest path of a unix socket (`sun_path`, less its end).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// The name of the socket that a mirror's job writes to.
+pub(super) fn socket_name(job: &str) -> String {
+    format!("{job}.sock")
+}
+
 /// Refuses a path that no socket can have.
 pub(crate) fn check_path(socket: &Path) -> Result<()> {
     if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {

@@ -10,6 +10,7 @@ use super::lend;
 use super::life::Life;
 use super::maps::is_any_map;
 use super::removal;
+use super::sockets::run_dir;
 use crate::api::{ApiError, GuestState};
 use crate::group::Group;
 use crate::settings::GuestSettings;
@@ -328,7 +329,8 @@ impl Task {
         let cleaning = async {
             let (qemu, _) = self.connect().await?;
             let process = qemu.process()?;
-            removal::remove(&qemu, &self.context.group, process.as_ref(), kept).await
+            let dir = run_dir(&self.context, process.as_ref())?;
+            removal::remove(&qemu, &self.context.group, process.as_ref(), &dir, kept).await
         };
         match tokio::time::timeout(removal::REMOVE_LIMIT, cleaning).await {
             Ok(Ok(())) => Ok(()),
