@@ -20,6 +20,7 @@ mod batch;
 mod direct;
 mod error;
 mod export;
+mod folder;
 mod names;
 mod open;
 mod plan;

@@ -3,6 +3,7 @@
 use crate::apply::apply;
 use crate::batch::Order;
 use crate::error::{Error, Result};
+use crate::folder::Folder;
 use crate::open::Recovery;
 use crate::plan::{Format, Plan, Selection, VolumePlan, plan};
 use crate::start;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 /// What to restore, and where to.
@@ -98,8 +100,8 @@ pub fn restore(
     let guest = recovery.guest.as_deref();
     let selection = Selection { guest, disks: &options.disks };
     let plan = plan(&recovery.history, point, selection, options.format)?;
-    let dir = prepare(&options.to)?;
-    Work { recovery, plan: &plan, guests: &[], warm: None, format: options.format, dir }
+    let folder = prepare(&options.to)?;
+    Work { recovery, plan: &plan, guests: &[], warm: None, format: options.format, folder }
         .run(started, progress)
 }
 
@@ -115,10 +117,10 @@ pub fn restore_warm(
 ) -> Result<Report> {
     let started = Instant::now();
     recovery.history.check_key()?;
-    let dir = prepare(&plan.dir)?;
+    let folder = prepare(&plan.dir)?;
     let format = plan.options.format;
     let warm = Some(&plan.point);
-    let work = Work { recovery, plan: &plan.disks, guests: &plan.guests, warm, format, dir };
+    let work = Work { recovery, plan: &plan.disks, guests: &plan.guests, warm, format, folder };
     let mut report = work.run(started, progress)?;
     report.warnings.splice(0..0, plan.warnings.iter().cloned());
     Ok(report)
@@ -133,22 +135,23 @@ struct Work<'a> {
     /// Their checkpoint.
     warm: Option<&'a WarmPoint>,
     format: Format,
-    dir: PathBuf,
+    folder: Arc<Folder>,
 }
 
 impl Work<'_> {
     fn run(&self, started: Instant, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
-        let (plan, dir) = (self.plan, &self.dir);
+        let (plan, folder) = (self.plan, &self.folder);
         let mut drafts = Vec::new();
         for volume in &plan.volumes {
-            drafts.push(Draft::create(&dir.join(&volume.file_name), 0o600)?);
+            drafts.push(Draft::create(folder, &volume.file_name, 0o600)?);
         }
         let mut streams = Vec::new();
         for guest in self.guests {
-            streams.push(Draft::create(&dir.join(&guest.file_name), 0o600)?);
+            streams.push(Draft::create(folder, &guest.file_name, 0o600)?);
         }
         // Texts come first: a name that is taken must be found before the long part.
-        let (texts, warnings) = self.write_texts()?;
+        let (texts, mut warnings) = self.write_texts()?;
+        warnings.extend(self.shared());
         let ram_bytes: u64 = self.guests.iter().map(|g| g.ram.bytes()).sum();
         let total_bytes = plan.bytes() + ram_bytes;
         let mut before_bytes = 0;
@@ -173,7 +176,7 @@ impl Work<'_> {
         let disks = plan.volumes.iter().zip(&drafts).map(disk).collect();
         drafts.extend(streams);
         drafts.extend(texts);
-        publish(dir, &mut drafts)?;
+        publish(folder, &mut drafts)?;
         Ok(Report {
             seq: plan.point.seq,
             time: rfc3339(plan.point.wall_ns),
@@ -185,6 +188,16 @@ impl Work<'_> {
             memories,
             warnings,
         })
+    }
+
+    /// What to know of a directory in which another user may replace what is restored.
+    fn shared(&self) -> Option<String> {
+        let writer = self.folder.writer().ok()??;
+        Some(format!(
+            "{} can be changed by {writer}, who may replace images and scripts there before you use them: \
+             restore to a directory that only you can write to",
+            self.folder.path().display()
+        ))
     }
 
     /// Writes the images; returns the bytes of data in them.
@@ -225,25 +238,26 @@ impl Work<'_> {
             return Ok((Vec::new(), Vec::new()));
         };
         let (mut drafts, mut warnings) = (Vec::new(), Vec::new());
+        let dir = self.folder.path();
         for guest in &config.guests {
-            let disks = start::disks(config, &guest.name, self.plan, &self.dir);
+            let disks = start::disks(config, &guest.name, self.plan, dir);
             if disks.iter().all(|d| d.image.is_none()) {
                 continue;
             }
             let resumed = self.guests.iter().find(|g| g.memory.guest == guest.name);
             let texts = match resumed {
                 Some(plan) => {
-                    start::warm_texts(guest, &disks, self.format, self.plan.point, plan, &self.dir)
+                    start::warm_texts(guest, &disks, self.format, self.plan.point, plan, dir)
                 }
                 None => {
                     let (texts, said) =
-                        start::texts(guest, &disks, self.format, self.plan.point, &self.dir);
+                        start::texts(guest, &disks, self.format, self.plan.point, dir);
                     warnings.extend(said.into_iter().map(|w| format!("{}: {w}", guest.name)));
                     texts
                 }
             };
             for text in texts {
-                let mut draft = Draft::create(&self.dir.join(&text.file_name), text.mode)?;
+                let mut draft = Draft::create(&self.folder, &text.file_name, text.mode)?;
                 draft
                     .file
                     .write_all(text.content.as_bytes())
@@ -257,8 +271,10 @@ impl Work<'_> {
 }
 
 /// The target directory, absolute: scripts written there are started from anywhere.
-fn prepare(to: &Path) -> Result<PathBuf> {
+fn prepare(to: &Path) -> Result<Arc<Folder>> {
     let dir = std::path::absolute(to).map_err(|e| Error::target("find directory", to, e))?;
+    // Without a slash at its end, behind which links are followed.
+    let dir: PathBuf = dir.components().collect();
     if dir.exists() && !dir.is_dir() {
         return Err(Error::Usage(format!(
             "{} is a file: give a directory to restore to",
@@ -270,7 +286,8 @@ fn prepare(to: &Path) -> Result<PathBuf> {
         .mode(0o700)
         .create(&dir)
         .map_err(|e| Error::target("create directory", &dir, e))?;
-    Ok(dir)
+    let folder = Folder::open(&dir).map_err(|e| Error::target("open directory", &dir, e))?;
+    Ok(Arc::new(folder))
 }
 
 fn open_targets(plan: &Plan, format: Format, drafts: &[Draft]) -> Result<Vec<Box<dyn Target>>> {

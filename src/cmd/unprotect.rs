@@ -5,8 +5,6 @@ use crate::show;
 use crate::state::StateArgs;
 use afterimage_agent::api::{ApiError, ErrorKind};
 use afterimage_agent::settings::GuestSettings;
-use rustix::fs::FlockOperation;
-use std::fs::File;
 use std::path::Path;
 
 /// End the protection of a guest or group; its journal stays restorable unless it is purged
@@ -58,18 +56,8 @@ fn purge_left(state: &Path, name: &str, error: ApiError) -> Outcome {
              are: `afterimage unprotect {group} --purge` deletes it for all of them"
         )));
     }
-    let _writer = lock_writer(&dir)?;
+    // No agent opens the journal that is being deleted.
+    let _writer = afterimage_journal::layout::take_lock(&dir)?;
     afterimage_agent::group::purge(&dir)?;
     show::print(&format!("the journal that was left of {name} is deleted\n"))
-}
-
-/// Keeps an agent from opening the journal that is being deleted.
-fn lock_writer(dir: &Path) -> Outcome<File> {
-    let path = dir.join("lock");
-    let open = File::options().write(true).create(true).truncate(false).open(&path);
-    let file = open.map_err(|e| Failure::io(format!("open {}", path.display()), &e))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(_) => Err(Failure::from(afterimage_journal::Error::Locked { path })),
-    }
 }

@@ -10,6 +10,7 @@ mod export_faults;
 mod host;
 mod hostile_text;
 mod moments;
+mod other_user;
 mod pool;
 mod s3;
 pub mod shop;

@@ -193,3 +193,35 @@ fn without_memory_a_warm_restore_is_refused_and_says_what_there_is() {
     let help = shop.cli.ok(&["restore", "--help"]);
     assert!(help.contains("--warm") && help.contains("`latest`, the newest"), "{help}");
 }
+
+#[test]
+fn moments_that_are_shown_can_be_pasted_back_though_the_clock_was_set_back() {
+    let shop = Shop::set_back();
+    let seq_of = |when: &str, to: String| {
+        let outcome = shop.restore(when, &to);
+        assert_eq!(outcome.code, 0, "{when}: {outcome:?}");
+        outcome.json()["seq"].as_u64().unwrap()
+    };
+    let listed = shop.cli.run(&["checkpoints", "web"]);
+    let cells = |line: &str| -> Vec<String> {
+        line.split("  ").map(str::trim).filter(|c| !c.is_empty()).map(str::to_owned).collect()
+    };
+    let rows: Vec<Vec<String>> = listed.stdout.lines().skip(1).map(cells).collect();
+    assert_eq!(rows.len(), 4, "{listed:?}");
+    for (i, row) in rows.iter().enumerate() {
+        let seq: u64 = row[4].parse().unwrap();
+        assert_eq!(seq_of(&row[1], format!("checkpoint{i}")), seq, "{row:?}");
+    }
+    // Those of before and behind the stretch that came twice keep their time.
+    let by_number = rows.iter().map(|row| row[1].starts_with("seq:")).collect::<Vec<_>>();
+    assert_eq!(by_number, [false, false, true, true], "{listed:?}");
+
+    let status = shop.cli.run(&["status", "web"]);
+    let line = status.stdout.lines().find(|l| l.contains("restorable from")).unwrap().to_owned();
+    let (from, to) = line.split_once("restorable from ").unwrap().1.split_once(" to ").unwrap();
+    assert!(to.starts_with("seq:"), "{line}");
+    assert!(seq_of(from, "from".into()) < seq_of(to, "to".into()), "{line}");
+    let json = shop.cli.run(&["status", "web", "--json"]).json();
+    assert_eq!(json["window"]["to_seq"], serde_json::json!(to[4..].parse::<u64>().unwrap()));
+    assert!(json["window"].get("from_seq").is_none(), "{json}");
+}

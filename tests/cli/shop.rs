@@ -57,21 +57,30 @@ pub struct Shop {
 
 impl Shop {
     pub fn new() -> Self {
-        Self::made(None)
+        Self::made(None, false)
+    }
+
+    /// One whose clock is set back at +20 s, to +15 s, and is at +18 s at its end.
+    pub fn set_back() -> Self {
+        Self::made(None, true)
     }
 
     /// One whose journal is encrypted.
     pub fn encrypted(key: Key) -> Self {
-        Self::made(Some(key))
+        Self::made(Some(key), false)
     }
 
-    fn made(key: Option<Key>) -> Self {
+    fn made(key: Option<Key>, set_back: bool) -> Self {
         let dir = TempDir::with_prefix("shop-").unwrap();
         let state = dir.path().join("state");
         layout::check_state(&state, true).unwrap();
         let hour_ago = SystemTime::now() - Duration::from_secs(3600);
         let begin_ns = hour_ago.duration_since(UNIX_EPOCH).unwrap().as_secs() * SECOND_NS;
-        let writes = tell(&layout::journal_dir(&state, "shop").unwrap(), begin_ns, key);
+        let journal = layout::journal_dir(&state, "shop").unwrap();
+        let writes = match set_back {
+            true => tell_set_back(&journal, begin_ns),
+            false => tell(&journal, begin_ns, key),
+        };
         let cli = Cli::new(env!("CARGO_BIN_EXE_afterimage"), &state);
         Self { dir, cli, begin_ns, writes }
     }
@@ -108,26 +117,25 @@ pub fn head_of(report: &serde_json::Value, node: &str) -> Vec<u8> {
     image[..WRITE_BYTES * 4].to_vec()
 }
 
-fn tell(dir: &Path, begin_ns: u64, key: Option<Key>) -> [Seq; 4] {
-    let clock = Arc::new(Told(AtomicU64::new(begin_ns)));
-    let options = Options {
-        unit_bytes: 1 << 20,
-        sync_interval: Duration::from_secs(3600),
-        clock: clock.clone(),
-        key,
-        ..Options::default()
-    };
+fn tell_set_back(dir: &Path, begin_ns: u64) -> [Seq; 4] {
+    let (journal, clock) = begin(dir, begin_ns, None);
     let at = |seconds: u64| clock.0.store(begin_ns + seconds * SECOND_NS, Ordering::SeqCst);
-    let group = Uuid::new_v4();
-    let journal = Journal::create(dir, group, "shop", options).unwrap();
-    journal.set_config(&config(group)).unwrap();
-    for volume in [1, 2] {
-        for event in [CopyEvent::Start, CopyEvent::End] {
-            let (id, cause) = (volume.into(), CopyCause::Initial);
-            let copy = Copy { id, volume, event, cause, upto: DISK_BYTES };
-            journal.append_meta(&Meta::Copy(copy)).unwrap();
-        }
-    }
+    session(&journal, 1, SessionEvent::Open);
+    let mut id = 0;
+    let told = [(10, b'A'), (20, b'B'), (15, b'C'), (16, b'D')].map(|(seconds, byte)| {
+        at(seconds);
+        let seq = write(&journal, 1, 0, byte);
+        id += 1;
+        mark(&journal, id, None);
+        seq
+    });
+    journal.close().unwrap();
+    told
+}
+
+fn tell(dir: &Path, begin_ns: u64, key: Option<Key>) -> [Seq; 4] {
+    let (journal, clock) = begin(dir, begin_ns, key);
+    let at = |seconds: u64| clock.0.store(begin_ns + seconds * SECOND_NS, Ordering::SeqCst);
     session(&journal, 1, SessionEvent::Open);
     at(10);
     let a = write(&journal, 1, 0, b'A');
@@ -147,6 +155,29 @@ fn tell(dir: &Path, begin_ns: u64, key: Option<Key>) -> [Seq; 4] {
     at(110);
     journal.close().unwrap();
     [a, b, c, d]
+}
+
+/// A journal of two disks that are synced, and its clock.
+fn begin(dir: &Path, begin_ns: u64, key: Option<Key>) -> (Journal, Arc<Told>) {
+    let clock = Arc::new(Told(AtomicU64::new(begin_ns)));
+    let options = Options {
+        unit_bytes: 1 << 20,
+        sync_interval: Duration::from_secs(3600),
+        clock: clock.clone(),
+        key,
+        ..Options::default()
+    };
+    let group = Uuid::new_v4();
+    let journal = Journal::create(dir, group, "shop", options).unwrap();
+    journal.set_config(&config(group)).unwrap();
+    for volume in [1, 2] {
+        for event in [CopyEvent::Start, CopyEvent::End] {
+            let (id, cause) = (volume.into(), CopyCause::Initial);
+            let copy = Copy { id, volume, event, cause, upto: DISK_BYTES };
+            journal.append_meta(&Meta::Copy(copy)).unwrap();
+        }
+    }
+    (journal, clock)
 }
 
 /// A guest with two disks.

@@ -5,11 +5,11 @@
 //! no export starves the capture of the guests (I-10).
 
 use crate::error::{Error, Result};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno as Os;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,10 +40,11 @@ fn free_bytes(file: &File) -> io::Result<u64> {
 /// It is not there, or too full.
 pub(super) fn check_dir(dir: &Path, journal: &Path) -> Result<u64> {
     let failed = |e| Error::export("open scratch directory", dir, e);
-    let opened = match File::open(dir) {
-        Ok(opened) if opened.metadata().map_err(failed)?.is_dir() => opened,
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
-        _ => {
+    let flags = (OFlags::DIRECTORY | OFlags::NONBLOCK).bits() as i32;
+    let opened = match OpenOptions::new().read(true).custom_flags(flags).open(dir) {
+        Ok(opened) => opened,
+        Err(e) if !is_no_dir(&e) => return Err(failed(e)),
+        Err(_) => {
             let shown = dir.display();
             return Err(Error::Usage(format!(
                 "there is no directory {shown} for the scratch layer: give one with --scratch"
@@ -61,6 +62,10 @@ pub(super) fn check_dir(dir: &Path, journal: &Path) -> Result<u64> {
         )));
     }
     Ok(free)
+}
+
+fn is_no_dir(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 fn is_beside(file: &File, journal: &Path) -> bool {

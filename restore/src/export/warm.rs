@@ -4,15 +4,16 @@
 use super::memory::{How, MemoryServer};
 use super::{ExportOptions, ExportedMemory, Exporting, check_socket, not_listening, serve};
 use crate::error::{Error, Result};
+use crate::folder::Folder;
 use crate::names::sanitised;
 use crate::open::Recovery;
 use crate::plan::Format;
 use crate::restore::RestoreOptions;
 use crate::start::{self, Export};
 use crate::warm::{GuestPlan, Host, WarmPlan, WarmPoint, plan_warm};
-use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,17 +36,7 @@ pub struct WarmExport {
 /// A guest's memory, served, and its script. Dropped, both are gone.
 pub(super) struct Served {
     servers: Vec<MemoryServer>,
-    script: Option<PathBuf>,
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        if let Some(script) = &self.script
-            && let Err(error) = fs::remove_file(script)
-        {
-            tracing::warn!(path = %script.display(), %error, "can't remove the script");
-        }
-    }
+    script: Option<Script>,
 }
 
 /// Serves the disks of a checkpoint over NBD, and its memory.
@@ -112,15 +103,14 @@ pub fn export_warm(
             let text = script(&recovery, &plan, guest, &exporting, &socket, &beside, command);
             if let Some(text) = text {
                 let path = tail("start.sh");
-                write_script(&path, &text)?;
-                served.script = Some(path);
+                served.script = Some(Script::write(&path, &text)?);
             }
         }
         exporting.report.memories.push(ExportedMemory {
             guest: guest.memory.guest.clone(),
             socket: at,
             live_socket: live_at,
-            script: served.script.clone(),
+            script: served.script.as_ref().map(|script| script.path.clone()),
         });
         exporting.memory.push(served);
     }
@@ -152,21 +142,91 @@ fn script(
     start::export_script(known, plan.point.point, &guest, command, live)
 }
 
-/// Writes a script; only another one may have its place.
-fn write_script(path: &Path, text: &str) -> Result<()> {
-    let failed = |e| Error::export("write", path, e);
-    match fs::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(failed(e)),
-        Ok(old) if old.starts_with(SCRIPT_BEGIN) => fs::remove_file(path).map_err(failed)?,
-        Ok(_) => {
-            return Err(Error::Usage(format!(
+/// A script that is there until this is dropped.
+struct Script {
+    path: PathBuf,
+    folder: Folder,
+    name: OsString,
+    file: File,
+}
+
+impl Script {
+    /// Writes a script; only another one may have its place.
+    fn write(path: &Path, text: &str) -> Result<Self> {
+        let failed = |e| Error::export("write", path, e);
+        let name =
+            path.file_name().ok_or_else(|| failed(ErrorKind::InvalidInput.into()))?.to_owned();
+        let folder = Folder::open(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
+        let foreign = || {
+            Error::Usage(format!(
                 "{} exists and is left as it is: move it, or choose another --socket",
                 path.display()
-            )));
+            ))
+        };
+        match folder.open_plain(&name) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) if e.kind() == ErrorKind::InvalidData => return Err(foreign()),
+            Err(e) => return Err(failed(e)),
+            Ok(mut old) => {
+                let mut begin = [0; SCRIPT_BEGIN.len()];
+                if old.read_exact(&mut begin).is_err() || begin != *SCRIPT_BEGIN {
+                    return Err(foreign());
+                }
+                folder.remove_if(&name, &old).map_err(failed)?;
+            }
+        }
+        let mut made = folder.create_new(&name, 0o700).map_err(failed)?;
+        made.write_all(text.as_bytes()).map_err(failed)?;
+        // Nobody can run what is open for writing: "text file busy".
+        let file = folder.open_plain(&name).map_err(failed)?;
+        if !Folder::is_one(&made, &file).map_err(failed)? {
+            return Err(foreign());
+        }
+        Ok(Self { path: path.to_owned(), folder, name, file })
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        if let Err(error) = self.folder.remove_if(&self.name, &self.file) {
+            tracing::warn!(path = %self.path.display(), %error, "can't remove the script");
         }
     }
-    let mut options = fs::OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o700).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn script_replaces_a_script_only_and_removes_only_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.start.sh");
+        let text = format!("{}new", String::from_utf8_lossy(SCRIPT_BEGIN));
+        let old = dir.path().join("old");
+        fs::write(&old, &text).unwrap();
+        fs::copy(&old, &path).unwrap();
+        drop(Script::write(&path, &text).unwrap());
+        assert!(!path.exists());
+
+        // A link to a script is not ours, and a FIFO has nobody wait.
+        let fifo =
+            || assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let link = || std::os::unix::fs::symlink(&old, &path).unwrap();
+        let other = || fs::write(&path, "mine").unwrap();
+        for put in [&fifo as &dyn Fn(), &link, &other] {
+            put();
+            let refused = Script::write(&path, &text).err().unwrap().to_string();
+            assert!(refused.contains("is left as it is"), "{refused}");
+            fs::remove_file(&path).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&old).unwrap(), text);
+
+        let script = Script::write(&path, &text).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "of somebody else").unwrap();
+        drop(script);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "of somebody else");
+    }
 }

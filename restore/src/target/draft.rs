@@ -1,119 +1,105 @@
 //! A file that gets its name when it is whole: `NAME.partial` until then, gone on failure.
 
 use crate::error::{Error, Result};
-use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
-use rustix::io::Errno;
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use crate::folder::{self, Folder};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A file being written. Dropped before [`publish`], it is removed.
 #[derive(Debug)]
 pub(crate) struct Draft {
     /// It, open, and locked against another restore.
     pub file: File,
-    /// Its name until it is whole.
+    /// Its path until it is whole, for people.
     pub partial: PathBuf,
-    /// Its name then.
+    /// Its path then.
     pub path: PathBuf,
+    folder: Arc<Folder>,
+    partial_name: OsString,
+    name: OsString,
     published: bool,
 }
 
 impl Draft {
     /// Creates `NAME.partial`; what a restore that ended midway left there is replaced.
-    pub(crate) fn create(path: &Path, mode: u32) -> Result<Self> {
-        if fs::symlink_metadata(path).is_ok() {
-            return Err(taken(path));
+    pub(crate) fn create(folder: &Arc<Folder>, name: &str, mode: u32) -> Result<Self> {
+        let path = folder.path().join(name);
+        let name = OsString::from(name);
+        if folder.has(&name) {
+            return Err(taken(&path));
         }
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        remove_abandoned(&partial)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&partial)
+        let mut partial_name = name.clone();
+        partial_name.push(".partial");
+        let partial = folder.path().join(&partial_name);
+        remove_abandoned(folder, &partial_name)?;
+        let file = folder
+            .create_new(&partial_name, mode)
             .map_err(|e| Error::target("create", &partial, e))?;
-        let draft = Self { file, partial, path: path.to_owned(), published: false };
-        match rustix::fs::flock(&draft.file, FlockOperation::NonBlockingLockExclusive) {
-            // A file system without locks can't tell; `create_new` still keeps two apart.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK) => Ok(draft),
-            Err(e) => Err(Error::target("lock", &draft.partial, e)),
-        }
+        let folder = Arc::clone(folder);
+        let draft = Self { file, partial, path, folder, partial_name, name, published: false };
+        // Without locks `create_new` still keeps two apart.
+        folder::lock(&draft.file).map_err(|e| Error::target("lock", &draft.partial, e))?;
+        Ok(draft)
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
         if !self.published
-            && let Err(e) = fs::remove_file(&self.partial)
+            && let Err(e) = self.folder.remove(&self.partial_name)
         {
             tracing::warn!(file = %self.partial.display(), error = %e, "can't remove");
         }
     }
 }
 
-fn taken(path: &Path) -> Error {
+fn taken(path: &std::path::Path) -> Error {
     Error::Usage(format!(
         "{} exists and is left as it is: restore to another directory, or move it away",
         path.display()
     ))
 }
 
-/// A symbolic link, or a socket.
-fn is_foreign(error: &io::Error) -> bool {
-    let raw = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(raw, Some(Errno::LOOP | Errno::NXIO))
-}
-
 /// Removes what an ended restore left; one that still runs holds the lock.
-fn remove_abandoned(partial: &Path) -> Result<()> {
-    let foreign = || {
-        Error::Usage(format!(
-            "{} is no regular file and is left as it is: restore to another directory, or move it away",
-            partial.display()
-        ))
-    };
-    // Whoever put a FIFO there must not make this wait for its other end.
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-    let file = match OpenOptions::new().read(true).custom_flags(flags).open(partial) {
+fn remove_abandoned(folder: &Folder, name: &OsStr) -> Result<()> {
+    let partial = folder.path().join(name);
+    let file = match folder.open_plain(name) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) if is_foreign(&e) => return Err(foreign()),
-        Err(e) => return Err(Error::target("open", partial, e)),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == ErrorKind::InvalidData => {
+            return Err(Error::Usage(format!(
+                "{} is no regular file and is left as it is: restore to another directory, or move it away",
+                partial.display()
+            )));
+        }
+        Err(e) => return Err(Error::target("open", &partial, e)),
     };
-    let kind = file.metadata().map_err(|e| Error::target("look at", partial, e))?.file_type();
-    if !kind.is_file() {
-        return Err(foreign());
-    }
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => Err(Error::Usage(format!(
+    match folder::lock(&file) {
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Err(Error::Usage(format!(
             "another restore is writing {}: wait for it, or restore to another directory",
             partial.display()
         ))),
         // Removed by name, never truncated: the file may have got its final name just now.
-        _ => match fs::remove_file(partial) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(Error::target("remove", partial, e))
-            }
+        _ => match folder.remove(name) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::target("remove", &partial, e)),
             _ => Ok(()),
         },
     }
 }
 
 /// Gives all their final names, or none.
-pub(crate) fn publish(dir: &Path, drafts: &mut [Draft]) -> Result<()> {
+pub(crate) fn publish(folder: &Folder, drafts: &mut [Draft]) -> Result<()> {
     for i in 0..drafts.len() {
-        let result = rename(&drafts[i].partial, &drafts[i].path);
+        let result = folder.rename(&drafts[i].partial_name, &drafts[i].name);
         if let Err(e) = result {
             for done in &mut drafts[..i] {
                 done.published = false;
-                let _ = fs::rename(&done.path, &done.partial);
+                let _ = folder.rename(&done.name, &done.partial_name);
             }
-            return Err(if e.kind() == io::ErrorKind::AlreadyExists {
+            return Err(if e.kind() == ErrorKind::AlreadyExists {
                 taken(&drafts[i].path)
             } else {
                 Error::target("name", &drafts[i].path, e)
@@ -121,17 +107,5 @@ pub(crate) fn publish(dir: &Path, drafts: &mut [Draft]) -> Result<()> {
         }
         drafts[i].published = true;
     }
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::target("sync", dir, e))
-}
-
-/// Renames, and never over something that is there.
-fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system that doesn't know the flag.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            fs::hard_link(from, to)?;
-            fs::remove_file(from)
-        }
-        other => Ok(other?),
-    }
+    folder.sync().map_err(|e| Error::target("sync", folder.path(), e))
 }

@@ -196,3 +196,64 @@ fn a_draft_that_is_no_regular_file_is_refused_at_once() {
         assert!(fs::symlink_metadata(&partial).is_ok() && !elsewhere.exists(), "{kind}");
     }
 }
+
+#[test]
+fn directory_that_is_replaced_by_a_link_midway_leads_nowhere_else() {
+    let (bed, recovery, last) = bed();
+    for format in [Format::Raw, Format::Qcow2] {
+        let out = tempfile::tempdir().unwrap();
+        let (to, moved, elsewhere) =
+            (out.path().join("to"), out.path().join("moved"), out.path().join("elsewhere"));
+        fs::create_dir(&elsewhere).unwrap();
+        // What another restore is writing there has the name of a draft of this one.
+        let theirs = elsewhere.join(format!("web-d0.{}.partial", format.as_str()));
+        fs::write(&theirs, "theirs").unwrap();
+        let mut is_swapped = false;
+        let mut swap = |_| {
+            if !std::mem::replace(&mut is_swapped, true) {
+                fs::rename(&to, &moved).unwrap();
+                std::os::unix::fs::symlink(&elsewhere, &to).unwrap();
+            }
+        };
+        let point = recovery.resolve(&When::Seq(last)).unwrap();
+        let options = RestoreOptions { to: to.clone(), disks: vec![], format };
+        restore(&recovery, point, &options, &mut swap).unwrap();
+        assert_eq!(names(&elsewhere), [theirs.file_name().unwrap().to_str().unwrap()]);
+        assert_eq!(fs::read_to_string(&theirs).unwrap(), "theirs");
+        assert_eq!(names(&moved).len(), 2);
+        if format == Format::Raw {
+            assert!(fs::read(moved.join("web-d1.raw")).unwrap() == bed.disks[1]);
+        }
+    }
+}
+
+#[test]
+fn directory_of_another_user_is_told_and_a_link_of_theirs_is_refused() {
+    let (_bed, recovery, last) = bed();
+    let out = tempfile::tempdir().unwrap();
+    let (open, mine, link) =
+        (out.path().join("open"), out.path().join("mine"), out.path().join("link"));
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let report = restore_to(&recovery, last, &open, Format::Raw, &[]).unwrap();
+    assert!(report.warnings.iter().any(|w| w.contains("every user")), "{:?}", report.warnings);
+    let report = restore_to(&recovery, last, &mine, Format::Raw, &[]).unwrap();
+    assert!(!report.warnings.iter().any(|w| w.contains("can be changed")), "{:?}", report.warnings);
+    std::os::unix::fs::symlink(&mine, &link).unwrap();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root can make a link of another user");
+        return;
+    }
+    fs::remove_file(mine.join("web-d0.raw")).unwrap();
+    fs::remove_file(mine.join("web-d1.raw")).unwrap();
+    restore_to(&recovery, last, &link, Format::Raw, &[]).unwrap();
+    std::os::unix::fs::lchown(&link, Some(65_534), Some(65_534)).unwrap();
+    for link in [link.clone(), link.join("")] {
+        let refused =
+            restore_to(&recovery, last, &link, Format::Qcow2, &[]).unwrap_err().to_string();
+        assert!(refused.contains("symbolic link of user 65534"), "{refused}");
+    }
+    std::os::unix::fs::chown(&open, Some(65_534), None).unwrap();
+    let report = restore_to(&recovery, last, &open, Format::Qcow2, &[]).unwrap();
+    assert!(report.warnings.iter().any(|w| w.contains("user 65534")), "{:?}", report.warnings);
+}
