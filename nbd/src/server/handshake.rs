@@ -113,10 +113,16 @@ impl<'a> Handshake<'a> {
                 self.link.flush()?;
             }
         };
+        // Before the client hears that it may write: whoever waits for the client knows of it by then.
+        if !planted::is("exporting-is-noted-late") {
+            self.link.observer.exporting(&agreed.name);
+        }
         self.link.flush()?;
+        if planted::is("exporting-is-noted-late") {
+            self.link.observer.exporting(&agreed.name);
+        }
         self.link.limit_requests(self.limits.request_max)?;
         self.link.transport.limit_send(None)?;
-        self.link.observer.exporting(&agreed.name);
         Ok(agreed)
     }
 

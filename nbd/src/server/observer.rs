@@ -24,7 +24,8 @@ pub trait ConnectionObserver: Send {
         let _ = name;
         None
     }
-    /// The client has chosen its export; transmission begins.
+    /// The client has chosen its export; transmission begins. Called before the client is told so: it may
+    /// turn out to be gone, and then `closed` follows.
     fn exporting(&self, name: &str) {
         let _ = name;
     }

@@ -1,7 +1,7 @@
 //! Clients that break the protocol, on purpose or not: each ends with the right error or is cut
 //! off, what it declares is never allocated, and others do not notice.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
 use afterimage_nbd::proto::Mode;
@@ -347,6 +347,10 @@ fn a_client_past_the_limit_gets_an_error_reply_and_the_rest_are_served() {
         old.option(OPT_EXPORT_NAME, &[]);
         assert!(old.rest().is_empty());
     }
+    // Those that stay silent take nobody's place. Each is greeted or cut: that is how its accept is known.
+    let mut silent: Vec<Raw> = (0..40).map(|_| fixture.raw()).collect();
+    let greeted = |raw: &mut Raw| raw.stream.read_exact(&mut [0; 18]).is_ok();
+    assert!(silent.iter_mut().filter(|raw| greeted(raw)).count() > 0);
     assert_eq!(fixture.server.connections(), 3);
     for raw in &mut served {
         raw.request(CMD_FLUSH, 0, 0, 0);

@@ -2,14 +2,16 @@
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use afterimage_nbd::proto::Mode;
 use afterimage_nbd::proto::flags::*;
+use afterimage_nbd::proto::option::InfoQuery;
 use afterimage_nbd::{
     CloseReason, ConnectionObserver, Exports, Limits, MemoryExport, Observer, Server,
 };
+use rustix::net::RecvFlags;
 
 use crate::fixture::{PATIENCE, Raw};
 
@@ -117,4 +119,48 @@ fn a_batch_is_received_answered_and_waited_after_in_that_order() {
     raw.request(CMD_DISC, 0, 0, 0);
     assert_eq!([next(&calls), next(&calls)], [Call::Received, Call::Closed]);
     server.shutdown();
+}
+
+/// Looks, when an export is chosen, whether the client has heard of that already.
+struct Early {
+    stream: Mutex<Option<UnixStream>>,
+    heard: Sender<bool>,
+}
+
+struct EarlyOf(Arc<Early>);
+
+impl Observer for EarlyOf {
+    fn connected(&self, _fd: BorrowedFd<'_>) -> Box<dyn ConnectionObserver> {
+        Box::new(Self(Arc::clone(&self.0)))
+    }
+}
+
+impl ConnectionObserver for EarlyOf {
+    fn exporting(&self, _name: &str) {
+        let stream = self.0.stream.lock().unwrap();
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let read = rustix::net::recv(stream.as_ref().unwrap(), &mut [0_u8; 1], flags);
+        self.0.heard.send(read != Err(rustix::io::Errno::AGAIN)).unwrap();
+    }
+}
+
+#[test]
+fn export_is_noted_before_its_client_hears_that_it_may_write() {
+    let exports = Arc::new(Exports::single(Arc::new(MemoryExport::new(4096))));
+    let dir = tempfile::tempdir().unwrap();
+    let (heard, has_heard) = channel();
+    let early = Arc::new(Early { stream: Mutex::new(None), heard });
+    let observer = Arc::new(EarlyOf(Arc::clone(&early)));
+    let _server =
+        Server::listen(&dir.path().join("s"), exports, Limits::default(), observer).unwrap();
+    for option in [OPT_GO, OPT_EXPORT_NAME] {
+        let mut raw = Raw::over(UnixStream::connect(dir.path().join("s")).unwrap()).greet();
+        *early.stream.lock().unwrap() = Some(raw.stream.try_clone().unwrap());
+        let data = match option {
+            OPT_GO => InfoQuery { name: "", wanted: vec![] }.encode(),
+            _ => Vec::new(),
+        };
+        raw.option(option, &data);
+        assert!(!has_heard.recv_timeout(PATIENCE).unwrap(), "option {option} was answered before");
+    }
 }
