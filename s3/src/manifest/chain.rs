@@ -15,10 +15,11 @@
 //! * whoever opens looks again behind its first manifest: one that slept through a deletion wrote below the
 //!   newest, where nobody reads.
 
-use super::message;
+use super::message::{self, Unreadable};
 use super::state::{Change, State};
 use crate::object::crc32c;
 use crate::store::{Created, Patient, StoreError};
+use afterimage_planted as planted;
 use std::time::SystemTime;
 
 /// Manifests of these multiples stay.
@@ -36,7 +37,15 @@ pub enum ChainError {
     /// A request failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A manifest is damaged, or a newer program's.
+    /// A manifest is damaged.
+    #[error("manifest {key} is damaged: {why}")]
+    Damaged {
+        /// Its key.
+        key: String,
+        /// What is wrong: a clause.
+        why: String,
+    },
+    /// A manifest can't be used: a newer program's, or of a journal whose manifests are incomplete.
     #[error("manifest {key}: {why}")]
     Unusable {
         /// Its key.
@@ -62,7 +71,7 @@ pub enum Found {
     Nothing,
     /// A state.
     State(Box<State>),
-    /// Manifests of which one that is needed is missing.
+    /// Manifests of which one that is needed is missing or damaged.
     Broken(Remains),
 }
 
@@ -75,7 +84,7 @@ pub struct Remains {
     pub epoch: u64,
     /// The journal's `journal.json`, if one of them says it.
     pub identity: Vec<u8>,
-    /// What is missing.
+    /// What is missing or damaged: a clause.
     pub why: String,
 }
 
@@ -186,21 +195,30 @@ impl Chain {
     /// What there is.
     ///
     /// # Errors
-    /// A request failed, or a manifest is damaged or a newer program's.
+    /// A request failed, or a manifest is a newer program's.
     pub fn find(&self) -> Result<Found, ChainError> {
         let (mut from, mut before) = (0, None);
         for _ in 0..LOADS_MAX {
             let Some(newest) = self.newest(from)? else { return Ok(Found::Nothing) };
-            match self.load_at(newest) {
-                // Deleted by its writer meanwhile: then there is a newer one.
-                Err(ChainError::Store(StoreError::NotFound(_))) if before != Some(newest) => {
-                    (from, before) = (newest, Some(newest));
-                }
+            let why = match self.load_at(newest) {
                 Err(ChainError::Store(StoreError::NotFound(key))) => {
-                    return self.remains(newest, &key).map(Found::Broken);
+                    format!(
+                        "{key} is missing, though later ones are there: objects were deleted by somebody else \
+                         than the agent (a lifecycle rule?), or the bucket was put back in part"
+                    )
+                }
+                Err(damaged @ ChainError::Damaged { .. })
+                    if !planted::is("damaged-manifests-are-refused") =>
+                {
+                    format!("{damaged}; its journal is sent anew when the agent connects next")
                 }
                 told => return told.map(|state| Found::State(Box::new(state))),
+            };
+            // Deleted by its writer meanwhile: then there is a newer one. Or it was read badly.
+            if before == Some(newest) {
+                return self.remains(newest, why).map(Found::Broken);
             }
+            (from, before) = (newest, Some(newest));
         }
         Err(StoreError::Unclear(format!(
             "{}: manifests are deleted faster than they are read",
@@ -209,12 +227,8 @@ impl Chain {
         .into())
     }
 
-    /// What is known of a journal whose newest state can't be told, since a manifest is missing.
-    fn remains(&self, newest: u64, missing: &str) -> Result<Remains, ChainError> {
-        let why = format!(
-            "{missing} is missing, though later ones are there: objects were deleted by somebody else than the agent \
-             (a lifecycle rule?), or the bucket was put back in part"
-        );
+    /// What is known of a journal whose newest state can't be told, since a manifest is missing or damaged.
+    fn remains(&self, newest: u64, why: String) -> Result<Remains, ChainError> {
         let mut remains = Remains { number: newest, epoch: 0, identity: Vec::new(), why };
         let first = newest.saturating_sub(DELTAS_MAX + 1).max(1);
         for number in (first..=newest).rev() {
@@ -234,22 +248,28 @@ impl Chain {
 
     fn load_at(&self, newest: u64) -> Result<State, ChainError> {
         let key = self.key(newest);
-        let unusable = |number, why| ChainError::Unusable { key: self.key(number), why };
+        let damaged = |number, why| ChainError::Damaged { key: self.key(number), why };
+        let unreadable = |number, why| match why {
+            Unreadable::Newer(_) => {
+                ChainError::Unusable { key: self.key(number), why: why.to_string() }
+            }
+            Unreadable::Damaged(why) => damaged(number, why),
+        };
         let last = self.store.get(&key, None)?;
-        let message = message::decode(newest, &last).map_err(|why| unusable(newest, why))?;
+        let message = message::decode(newest, &last).map_err(|why| unreadable(newest, why))?;
         let base = message.base;
         if base > newest || newest - base > DELTAS_MAX + 1 || (base == newest) != message.whole {
-            return Err(unusable(newest, format!("it can't be based on {base}")));
+            return Err(damaged(newest, format!("it can't be based on {base}")));
         }
         let mut all = self.read(base, newest)?;
         all.push(last);
         let mut state = State::default();
         for (number, bytes) in (base..=newest).zip(&all) {
-            let message = message::decode(number, bytes).map_err(|why| unusable(number, why))?;
+            let message = message::decode(number, bytes).map_err(|why| unreadable(number, why))?;
             if number == base && !message.whole {
-                return Err(unusable(number, "it doesn't say all".into()));
+                return Err(damaged(number, "it doesn't say all".into()));
             }
-            state.apply(&message, crc32c(bytes)).map_err(|why| unusable(number, why))?;
+            state.apply(&message, crc32c(bytes)).map_err(|why| damaged(number, why))?;
         }
         Ok(state)
     }
@@ -304,7 +324,8 @@ impl Chain {
                 Ok(Committed::Ours)
             }
             Created::Theirs(bytes) => {
-                let theirs = message::decode(number, &bytes).map_err(unusable)?;
+                let theirs =
+                    message::decode(number, &bytes).map_err(|why| unusable(why.to_string()))?;
                 Ok(Committed::Taken(theirs.epoch))
             }
         }

@@ -228,17 +228,40 @@ pub fn encode(manifest: &Manifest, nonce: [u8; 16]) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// Why bytes are no manifest that this program reads. Shown, it is a clause.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// A newer program wrote it, in this version.
+    #[error("a newer program wrote it (version {0})")]
+    Newer(u32),
+    /// It is damaged, or another manifest.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl From<String> for Unreadable {
+    fn from(why: String) -> Self {
+        Self::Damaged(why)
+    }
+}
+
+impl From<&str> for Unreadable {
+    fn from(why: &str) -> Self {
+        Self::Damaged(why.to_owned())
+    }
+}
+
 /// Reads the bytes of manifest `number`.
 ///
 /// # Errors
-/// They are damaged, another manifest's, or a newer program's: a clause.
-pub fn decode(number: u64, bytes: &[u8]) -> Result<Manifest, String> {
+/// They are damaged, another manifest's, or a newer program's.
+pub fn decode(number: u64, bytes: &[u8]) -> Result<Manifest, Unreadable> {
     let Ok((header, body)) = Header::read_from_prefix(bytes) else { return Err("cut off".into()) };
     if header.magic != MAGIC {
         return Err("it is no manifest".into());
     }
     if header.version.get() > VERSION {
-        return Err(format!("a newer program wrote it (version {})", header.version.get()));
+        return Err(Unreadable::Newer(header.version.get()));
     }
     let sound = header.crc.get() == header_crc(&header)
         && header.body_bytes.get() == body.len() as u64
@@ -248,14 +271,14 @@ pub fn decode(number: u64, bytes: &[u8]) -> Result<Manifest, String> {
     }
     let plain_bytes = header.plain_bytes.get();
     if plain_bytes > MANIFEST_BYTES_MAX {
-        return Err(format!("it says that it has {plain_bytes} bytes"));
+        return Err(format!("it says that it has {plain_bytes} bytes").into());
     }
     let plain = zstd::bulk::decompress(body, plain_bytes as usize)
         .map_err(|e| format!("it can't be unpacked: {e}"))?;
     let manifest =
         Manifest::decode(&plain[..]).map_err(|e| format!("its fields can't be read: {e}"))?;
     if manifest.number != number || header.number.get() != number {
-        return Err(format!("it is manifest {}", manifest.number));
+        return Err(format!("it is manifest {}", manifest.number).into());
     }
     Ok(manifest)
 }

@@ -146,7 +146,11 @@ pub(super) fn begin_anew(
     root: &str,
     remains: &Remains,
 ) -> Result<crate::manifest::State, SinkError> {
-    tracing::error!(root, why = remains.why, "the bucket lost manifests: all is sent again");
+    tracing::error!(
+        root,
+        why = remains.why,
+        "manifests of the bucket are lost or damaged: all is sent again"
+    );
     let mut state = remains.state();
     let prefix = format!("{root}/object/");
     let mut after = String::new();

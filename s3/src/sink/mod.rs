@@ -200,7 +200,9 @@ fn chain_error(error: ChainError) -> SinkError {
     match error {
         ChainError::Store(error) => store_error(error),
         // Nothing that sending again would heal.
-        unusable @ ChainError::Unusable { .. } => SinkError::Refused(unusable.to_string()),
+        unusable @ (ChainError::Damaged { .. } | ChainError::Unusable { .. }) => {
+            SinkError::Refused(unusable.to_string())
+        }
     }
 }
 

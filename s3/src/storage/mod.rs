@@ -60,7 +60,9 @@ struct Group {
 fn chain_error(error: ChainError) -> io::Error {
     match error {
         ChainError::Store(error) => file::io_error(error.into()),
-        ChainError::Unusable { .. } => io::Error::new(io::ErrorKind::InvalidData, error),
+        ChainError::Damaged { .. } | ChainError::Unusable { .. } => {
+            io::Error::new(io::ErrorKind::InvalidData, error)
+        }
     }
 }
 

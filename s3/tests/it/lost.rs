@@ -140,6 +140,28 @@ fn expired(store: &Patient, of: &str, daily: bool) {
     bed.heals();
 }
 
+/// One of the manifests that the state is read from is changed: the newest, or the one that says all.
+fn rotted(store: &Patient, newest: bool) {
+    let mut bed = Bed::new(store, lively());
+    bed.send(2);
+    let objects = all(store);
+    let mut keys = objects.keys().filter(|key| key.contains("/manifest/"));
+    let key = if newest { keys.next_back() } else { keys.next() }.unwrap();
+    let mut bytes = objects[key].clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    store.put(key, &bytes, None).unwrap();
+    // Readers are told which one, and what comes of it.
+    let reader = S3Storage::over(&url(), store.clone(), 8 << 20);
+    let identity = std::path::Path::new("s3://vault/site/pool/g/journal.json");
+    let told = reader.open(identity, Access::Read).unwrap_err().to_string();
+    assert!(told.contains(key.as_str()) && told.contains("damaged"), "{told}");
+    assert!(told.contains("sent anew"), "{told}");
+    bed.sink = S3Sink::over(&url(), store.clone(), options());
+    let found = bed.sink.open(&hello(&bed.home, 1)).unwrap();
+    assert_eq!((found.files.len(), found.watermark), (0, 0));
+    bed.heals();
+}
+
 /// Each of them over the store in memory and over a real server.
 macro_rules! over_both {
     ($($name:ident: $check:expr;)*) => {
@@ -157,6 +179,8 @@ over_both! {
     data_that_expired_is_sent_again_at_the_next_opening: |store| expired(store, "/object/", false);
     data_that_expired_is_noticed_by_the_daily_audit: |store| expired(store, "/object/", true);
     manifests_that_expired_are_begun_anew: |store| expired(store, "/manifest/", false);
+    newest_manifest_that_rotted_is_begun_anew: |store| rotted(store, true);
+    first_manifest_that_rotted_is_begun_anew: |store| rotted(store, false);
 }
 
 #[test]
