@@ -188,7 +188,7 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
                 head_seq: history.head,
                 durable_seq: history.watermark,
                 window: window.clone(),
-                gaps: history.gaps.iter().map(GapStatus::of).collect(),
+                gaps: history.gaps.iter().map(|gap| GapStatus::of(history, gap)).collect(),
                 journal,
                 disks: volumes.map(|v| disk(history, v)).collect(),
                 stall_ms_max: 0,

@@ -19,7 +19,7 @@ mod volumes;
 pub use copy::CopyWriter;
 pub use memory::{MemoryPart, MemoryVolume};
 pub use purge::purge;
-pub use timeline::Interval;
+pub use timeline::{Interval, Twice};
 
 use afterimage_journal::meta::{Checkpoint, CheckpointKind, Config, CopyCause, Meta};
 use afterimage_journal::{Error, ErrorKind, Journal, Options, Result, Seq, VolumeId, layout};
@@ -82,6 +82,8 @@ pub struct Standing {
     pub session: Option<OpenSession>,
     /// Its sessions over time, oldest first.
     pub intervals: Vec<Interval>,
+    /// Times that mean more than one position.
+    pub twice: Twice,
 }
 
 /// How the session before this opening of the journal ended.
@@ -159,10 +161,10 @@ impl Group {
         })
     }
 
-    /// Whether there is a journal, open or not.
+    /// True if there is a journal, open or not, or that can't be told.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.dir.join("journal.json").exists()
+        self.dir.join("journal.json").try_exists().unwrap_or(true)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -382,12 +384,14 @@ impl Group {
     /// How a guest stands: its journal, its session and its past, all of the same moment.
     #[must_use]
     pub fn standing(&self, guest: &str) -> Standing {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.twice.look(&*self.options.clock);
         let timeline = state.timelines.get(guest);
         Standing {
             stopped: state.stopped(),
             session: state.sessions.get(guest).copied(),
             intervals: timeline.map(|t| t.intervals().to_vec()).unwrap_or_default(),
+            twice: state.twice.clone(),
         }
     }
 

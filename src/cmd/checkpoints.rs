@@ -4,7 +4,7 @@ use crate::failure::Outcome;
 use crate::state::{self, StateArgs};
 use crate::{show, when};
 use afterimage_journal::Seq;
-use afterimage_journal::history::{CheckpointAt, When};
+use afterimage_journal::history::{CheckpointAt, Point, When};
 use afterimage_journal::meta::CheckpointKind;
 use afterimage_restore::{Moment, Recovery};
 use jiff::Timestamp;
@@ -72,13 +72,16 @@ fn row<'a>(recovery: &Recovery, at: &'a CheckpointAt) -> Row<'a> {
 
 fn text(recovery: &Recovery, rows: &[Row<'_>]) -> String {
     let now = Timestamp::now();
+    let points: Vec<Point> = rows.iter().map(|r| recovery.history.point(r.seq)).collect();
     let lines: Vec<Vec<String>> = rows
         .iter()
-        .map(|r| {
+        .zip(recovery.history.are_named_by_time(&points))
+        .map(|(r, is_named_by_time)| {
             let age = now.duration_since(r.time).as_millis();
             vec![
                 format!("#{}", r.id),
-                show::clock(r.time),
+                // What is pasted back has to mean this checkpoint.
+                if is_named_by_time { show::clock(r.time) } else { format!("seq:{}", r.seq) },
                 show::span_ms(u64::try_from(age).unwrap_or(0)),
                 match r.kind {
                     CheckpointKind::Crash => "crash".into(),

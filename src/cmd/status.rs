@@ -7,8 +7,10 @@ use crate::failure::{Failure, Outcome};
 use crate::show;
 use crate::state::{NOT_PROTECTED, StateArgs, offline_status, refuse_bucket};
 use afterimage_agent::api::{ErrorKind, GapStatus, GuestState, GuestStatus, MemoryStatus};
+use afterimage_journal::Seq;
 use afterimage_journal::keeper::Occupancy;
 use afterimage_journal::meta::CopyCause;
+use jiff::Timestamp;
 
 /// How many gaps are shown to people; JSON has all.
 const GAPS_SHOWN_MAX: usize = 5;
@@ -154,13 +156,13 @@ fn detail(guest: &GuestStatus) -> String {
     let mut text = String::new();
     match &guest.window {
         Some(w) => {
-            let (from, to) = (show::clock(w.from), show::clock(w.to));
+            let (from, to) = (moment(w.from, w.from_seq), moment(w.to, w.to_seq));
             text += &format!("  every moment restorable from {from} to {to}\n");
         }
         None => text += "  no recovery point yet\n",
     }
     if let Some(thinned) = &guest.thinned {
-        let (from, count) = (show::clock(thinned.from), thinned.checkpoints);
+        let (from, count) = (moment(thinned.from, thinned.from_seq), thinned.checkpoints);
         text += &format!("  before that {count} single checkpoints, back to {from}\n");
     }
     if let Some(copy) = &guest.copy {
@@ -267,6 +269,11 @@ fn cause(cause: CopyCause) -> &'static str {
 }
 
 fn gap(gap: &GapStatus) -> String {
-    let to = gap.to.map_or("now".into(), show::clock);
-    format!("  gap from {} to {to}: {}\n", show::clock(gap.from), gap.reason)
+    let to = gap.to.map_or("now".into(), |to| moment(to, gap.to_seq));
+    format!("  gap from {} to {to}: {}\n", moment(gap.from, gap.from_seq), gap.reason)
+}
+
+/// A moment as it can be pasted back: its position, where its time means another one too.
+fn moment(time: Timestamp, seq: Option<Seq>) -> String {
+    seq.map_or_else(|| show::clock(time), |seq| format!("seq:{seq}"))
 }

@@ -269,8 +269,14 @@ pub struct GuestStatus {
 pub struct WindowStatus {
     /// The oldest recovery point.
     pub from: Timestamp,
+    /// Its position, where the clock was set back and showed its time twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_seq: Option<Seq>,
     /// The newest recovery point.
     pub to: Timestamp,
+    /// Its position, where the clock was set back and showed its time twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_seq: Option<Seq>,
 }
 
 /// Checkpoints that were kept from before the window.
@@ -278,6 +284,9 @@ pub struct WindowStatus {
 pub struct ThinnedStatus {
     /// The oldest of them.
     pub from: Timestamp,
+    /// Its position, where the clock was set back and showed its time twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_seq: Option<Seq>,
     /// How many there are.
     pub checkpoints: u64,
 }
@@ -287,8 +296,14 @@ pub struct ThinnedStatus {
 pub struct GapStatus {
     /// The last recovery point before it.
     pub from: Timestamp,
+    /// Its position, where the clock was set back and showed its time twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_seq: Option<Seq>,
     /// The first one behind it; `None` while it lasts.
     pub to: Option<Timestamp>,
+    /// Its position, where the clock was set back and showed its time twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_seq: Option<Seq>,
     /// Why.
     pub reason: String,
 }
@@ -357,12 +372,22 @@ pub fn time(wall_ns: u64) -> Timestamp {
     Timestamp::from_nanosecond(i128::from(wall_ns)).unwrap_or(Timestamp::MAX)
 }
 
+/// The position of a point whose time means another one too.
+fn unnamed(history: &history::History, seq: Seq) -> Option<Seq> {
+    (!history.is_named_by_time(&history.point(seq))).then_some(seq)
+}
+
 impl GapStatus {
     /// A gap of a journal.
     #[must_use]
-    pub fn of(gap: &history::Gap) -> Self {
-        let reason = gap.reason.clone();
-        Self { from: time(gap.from_ns), to: gap.to_ns.map(time), reason }
+    pub fn of(history: &history::History, gap: &history::Gap) -> Self {
+        Self {
+            from: time(gap.from_ns),
+            from_seq: unnamed(history, gap.from),
+            to: gap.to_ns.map(time),
+            to_seq: gap.to.and_then(|to| unnamed(history, to)),
+            reason: gap.reason.clone(),
+        }
     }
 }
 
@@ -371,7 +396,12 @@ impl WindowStatus {
     #[must_use]
     pub fn of(history: &history::History) -> Option<Self> {
         let (from, to) = history.window()?;
-        Some(Self { from: time(from.wall_ns), to: time(to.wall_ns) })
+        Some(Self {
+            from: time(from.wall_ns),
+            from_seq: unnamed(history, from.seq),
+            to: time(to.wall_ns),
+            to_seq: unnamed(history, to.seq),
+        })
     }
 }
 
@@ -379,15 +409,19 @@ impl ThinnedStatus {
     /// What a journal's history has.
     #[must_use]
     pub fn of(history: &history::History) -> Option<Self> {
-        let from = time(history.thinned_from()?.wall_ns);
+        let oldest = history.thinned_from()?;
         let before = history.checkpoints.partition_point(|c| c.seq < history.edge);
-        Some(Self { from, checkpoints: before as u64 })
+        Some(Self {
+            from: time(oldest.wall_ns),
+            from_seq: unnamed(history, oldest.seq),
+            checkpoints: before as u64,
+        })
     }
 
     /// What a journal's keeper tells.
     #[must_use]
     pub fn of_space(space: &Occupancy) -> Option<Self> {
         let from = time(space.kept_from_wall_ns);
-        (space.kept > 0).then_some(Self { from, checkpoints: space.kept })
+        (space.kept > 0).then_some(Self { from, from_seq: None, checkpoints: space.kept })
     }
 }

@@ -9,7 +9,7 @@ use crate::api::{
     CopyProgress, DiskStatus, GapStatus, GuestState, GuestStatus, JournalSize, ThinnedStatus,
     WindowStatus,
 };
-use crate::group::{Group, Interval, Standing};
+use crate::group::{Group, Interval, Standing, Twice};
 use crate::guest::{Face, Shown};
 use crate::memory::checkpoint::Conductor;
 use crate::settings::GuestSettings;
@@ -106,8 +106,9 @@ pub(super) fn of(
     let (state, reason) = seen(&shown, &standing);
     let space = group.occupancy();
     // What lies before the edge is in the base.
-    let edge_ns = space.as_ref().map_or(0, |o| o.edge_wall_ns);
-    let intervals = &behind(&standing.intervals, edge_ns);
+    let edge = space.as_ref().map_or((0, 0), |o| (o.edge_wall_ns, o.edge));
+    let intervals = &behind(&standing.intervals, edge);
+    let twice = &standing.twice;
     let copy = shown.copy.as_ref().map(|p| CopyProgress {
         cause: p.cause,
         done_bytes: p.done_bytes.load(Ordering::Relaxed),
@@ -127,8 +128,8 @@ pub(super) fn of(
         rpo_ms,
         head_seq: head,
         durable_seq: durable,
-        window: window(intervals, now_ns),
-        gaps: gaps(intervals),
+        window: window(intervals, (now_ns, head), twice),
+        gaps: gaps(intervals, twice),
         journal: JournalSize { units, bytes },
         disks: disks(settings, group, &shown.disks),
         stall_ms_max: stall_ms.max(answer_us.div_ceil(1000)),
@@ -214,24 +215,41 @@ fn rpo_ms(state: GuestState, standing: &Standing, now_ns: u64, exposed_ms: u64) 
     Some(now_ns.saturating_sub(level_ns) / 1_000_000)
 }
 
-/// What of the intervals lies behind an instant.
-fn behind(intervals: &[Interval], from_ns: u64) -> Vec<Interval> {
+/// What of the intervals lies behind an instant, which has a position.
+fn behind(intervals: &[Interval], (from_ns, seq): (u64, Seq)) -> Vec<Interval> {
     let left = intervals.iter().filter(|i| i.to_ns.is_none_or(|to| to > from_ns));
-    left.map(|i| Interval { from_ns: i.from_ns.max(from_ns), ..i.clone() }).collect()
+    left.map(|i| match i.from_ns < from_ns {
+        true => Interval { from_ns, from_seq: seq, ..i.clone() },
+        false => i.clone(),
+    })
+    .collect()
 }
 
-fn window(intervals: &[Interval], now_ns: u64) -> Option<WindowStatus> {
+fn window(
+    intervals: &[Interval],
+    (now_ns, head): (u64, Seq),
+    twice: &Twice,
+) -> Option<WindowStatus> {
     let (first, last) = (intervals.first()?, intervals.last()?);
-    Some(WindowStatus { from: time(first.from_ns), to: time(last.to_ns.unwrap_or(now_ns)) })
+    let (to_ns, to_seq) = last.to_ns.map_or((now_ns, Some(head)), |ns| (ns, last.to_seq));
+    Some(WindowStatus {
+        from: time(first.from_ns),
+        from_seq: Some(first.from_seq).filter(|_| twice.has(first.from_ns)),
+        to: time(to_ns),
+        to_seq: to_seq.filter(|_| twice.has(to_ns)),
+    })
 }
 
-fn gaps(intervals: &[Interval]) -> Vec<GapStatus> {
+fn gaps(intervals: &[Interval], twice: &Twice) -> Vec<GapStatus> {
     let mut gaps = Vec::new();
     for (i, interval) in intervals.iter().enumerate() {
         let Some(to_ns) = interval.to_ns else { continue };
+        let next = intervals.get(i + 1);
         gaps.push(GapStatus {
             from: time(to_ns),
-            to: intervals.get(i + 1).map(|next| time(next.from_ns)),
+            from_seq: interval.to_seq.filter(|_| twice.has(to_ns)),
+            to: next.map(|next| time(next.from_ns)),
+            to_seq: next.filter(|n| twice.has(n.from_ns)).map(|n| n.from_seq),
             reason: interval.reason.clone(),
         });
     }
@@ -246,11 +264,13 @@ mod tests {
 
     fn interval(from_s: u64, to_s: Option<u64>) -> Interval {
         let ns = |s| s * 1_000_000_000;
-        Interval { from_ns: ns(from_s), to_ns: to_s.map(ns), reason: "why".into() }
+        let (from_ns, to_ns) = (ns(from_s), to_s.map(ns));
+        Interval { from_ns, from_seq: from_s, to_ns, to_seq: to_s, reason: "why".into() }
     }
 
     #[test]
     fn time_between_sessions_and_behind_a_closed_one_is_a_gap() {
+        let gaps = |all: &[Interval]| gaps(all, &Twice::default());
         let closed = gaps(&[interval(1, Some(5)), interval(8, Some(9))]);
         assert_eq!(closed.len(), 2);
         assert_eq!((closed[0].to, closed[1].to), (Some(time(8_000_000_000)), None));
@@ -261,10 +281,11 @@ mod tests {
     fn the_window_shown_begins_at_the_edge() {
         let ns = |s: u64| s * 1_000_000_000;
         let all = [interval(1, Some(5)), interval(8, Some(20)), interval(30, None)];
-        let left = behind(&all, ns(10));
+        let left = behind(&all, (ns(10), 10));
         assert_eq!(left, [interval(10, Some(20)), interval(30, None)]);
-        assert_eq!(window(&left, ns(40)).unwrap().from, time(ns(10)));
-        assert_eq!(behind(&all, 0), all);
+        let shown = window(&left, (ns(40), 40), &Twice::default()).unwrap();
+        assert_eq!((shown.from, shown.from_seq), (time(ns(10)), None));
+        assert_eq!(behind(&all, (0, 0)), all);
     }
 
     fn standing(intervals: &[Interval], proved: Option<Duration>) -> Standing {
@@ -275,7 +296,8 @@ mod tests {
             confirmed_ns: 3_000_000_000,
             confirmed_at: Instant::now() - age,
         });
-        Standing { stopped: None, session, intervals: intervals.to_vec() }
+        let intervals = intervals.to_vec();
+        Standing { stopped: None, session, intervals, twice: Twice::default() }
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Group {
             (known.owes_compare, known.owes_maps) = (false, false);
         }
         state.sessions.insert(guest.to_owned(), session);
-        state.timelines.entry(guest.to_owned()).or_default().opened(wall_ns);
+        state.timelines.entry(guest.to_owned()).or_default().opened(opened);
         state.images.remove(guest);
         if full {
             state.damaged.remove(guest);
@@ -111,7 +111,7 @@ impl Group {
         };
         state.sessions.remove(guest);
         let end_ns = if upto.is_some() { session.confirmed_ns } else { self.wall_ns() };
-        state.timelines.entry(guest.to_owned()).or_default().closed(end_ns, reason);
+        state.timelines.entry(guest.to_owned()).or_default().closed(end_ns, upto, reason);
         // From here on everybody sees the gap; the record may have to wait for the disk.
         drop(state);
         let written = self.write_close(guest, session.id, reason, upto, Vec::new());
@@ -119,7 +119,8 @@ impl Group {
             // The session ends with that record.
             let mut state = self.lock();
             if !state.sessions.contains_key(guest) {
-                state.timelines.entry(guest.to_owned()).or_default().closed(at.wall_ns, reason);
+                let timeline = state.timelines.entry(guest.to_owned()).or_default();
+                timeline.closed(at.wall_ns, Some(at.seq), reason);
             }
         }
     }

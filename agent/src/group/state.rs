@@ -1,7 +1,7 @@
 //! What a group knows of its journal, in memory: taken from the journal at each opening, then kept
 //! up with every record that changes it.
 
-use super::timeline::Timeline;
+use super::timeline::{Timeline, Twice};
 use super::{LastSession, OpenSession, VolumeState, copy};
 use afterimage_journal::history::Point;
 use afterimage_journal::meta::{Config, ImageIdentity, Session};
@@ -20,6 +20,7 @@ pub(super) struct State {
     pub(super) volumes: BTreeMap<VolumeId, VolumeState>,
     pub(super) sessions: BTreeMap<String, OpenSession>,
     pub(super) timelines: BTreeMap<String, Timeline>,
+    pub(super) twice: Twice,
     pub(super) images: BTreeMap<String, Vec<ImageIdentity>>,
     pub(super) last_sessions: BTreeMap<String, LastSession>,
     pub(super) next_session: u32,
@@ -50,6 +51,7 @@ impl State {
             volumes: BTreeMap::new(),
             sessions: BTreeMap::new(),
             timelines: BTreeMap::new(),
+            twice: Twice::default(),
             images: BTreeMap::new(),
             last_sessions: BTreeMap::new(),
             next_session: 1,
@@ -122,6 +124,7 @@ impl State {
         self.next_copy = history.copies.keys().max().copied().unwrap_or(0) + 1;
         self.next_checkpoint = history.last_checkpoint_id + 1;
         self.timelines = Timeline::of(history);
+        self.twice = Twice::of(history);
         self.images.clear();
         self.last_sessions.clear();
         for session in &history.sessions {

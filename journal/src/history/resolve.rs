@@ -2,6 +2,7 @@
 
 use super::History;
 use super::passes::Pass;
+use super::units::Unit;
 use crate::Seq;
 use crate::planted;
 
@@ -83,6 +84,46 @@ impl History {
     #[must_use]
     pub fn is_named_by_time(&self, point: &Point) -> bool {
         self.resolve_time(point.wall_ns).is_ok_and(|found| found.seq == point.seq)
+    }
+
+    /// As [`Self::is_named_by_time`], of many points in the order of their numbers. Only those are looked at
+    /// closely that the units' rows do not clear: none, where the clock was never set back. A clock that was
+    /// set back and had caught up before its unit ended may go unnoticed; its times are refused when asked for.
+    #[must_use]
+    pub fn are_named_by_time(&self, points: &[Point]) -> Vec<bool> {
+        if planted::is("times-that-mean-two-are-shown") {
+            return vec![true; points.len()];
+        }
+        let ascends = |row: &Unit| match &row.read {
+            Some(read) => read.records.is_sorted_by_key(|(_, record)| record.wall_ns),
+            None => row.first_wall_ns == row.wall_min_ns && row.last_wall_ns == row.wall_max_ns,
+        };
+        let ascend: Vec<bool> = self.units.iter().map(ascends).collect();
+        // Behind each row the earliest time that comes.
+        let mut coming_ns = vec![u64::MAX; self.units.len() + 1];
+        for (at, row) in self.units.iter().enumerate().rev() {
+            let min_ns = if row.count > 0 { row.wall_min_ns } else { u64::MAX };
+            coming_ns[at] = min_ns.min(coming_ns[at + 1]);
+        }
+        let (mut at, mut past_ns) = (0, 0);
+        let clear = |at: usize, past_ns: u64, point: &Point| {
+            let is_in_order = ascend.get(at).is_some_and(|ascends| *ascends);
+            is_in_order && past_ns < point.wall_ns && point.wall_ns < coming_ns[at + 1]
+        };
+        let mut before: Option<Point> = None;
+        let mut named = Vec::with_capacity(points.len());
+        for (i, point) in points.iter().enumerate() {
+            while self.units.get(at).is_some_and(|row| row.last_seq < point.seq) {
+                past_ns = past_ns.max(self.units[at].wall_max_ns);
+                at += 1;
+            }
+            let behind = points.get(i + 1);
+            let ascends = before.is_none_or(|b| b.wall_ns < point.wall_ns)
+                && behind.is_none_or(|b| point.wall_ns < b.wall_ns);
+            named.push((ascends && clear(at, past_ns, point)) || self.is_named_by_time(point));
+            before = Some(*point);
+        }
+        named
     }
 
     /// First and last recovery point of the window; positions that were kept from before it are

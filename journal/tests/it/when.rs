@@ -351,6 +351,9 @@ proptest! {
                 Err(refused) => prop_assert!(refused.named.iter().any(|p| p.wall_ns == at.wall_ns)),
             }
         }
+        let points: Vec<Point> = history.checkpoints.iter().map(|c| history.point(c.seq)).collect();
+        let named: Vec<bool> = points.iter().map(|p| history.is_named_by_time(p)).collect();
+        prop_assert_eq!(history.are_named_by_time(&points), named);
         if !acts.iter().any(|act| matches!(act, Act::Set(_))) {
             let mut times = history.checkpoints.iter().map(|c| When::Time(c.wall_ns));
             prop_assert!(times.all(|when| history.resolve(&when).is_ok()));

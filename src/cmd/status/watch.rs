@@ -105,7 +105,8 @@ fn below(guest: &GuestStatus) -> Vec<String> {
         lines.push(format!("{name}: {reason}"));
     }
     if let Some(window) = &guest.window {
-        let (from, to) = (show::clock(window.from), show::clock(window.to));
+        let (from, to) =
+            (super::moment(window.from, window.from_seq), super::moment(window.to, window.to_seq));
         lines.push(format!("{name} restorable from {from} to {to}"));
     }
     lines.extend(guest.sites.iter().map(|s| format!("{name} {}", super::sites::line(s))));
