@@ -119,3 +119,44 @@ fn product_code_leaves_nothing_half_done_and_does_not_panic_on_input() {
     });
     assert!(found.is_empty(), "{found}");
 }
+
+/// A test function, or one that a macro of the suite makes of its name.
+fn has_test(text: &str, name: &str) -> bool {
+    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+    text.match_indices(name).any(|(at, _)| {
+        let (before, rest) = (&text[..at], &text[at + name.len()..]);
+        let is_fn = before.ends_with("fn ") && rest.starts_with(['(', '<']);
+        let is_listed = before.ends_with("    ") && rest.starts_with([':', ',']);
+        ends(rest) && (is_fn || is_listed)
+    })
+}
+
+#[test]
+fn threats_name_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/threats.md")).unwrap();
+    let mut named = 0;
+    let mut found = Vec::new();
+    for (path, name) in text.split('`').filter_map(|word| word.split_once(".rs::")) {
+        named += 1;
+        let path = format!("{path}.rs");
+        match std::fs::read_to_string(root.join(&path)) {
+            Ok(source) if has_test(&source, name) => {}
+            Ok(_) => found.push(format!("{path} has no test {name}")),
+            Err(e) => found.push(format!("{path}: {e}")),
+        }
+    }
+    // Each line of an actor's table names one, or says that there is none.
+    let (matrix, lines) = text.split_once("## Guest\n").unwrap();
+    for line in lines.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| |")) {
+        let id = line.split('|').nth(1).unwrap_or_default().trim();
+        if !line.contains(".rs::") && !line.contains("no test") {
+            found.push(format!("line {id:?} of docs/threats.md names no test"));
+        }
+        if id != "-" && !matrix.contains(id) {
+            found.push(format!("line {id:?} of docs/threats.md is in no cell of its matrix"));
+        }
+    }
+    assert!(named > 60, "the tests that docs/threats.md names were not found");
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}

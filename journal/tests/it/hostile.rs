@@ -2,7 +2,7 @@
 //! are none.
 
 use crate::cheap::largest_allocation_of;
-use crate::fixture::{draft, new_journal, quiet, write};
+use crate::fixture::{draft, entries, new_journal, quiet, write};
 use afterimage_journal::format::checksum::crc32c;
 use afterimage_journal::format::index::{self, FOOTER_BYTES, Footer};
 use afterimage_journal::format::record::{Kind, Record};
@@ -10,7 +10,7 @@ use afterimage_journal::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use afterimage_journal::pool::{FileName, Found};
 use afterimage_journal::storage::RealStorage;
 use afterimage_journal::unit::{ScanEnd, read_unit};
-use afterimage_journal::{History, layout};
+use afterimage_journal::{History, Journal, layout};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
@@ -167,5 +167,47 @@ fn what_is_no_regular_file_is_named_and_hangs_nobody() {
             drop(written);
             assert!(!dir.join(name).with_extension("elsewhere").exists(), "{what}: made elsewhere");
         }
+    }
+}
+
+#[test]
+fn data_that_looks_like_a_journal_is_never_taken_for_one() {
+    const THEIRS: u64 = 7 << 30;
+    let home = tempfile::tempdir().unwrap();
+    // A guest that has read a unit of some journal writes it to its disk: records, an epoch, all sound.
+    let forged = new_journal(&home.path().join("forged"), quiet());
+    for i in 0..30 {
+        write(&forged, THEIRS + 4096 * i, &[0xaa; 512]);
+    }
+    forged.sync().unwrap();
+    let unit = fs::read(layout::unit_path(forged.dir(), 1)).unwrap();
+    let journal = new_journal(&home.path().join("j"), quiet());
+    let before = write(&journal, 0, &[1; 512]);
+    let bearer = write(&journal, 4096, &unit[..60 << 10]);
+    write(&journal, 0, &[2; 512]);
+    journal.sync().unwrap();
+    // Its bearer rots, and whoever reads on looks for the next record behind it.
+    let copy = home.path().join("copy");
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(journal.dir()).unwrap().map(|e| e.unwrap().path()) {
+        fs::copy(&entry, copy.join(entry.file_name().unwrap())).unwrap();
+    }
+    let history = History::load(&copy).unwrap();
+    let at = entries(&history).iter().find(|e| e.record.seq == bearer).unwrap().at;
+    drop(history);
+    let file = File::options().read(true).write(true).open(layout::unit_path(&copy, 1)).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at + 9).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at + 9).unwrap();
+    for _ in 0..2 {
+        let history = History::load(&copy).unwrap();
+        let all = entries(&history);
+        assert!(all.iter().any(|e| e.record.seq == before));
+        assert!(all.iter().all(|e| e.record.addr < THEIRS), "records of the guest's are believed");
+        drop(history);
+        // Nor does a writer that goes on behind it.
+        let (again, _) = Journal::open(&copy, quiet()).unwrap();
+        write(&again, 0, &[3; 512]);
+        again.close().unwrap();
     }
 }
