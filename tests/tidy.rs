@@ -160,3 +160,22 @@ fn threats_name_tests_that_exist() {
     assert!(named > 60, "the tests that docs/threats.md names were not found");
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
+
+#[test]
+fn small_files_are_read_by_the_one_place_that_waits_for_nobody_and_follows_no_link() {
+    let words = ["fs::read(", "fs::read_to_string(", "fs::write(", "File::open(", "File::create("];
+    let places = ["agent/src/", "journal/src/", "link/src/", "restore/src/", "s3/src/"];
+    let found = complaints(|name, text| {
+        if is_test(name) || !places.iter().any(|place| name.starts_with(place)) {
+            return Vec::new();
+        }
+        let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let is_found = |line: &&str| {
+            let is_of_the_kernel = line.contains("\"/proc/") || line.contains("\"/dev/");
+            words.iter().any(|word| line.contains(word)) && !is_of_the_kernel
+        };
+        let lines = product.lines().filter(is_found);
+        lines.map(|line| format!("{}: use `storage::read_plain`", line.trim())).collect()
+    });
+    assert!(found.is_empty(), "{found}");
+}

@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::pool::{FileName, Found};
-use crate::storage::{Lock, LockKind, Storage};
+use crate::storage::{Lock, LockKind, Storage, list_own, make_own_dir};
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -110,11 +110,9 @@ pub fn retry_held(
 pub fn held_files(storage: &Arc<dyn Storage>, dirs: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut held = Vec::new();
     for dir in dirs.iter().map(|d| d.join(HELD)) {
-        match storage.list(&dir) {
-            Ok(names) => held.extend(names.iter().map(|n| dir.join(n))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io("list what is held", &dir, e)),
-        }
+        let names = list_own(&**storage, &dir);
+        let names = names.map_err(|e| Error::io("list what is held", &dir, e))?;
+        held.extend(names.iter().map(|n| dir.join(n)));
     }
     held.sort();
     Ok(held)
@@ -174,7 +172,7 @@ fn hold(storage: &Arc<dyn Storage>, path: &Path) -> Result<()> {
         return Err(Error::Invalid(format!("{} has no place to be held", path.display())));
     };
     let held = dir.join(HELD);
-    storage.make_dir(&held).map_err(|e| Error::io("create directory", &held, e))?;
+    make_own_dir(&**storage, &held).map_err(|e| Error::io("create directory", &held, e))?;
     storage.rename(path, &held.join(name)).map_err(|e| Error::io("rename to", &held, e))?;
     storage.sync_dir(&held).map_err(|e| Error::io("sync directory", &held, e))
 }

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::index::{FOOTER_BYTES, Footer};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use crate::planted;
-use crate::storage::{Access, Lock, LockKind};
+use crate::storage::{Access, Lock, LockKind, make_own_dir};
 use std::io;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -323,8 +323,7 @@ impl Pool {
         let gone = match pin {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 let held = dir.join(HELD_DIR);
-                self.storage
-                    .make_dir(&held)
+                make_own_dir(&*self.storage, &held)
                     .and_then(|()| self.storage.rename(&from, &held.join(name)))
             }
             // Kept until the file is gone; without a journal there is nobody to read it.

@@ -11,6 +11,7 @@ use super::settle;
 use super::survey::{self, HELD_DIR, SPARE_DIR, SPARE_PREFIX, Spare, Usage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout;
+use crate::storage::make_own_dir;
 use std::io;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -104,7 +105,7 @@ impl Pool {
             },
             Some(spare) => {
                 let spares = spare.path.parent().unwrap_or(dir);
-                self.storage.make_dir(spares).map_err(|e| Error::io("create", spares, e))?;
+                make_own_dir(&*self.storage, spares).map_err(|e| Error::io("create", spares, e))?;
                 self.storage.rename(path, &spare.path).map_err(|e| Error::io("rename", path, e))?;
             }
         }

@@ -2,7 +2,7 @@
 
 use super::table;
 use crate::error::{Error, Result};
-use crate::storage::Storage;
+use crate::storage::{Storage, make_own_dir};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub(crate) fn set_aside(storage: &Arc<dyn Storage>, path: &Path) -> Result<PathB
         return Err(Error::Invalid(format!("{} has no directory", path.display())));
     };
     let strays = dir.join(STRAY_DIR);
-    storage.make_dir(&strays).map_err(|e| Error::io("create directory", &strays, e))?;
+    make_own_dir(&**storage, &strays).map_err(|e| Error::io("create directory", &strays, e))?;
     let free = (0..SAME_NAME_MAX)
         .map(|i| strays.join(format!("{name}.{i}")))
         .find(|to| !storage.exists(to))

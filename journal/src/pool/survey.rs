@@ -8,7 +8,7 @@ use super::name::FileName;
 use super::strays::STRAY_DIR;
 use crate::layout;
 use crate::map::RunName;
-use crate::storage::{Access, Storage};
+use crate::storage::{Access, Storage, list_own, make_own_dir};
 use crate::window::limits::MOVING_UNITS;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -121,12 +121,14 @@ fn size(storage: &Arc<dyn Storage>, path: &Path) -> Option<(u64, u64)> {
 
 /// Names in a directory; none where it isn't one.
 pub(super) fn names(storage: &Arc<dyn Storage>, dir: &Path) -> io::Result<Vec<String>> {
+    // The directory of a group may be a link, which somebody made who knew why.
+    let is_ours = [HELD_DIR, STRAY_DIR, SPARE_DIR].iter().any(|name| dir.ends_with(name));
     match storage.list(dir) {
-        Ok(names) => Ok(names),
+        _ if is_ours => list_own(&**storage, dir),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Ok(Vec::new())
         }
-        Err(e) => Err(e),
+        listed => listed,
     }
 }
 
@@ -146,7 +148,7 @@ pub(super) fn move_old_spares(storage: &Arc<dyn Storage>, member: &Path) -> io::
     let found = names(storage, &before)?;
     let spares: Vec<&String> = found.iter().filter(|n| n.starts_with(SPARE_PREFIX)).collect();
     if !spares.is_empty() {
-        storage.make_dir(&now)?;
+        make_own_dir(&**storage, &now)?;
     }
     for name in spares {
         storage.rename(&before.join(name), &now.join(name))?;

@@ -11,6 +11,7 @@ pub(crate) mod several;
 
 pub use real::{RealStorage, open_plain, read_limited, read_plain};
 
+use crate::planted;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
@@ -136,6 +137,11 @@ pub trait Storage: Send + Sync + Debug {
     /// Whether there is a file or directory of this name.
     fn exists(&self, path: &Path) -> bool;
 
+    /// Whether a symbolic link has this name.
+    fn is_link(&self, _path: &Path) -> bool {
+        false
+    }
+
     /// Locks a file, which is made if it isn't there; held across processes.
     ///
     /// # Errors
@@ -216,4 +222,34 @@ pub trait StoredFile: Send + Sync + Debug {
         let got = self.read_at(buffer, at)?;
         if got == buffer.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
+}
+
+/// Names in a directory that is made below another: none where it is not there. A link in its place may lead
+/// anywhere, and nothing of what lies there is ours to remove.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn list_own(storage: &dyn Storage, dir: &Path) -> io::Result<Vec<String>> {
+    if storage.is_link(dir) && !planted::is("links-are-directories-of-ours") {
+        return Ok(Vec::new());
+    }
+    match storage.list(dir) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
+        listed => listed,
+    }
+}
+
+/// Makes a directory below another.
+///
+/// # Errors
+/// A link has its place; or the operating system's.
+pub(crate) fn make_own_dir(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
+    if storage.is_link(dir) && !planted::is("links-are-directories-of-ours") {
+        let why =
+            "it is a symbolic link, where a directory of the journal's own belongs: remove it";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    storage.make_dir(dir)
 }

@@ -83,6 +83,10 @@ impl Storage for RealStorage {
         path.exists()
     }
 
+    fn is_link(&self, path: &Path) -> bool {
+        fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink())
+    }
+
     fn lock(&self, path: &Path, kind: LockKind) -> io::Result<Lock> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);

@@ -350,7 +350,7 @@ fn a_client_past_the_limit_gets_an_error_reply_and_the_rest_are_served() {
     // Those that stay silent take nobody's place. Each is greeted or cut: that is how its accept is known.
     let mut silent: Vec<Raw> = (0..40).map(|_| fixture.raw()).collect();
     let greeted = |raw: &mut Raw| raw.stream.read_exact(&mut [0; 18]).is_ok();
-    assert!(silent.iter_mut().filter(|raw| greeted(raw)).count() > 0);
+    assert!(silent.iter_mut().map(greeted).filter(|greeted| *greeted).count() > 0);
     assert_eq!(fixture.server.connections(), 3);
     for raw in &mut served {
         raw.request(CMD_FLUSH, 0, 0, 0);

@@ -81,6 +81,8 @@ fn a_batch_is_received_answered_and_waited_after_in_that_order() {
     let mut raw = Raw::over(stream).greet().go(Mode::Simple);
     assert_eq!(next(&calls), Call::Connected);
     while next(&calls) != Call::Exporting {}
+    // The client hears of that afterwards.
+    assert_eq!([next(&calls), next(&calls)], [Call::Sending, Call::Replied]);
     // One request, one batch: whole, it is answered before the next wait.
     for _ in 0..3 {
         assert_eq!(next(&calls), Call::Waiting);

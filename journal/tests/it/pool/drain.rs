@@ -3,6 +3,7 @@
 use super::{Bed, drain, state, units};
 use crate::fixture::{assert_whole, bytes_of, entries, new_journal, options, write};
 use afterimage_journal::format::record::Kind;
+use afterimage_journal::merge::release::held_files;
 use afterimage_journal::pool::{DrainStep, FileName, Limit, MEMBER_FILE, Places, Pool, UnitUse};
 use afterimage_journal::storage::LockKind;
 use afterimage_journal::{History, Options, Seq};
@@ -31,6 +32,53 @@ fn journal_on_two(bed: &Bed) -> BTreeMap<Seq, Vec<u8>> {
 
 fn used(is_written: bool) -> UnitUse {
     if is_written { UnitUse::Written } else { UnitUse::Idle }
+}
+
+/// A directory of somebody else's, with a file; and what a link to it in this place costs.
+fn victim(bed: &Bed, link: &str) -> impl Fn() -> bool + use<> {
+    let dir = bed.path("victim");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("precious"), "x").unwrap();
+    std::os::unix::fs::symlink(&dir, bed.path(link)).unwrap();
+    move || std::fs::read_dir(&dir).unwrap().count() == 1 && dir.join("precious").exists()
+}
+
+#[test]
+fn link_in_the_place_of_held_leads_no_drain_elsewhere() {
+    let bed = Bed::new();
+    let pool = bed.open();
+    pool.add(&bed.path("b"), Limit::Keep).unwrap();
+    let written = journal_on_two(&bed);
+    let is_whole = victim(&bed, "b/web/held");
+    let pin = bed.storage.lock(&bed.path("pool/web/pin"), LockKind::Shared).unwrap();
+    pool.remove(&bed.path("b"), false).unwrap();
+    for _ in 0..3 {
+        // With a reader there, what is given up would be held.
+        let _ = pool.drain_step(&|_, _| UnitUse::Written);
+    }
+    drop(pin);
+    for _ in 0..100 {
+        if matches!(pool.drain_step(&|_, _| UnitUse::Written), Ok(DrainStep::Done(_))) {
+            break;
+        }
+    }
+    assert!(is_whole(), "a drain reached a directory that is not the pool's");
+    assert_all_home(&bed, &written);
+}
+
+#[test]
+fn link_in_the_place_of_held_leads_no_keeper_and_no_purge_elsewhere() {
+    let bed = Bed::new();
+    let pool = bed.open();
+    journal_on_two(&bed);
+    let is_whole = victim(&bed, "pool/web/held");
+    let dirs = [bed.path("pool/web")];
+    assert!(held_files(&bed.storage, &dirs).unwrap().is_empty());
+    let group = afterimage_journal::layout::read_identity(&dirs[0]).unwrap().group;
+    pool.begin_purge("web", group).unwrap();
+    std::fs::remove_file(dirs[0].join("journal.json")).unwrap();
+    let _ = pool.purge();
+    assert!(is_whole(), "a purge reached a directory that is not the pool's");
 }
 
 /// The home holds everything again, byte for byte what was written.
