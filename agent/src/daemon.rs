@@ -107,6 +107,10 @@ fn work(args: &DaemonArgs, worker: Worker) -> ExitCode {
     code
 }
 
+/// Where journals note their newest numbers outside of their own directories, until the host is
+/// restarted.
+const NOTES_DIR: &str = "/run/afterimage/heads";
+
 /// How long a process that was killed may take to let go of the lock.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -149,7 +153,8 @@ async fn serve(args: &DaemonArgs, worker: Worker) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let options = Options { unit_bytes: args.unit_bytes, ..Options::default() };
+    let notes_dir = Some(PathBuf::from(NOTES_DIR));
+    let options = Options { unit_bytes: args.unit_bytes, notes_dir, ..Options::default() };
     let started =
         Engine::start(&args.state, options, Some(worker.clone()), args.stall_limit_ms).await;
     let engine = match started {

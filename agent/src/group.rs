@@ -8,6 +8,7 @@
 mod copy;
 mod keeping;
 mod memory;
+mod opening;
 mod purge;
 mod secret;
 mod sessions;
@@ -22,7 +23,7 @@ pub use purge::purge;
 pub use timeline::{Interval, Twice};
 
 use afterimage_journal::meta::{Checkpoint, CheckpointKind, Config, CopyCause, Meta};
-use afterimage_journal::{Error, ErrorKind, Journal, Options, Result, Seq, VolumeId, layout};
+use afterimage_journal::{Error, Journal, Options, Result, Seq, VolumeId, layout};
 use secret::Secret;
 use state::State;
 use std::path::{Path, PathBuf};
@@ -204,50 +205,6 @@ impl Group {
     #[must_use]
     pub fn stopped(&self) -> Option<String> {
         self.lock().stopped()
-    }
-
-    /// Opens the journal anew if it stopped. Blocking: it reads the journal's units.
-    ///
-    /// # Errors
-    /// As [`Journal::open`]; [`Error::Locked`] as long as somebody of us still writes to the old
-    /// one.
-    pub fn ensure_open(&self) -> Result<()> {
-        let full = {
-            let state = self.lock();
-            if state.journal.as_ref().is_some_and(|j| j.stopped().is_none()) {
-                return Ok(());
-            }
-            state.journal.clone().filter(Journal::is_out_of_space)
-        };
-        if let Some(full) = full {
-            self.check_room(&full)?;
-        }
-        let options = self.secret.options(&self.options)?;
-        self.stop_keeper();
-        let old = {
-            let mut state = self.lock();
-            if state.journal.as_ref().is_some_and(|j| j.stopped().is_none()) {
-                return Ok(());
-            }
-            state.journal.take()
-        };
-        // Not under the lock, which status and ticks take: this reads the whole journal. Of two
-        // guests that come here at once, one finds the journal's own lock taken and tries again.
-        drop(old);
-        let (journal, history) = match Journal::open(&self.dir, options.clone()) {
-            Err(e) if e.kind() == ErrorKind::FreeSpace => {
-                self.make_room()?;
-                Journal::open(&self.dir, options)?
-            }
-            opened => opened?,
-        };
-        let mut state = self.lock();
-        state.take_history(&history);
-        state.journal = Some(journal.clone());
-        drop(state);
-        self.start_keeper(&journal);
-        self.write_unwritten();
-        Ok(())
     }
 
     /// Closes the journal cleanly.

@@ -9,6 +9,7 @@ mod export;
 mod inputs;
 mod libvirt;
 mod lifecycle;
+mod losses;
 mod memory;
 mod other_user;
 mod owed;

@@ -96,10 +96,19 @@ impl SmallFs {
         done.expect("shut the file system down");
     }
 
-    /// Mounts it anew after a [`SmallFs::power_cut`]. No process may still have a file of it open.
+    /// Mounts it anew after a [`SmallFs::power_cut`]. No process may still have a file of it open; what
+    /// the kernel holds for one that was killed a moment ago is waited for.
     #[track_caller]
     pub fn power_on(&mut self) {
-        self.unmount().unwrap_or_else(|e| panic!("{e}"));
+        let mut last = String::new();
+        let unmounted = super::poll(super::REPLY_LIMIT, || match self.unmount() {
+            Ok(()) => Some(()),
+            Err(e) => {
+                last = e;
+                None
+            }
+        });
+        assert!(unmounted.is_some(), "{last}");
         self.mount("loop").unwrap_or_else(|e| panic!("{e}"));
     }
 

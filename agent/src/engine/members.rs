@@ -81,14 +81,18 @@ impl Engine {
             let dir = group.dir().to_owned();
             let pool = Arc::clone(self.pool.pool());
             let state = self.state.clone();
+            let notes = self.options.notes_dir.clone();
             let closed = tokio::task::spawn_blocking(move || {
                 GroupSettings::remove(&state, group.name())?;
                 close(&group);
                 if !purge {
                     return Ok(());
                 }
-                // Members that are away have to be cleared when they come back.
                 if let Ok(identity) = layout::read_identity(&dir) {
+                    if let Some(notes) = &notes {
+                        afterimage_journal::log::forget_head_note(notes, identity.group);
+                    }
+                    // Members that are away have to be cleared when they come back.
                     pool.begin_purge(group.name(), identity.group)?;
                 }
                 crate::group::purge(&dir).and_then(|()| pool.purge())

@@ -4,7 +4,7 @@
 use super::{Group, LastSession, OpenSession};
 use afterimage_journal::format::record::Kind;
 use afterimage_journal::history::Point;
-use afterimage_journal::log::Draft;
+use afterimage_journal::log::{Draft, Loss};
 use afterimage_journal::meta::{ImageIdentity, Meta, Session, SessionEvent};
 use afterimage_journal::{Journal, Result, Seq, VolumeId};
 use std::sync::Arc;
@@ -179,12 +179,28 @@ impl Group {
         written.ok()
     }
 
-    /// Says in the journal, which was opened anew, why sessions ended that it could not close.
+    /// Says in the journal, which was opened anew, why sessions ended that it could not close. How the
+    /// images lay then tells nothing: what was written before may be missing here.
     pub(super) fn write_unwritten(&self) {
         let unwritten = std::mem::take(&mut self.lock().unwritten);
         for session in unwritten {
-            let Session { guest, id, reason, upto, images, .. } = session;
-            self.amend_close(&guest, id, &reason, upto, images);
+            let Session { guest, id, reason, upto, .. } = session;
+            self.amend_close(&guest, id, &reason, upto, Vec::new());
+        }
+    }
+
+    /// Says of the sessions that ended with an opening that lost records why they did: each gap begins
+    /// at the last position that is certain.
+    pub(super) fn write_loss(&self, loss: &Loss) {
+        let ended: Vec<(String, LastSession)> = {
+            let state = self.lock();
+            let open = state.last_sessions.iter().filter(|(_, last)| !last.closed);
+            open.map(|(guest, last)| (guest.clone(), *last)).collect()
+        };
+        let reason = format!("records were lost: {}", loss.why);
+        for (guest, last) in ended {
+            let certain = last.to.min(loss.certain);
+            self.amend_close(&guest, last.id, &reason, Some(certain), Vec::new());
         }
     }
 

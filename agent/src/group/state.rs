@@ -6,6 +6,7 @@ use super::{LastSession, OpenSession, VolumeState, copy};
 use afterimage_journal::history::Point;
 use afterimage_journal::meta::{Config, ImageIdentity, Session};
 use afterimage_journal::{History, Journal, Seq, VolumeId};
+use afterimage_planted as planted;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 use uuid::Uuid;
@@ -115,7 +116,8 @@ impl State {
             }
             let sessions = history.sessions.iter().filter(|s| s.guest == guest);
             let level_since = sessions.map(|s| s.from).max().unwrap_or(0);
-            if history.torn || history.cut_at > level_since {
+            let is_lost = history.loss.is_some() && !planted::is("loss-at-opening-unheard");
+            if is_lost || history.torn || history.cut_at > level_since {
                 self.records_lost.insert(guest);
             }
         }

@@ -14,6 +14,7 @@ use crate::group::LastSession;
 use afterimage_journal::layout;
 use afterimage_journal::meta::{CopyCause, Guest, Volume, VolumeKind};
 use afterimage_journal::storage::read_plain;
+use afterimage_planted as planted;
 use afterimage_qmp::Qemu;
 use afterimage_qmp::qemu::{
     Attachment, Disk, MirrorSpec, Names, Process, ProcessId, Rotation, RunState,
@@ -53,6 +54,8 @@ pub struct AttachedDisk {
     pub plan: Plan,
     /// The map that records now.
     pub recording: String,
+    /// It was made at this attach.
+    pub is_map_fresh: bool,
 }
 
 /// A guest with its mirrors.
@@ -181,11 +184,11 @@ async fn begin(
             untouched,
             resized,
             damaged: context.group.is_damaged(&guest.name),
-            records_lost: context.group.records_lost(&guest.name),
         });
         let one = take(context, attached, disk, volume, names, plan, events).await?;
         attached.disks.push(one);
     }
+    renew_maps(context, attached).await?;
     remember(attached);
     if prelaunch && qemu.run_state().await? != RunState::Prelaunch {
         // It was started in between: what it wrote first may have been missed.
@@ -220,6 +223,7 @@ async fn take(
         counters,
         plan: Plan::default(),
         recording,
+        is_map_fresh: true,
         disk: disk.clone(),
     };
     if !plan.resume {
@@ -235,21 +239,42 @@ async fn take(
             .with_context(|| format!("attach to disk {}", disk.node))?;
     }
     this.capture = Some(capture);
-    let guest = &context.settings.name;
-    let owed = context.group.volume_state(this.volume.id).owes_maps;
-    if maps.trusted.is_some() {
+    this.is_map_fresh = maps.trusted.is_none();
+    if !this.is_map_fresh {
         plan.bitmaps = maps.retired;
-        if !plan.resume || owed || context.group.records_lost(guest) {
-            let rotation = Rotation { old: this.recording.clone(), new: fresh(&disk, &names) };
-            qemu.rotate_bitmaps(std::slice::from_ref(&rotation)).await?;
-            plan.bitmaps.push(rotation.old);
-            this.recording = rotation.new.name;
-            let noted = vec![(this.volume.id, this.recording.clone())];
-            context.group.note_maps(guest, noted)?;
-        }
     }
     this.plan = plan;
     Ok(this)
+}
+
+/// Changes the maps that were recording for fresh ones, which the journal notes. A copy of the journal
+/// that was made before, and is put back later, then never finds in QEMU the map that it noted last:
+/// that its mirror has sent what such a copy lacks is found by that alone. A session opens only behind
+/// this, and makes it durable.
+async fn renew_maps(context: &Context, attached: &mut Attached) -> Result<()> {
+    let (group, guest) = (&context.group, &context.settings.name);
+    let lost = group.records_lost(guest);
+    let renewed = |d: &&mut AttachedDisk| {
+        !d.is_map_fresh && !(d.plan.resume && planted::is("keep-maps-at-resume"))
+    };
+    let mut rotations = Vec::new();
+    let mut noted = Vec::new();
+    for disk in attached.disks.iter_mut().filter(renewed) {
+        let new = fresh(&disk.disk, &disk.names);
+        let name = new.name.clone();
+        let old = std::mem::replace(&mut disk.recording, name.clone());
+        let owed = group.volume_state(disk.volume.id).owes_maps;
+        let pulled = !disk.plan.resume || owed || lost;
+        let maps = if pulled { &mut disk.plan.bitmaps } else { &mut disk.plan.covered };
+        maps.push(old.clone());
+        rotations.push(Rotation { old, new });
+        noted.push((disk.volume.id, name));
+    }
+    if rotations.is_empty() {
+        return Ok(());
+    }
+    attached.qemu.rotate_bitmaps(&rotations).await.context("change the changed-block maps")?;
+    Ok(group.note_maps(guest, noted)?)
 }
 
 /// A disk's maps before its mirror is made, and the one that records.
@@ -274,7 +299,7 @@ async fn settle_maps(
     let unmapped_resume = plan.resume && maps.trusted.is_none();
     if compares || unmapped_resume {
         group.owe(volume.id, CopyCause::Compare)?;
-    } else if maps.trusted.is_some() && !plan.resume {
+    } else if maps.trusted.is_some() && (!plan.resume || group.records_lost(guest)) {
         group.owe(volume.id, CopyCause::Bitmap)?;
     }
     if let Some(recording) = maps.trusted.clone() {

@@ -4,6 +4,7 @@
 //! else is compared (I-4).
 
 use crate::group::VolumeState;
+use afterimage_planted as planted;
 
 /// What has to be done until a disk is level.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -12,6 +13,8 @@ pub struct Plan {
     pub resume: bool,
     /// Maps of what was written while nobody listened: their blocks are pulled.
     pub bitmaps: Vec<String>,
+    /// Maps of what the journal has, or the mirror sends: not needed once the disk is level.
+    pub covered: Vec<String>,
     /// A copy of the whole disk.
     pub full: Option<FullCopy>,
 }
@@ -43,8 +46,6 @@ pub struct Found {
     pub resized: bool,
     /// The journal's records of it can't be trusted.
     pub damaged: bool,
-    /// Records were lost to a failed sync.
-    pub records_lost: bool,
 }
 
 /// What to do for a disk; the bitmaps are filled in by name later.
@@ -58,10 +59,11 @@ pub fn decide(found: &Found) -> Plan {
     let rest =
         (!found.journal.complete).then_some(FullCopy::Initial { from: found.journal.initial_upto });
     if found.job {
-        let full = match found.records_lost && !found.mapped {
-            true => Some(FullCopy::Compare),
-            false => rest,
-        };
+        // The map that the journal noted last shows that this is the journal which the mirror wrote to.
+        // What the mirror has sent to another one, or to this one later than a copy of it that was put
+        // back, it will not send again.
+        let proved = found.mapped || !known || planted::is("believe-a-mirror-without-its-map");
+        let full = if proved { rest } else { Some(FullCopy::Compare) };
         return Plan { resume: true, full, ..Plan::default() };
     }
     if found.mapped || found.untouched {
@@ -86,15 +88,7 @@ mod tests {
     const HALF: VolumeState = VolumeState { complete: false, initial_upto: 4096, ..KNOWN };
 
     fn found(job: bool, mapped: bool, journal: VolumeState) -> Found {
-        Found {
-            job,
-            mapped,
-            journal,
-            untouched: false,
-            resized: false,
-            damaged: false,
-            records_lost: false,
-        }
+        Found { job, mapped, journal, untouched: false, resized: false, damaged: false }
     }
 
     #[test]
@@ -130,7 +124,12 @@ mod tests {
         let gone = VolumeState { owes_maps: true, ..KNOWN };
         assert_eq!(decide(&found(true, false, gone)).full, Some(FullCopy::Compare));
         assert_eq!(decide(&found(true, true, gone)).full, None);
-        let lost = Found { records_lost: true, ..found(true, false, KNOWN) };
-        assert_eq!(decide(&lost).full, Some(FullCopy::Compare));
+    }
+
+    #[test]
+    fn mirror_without_the_map_that_the_journal_noted_is_compared() {
+        assert_eq!(decide(&found(true, false, KNOWN)).full, Some(FullCopy::Compare));
+        assert_eq!(decide(&found(true, false, HALF)).full, Some(FullCopy::Compare));
+        assert_eq!(decide(&found(true, false, NEW)).full, Some(FullCopy::Initial { from: 0 }));
     }
 }

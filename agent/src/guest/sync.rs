@@ -56,7 +56,7 @@ pub struct Sync {
 pub struct Level {
     /// Every block of every disk was copied or compared.
     pub full: bool,
-    /// Maps that were pulled, by node: to be removed once the session is durable.
+    /// Maps that were pulled or are not needed, by node: to be removed once the session is durable.
     pub spent: Vec<(String, String)>,
 }
 
@@ -109,7 +109,10 @@ impl Sync {
             spent: self
                 .disks
                 .iter()
-                .flat_map(|d| d.plan.bitmaps.iter().map(|b| (d.node.clone(), b.clone())))
+                .flat_map(|d| {
+                    let maps = d.plan.bitmaps.iter().chain(&d.plan.covered);
+                    maps.map(|map| (d.node.clone(), map.clone()))
+                })
                 .collect(),
         })
     }

@@ -119,6 +119,7 @@ fn rings() -> Vec<Vec<u8>> {
         boot_id: [2; 16],
         mount_id: 3,
         file_id: 4,
+        file_born_ns: 5,
         epoch: 5,
         ring_bytes: 1 << 20,
         opening: [6; 16],

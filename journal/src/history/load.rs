@@ -128,6 +128,7 @@ fn empty(storage: &Arc<dyn Storage>, dir: &Path, identity: &Identity) -> History
         unit_number_max: 0,
         units_unreadable: 0,
         cut_at: 0,
+        loss: None,
         last_checkpoint_id: 0,
     }
 }

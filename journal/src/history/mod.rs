@@ -33,6 +33,7 @@ pub(crate) use units::{is_void, open_file, void_above};
 use crate::error::Result;
 use crate::format::cipher::Cipher;
 use crate::layout::{self, Identity};
+use crate::log::Loss;
 use crate::meta::{Checkpoint, Config, CopyCause, EpochStart, ImageIdentity, LevelRange, Volume};
 use crate::storage::{Lock, RealStorage, Storage};
 use crate::{Seq, VolumeId};
@@ -183,6 +184,9 @@ pub struct History {
     /// The newest position at which an epoch began after records had been cut off (0: none):
     /// what those said of the volumes has to be found again.
     pub cut_at: Seq,
+    /// Whether records that had been answered may be missing behind the head: told by an opening for
+    /// writing, which alone looks for it. Later openings know it by [`History::cut_at`].
+    pub loss: Option<Loss>,
     /// Highest number of a checkpoint, restorable or not.
     pub last_checkpoint_id: u64,
     /// The positions between floor and edge that stay restorable; `None`: those for which the merged

@@ -282,6 +282,9 @@ impl Inner {
         place.unit.write_commit(&self.ring, place.at, record);
         tail.next_seq = seq + 1;
         tail.newest_wall_ns = record.wall_ns;
+        if let Some(note) = &self.head_note {
+            note.raise(seq);
+        }
         self.head.store(seq, Ordering::Release);
         self.end(tail, place.ticket, seq);
         seq

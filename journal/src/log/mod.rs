@@ -21,6 +21,8 @@ mod append;
 mod background;
 mod finals;
 mod flush;
+mod head_note;
+mod loss;
 mod memory;
 mod open;
 mod prepare;
@@ -33,6 +35,8 @@ pub use append::{Draft, Reservation};
 pub use finals::Final;
 pub(crate) use finals::Finals;
 pub use flush::Backend;
+pub use head_note::forget_head_note;
+pub use loss::Loss;
 pub use memory::MemoryAppender;
 
 use crate::clock::{Clock, SystemClock};
@@ -47,6 +51,7 @@ use crate::storage::{Lock, RealStorage, Storage};
 use crate::unit::record_bytes_max;
 use crate::{Seq, meta};
 use flush::Flusher;
+use head_note::HeadNote;
 use private::Private;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -83,6 +88,10 @@ pub struct Options {
     /// What data is encrypted with: of a journal that is created, from then on; of one that is opened, the
     /// very key that it began with. `None`: it is not encrypted.
     pub key: Option<Key>,
+    /// Where the newest number is noted outside of the journal's directory, in memory that ends with the
+    /// boot (a directory below `/run`): by that an older copy of the journal that was put back is known.
+    /// `None`: nowhere.
+    pub notes_dir: Option<PathBuf>,
     /// No threads: what they would do is done by the caller, in `append` when the next unit or ring
     /// space is wanted, in `sync` and in `close`; no ticks, no timers. For simulation.
     pub inline: bool,
@@ -102,6 +111,7 @@ impl Default for Options {
             ring_bytes: 32 << 20,
             allocator: Arc::new(HomeAllocator),
             key: None,
+            notes_dir: None,
             inline: false,
         }
     }
@@ -155,10 +165,11 @@ struct Inner {
     dir: PathBuf,
     identity: Identity,
     epoch: u64,
-    mount_id: u64,
     options: Options,
     _lock: Lock,
     ring: Arc<Ring>,
+    /// The newest number, outside of the journal's directory.
+    head_note: Option<HeadNote>,
     /// Whether units are written past the page cache.
     is_direct: bool,
     /// Memory for what is going to be encrypted.

@@ -3,6 +3,8 @@
 use super::background;
 use super::finals::Finals;
 use super::flush::{Flusher, choose};
+use super::head_note::HeadNote;
+use super::loss::{self, Traces};
 use super::prepare::UNITS_AHEAD;
 use super::private::Private;
 use super::tail::Tail;
@@ -88,20 +90,28 @@ impl Journal {
             return Err(Error::KeyMissing { journal: dir.to_owned() });
         }
         settle(&options.storage, dir, identity.group)?;
-        ring::recover(&options.storage, dir, group)?;
+        let ring_left = ring::recover(&options.storage, dir, group)?;
         let mut history = History::load_unpinned(&options.storage, dir)?;
         history.unlock(options.key.as_ref())?;
         check_unit_bytes(history.identity.unit_bytes)?;
         check_read(&history)?;
         sync_units(&history)?;
-        let mount_id = options.storage.mount_id(dir);
         // What a member that is away holds behind the newest unit that is there is not known.
         let unknown = tails::unknown(&options.storage, dir)?;
         if unknown.is_empty() {
             remove_unused(&history, &options)?;
         }
-        let header = first_header(&history, &options, (mount_id, !unknown.is_empty()));
+        let head_note = open_note(&options, group);
+        let traces = Traces {
+            ring: ring_left,
+            noted: head_note.as_ref().and_then(HeadNote::before),
+            tail_unknown: !unknown.is_empty(),
+            sync_failed: layout::read_distrust_in(&*options.storage, dir)?.is_some(),
+        };
+        history.loss = loss::judge(&history, &options, &traces);
+        let mut header = first_header(&history, &options, !unknown.is_empty());
         let slot = options.allocator.allocate(dir, header.unit_bytes)?;
+        header.mount_id = options.storage.mount_id(&slot.dir);
         let path = unit::create(&options.storage, dir, &slot, &header)?;
         remove_replaced(&history, &options, (&path, header.number))?;
         let (device, is_direct) = choose(&options, &path)?;
@@ -109,6 +119,9 @@ impl Journal {
         let first = OpenUnit::new(&*options.storage, header, path, how)?;
         let ring_bytes = options.ring_bytes_with(header.unit_bytes);
         let ring = Ring::open(&*options.storage, dir, (group, header.epoch), ring_bytes)?;
+        if let Some(note) = &head_note {
+            note.begin(header.epoch, history.head);
+        }
         tails::passed(&options.storage, &unknown)?;
         remove_distrust(&*options.storage, dir)?;
         Arrivals::end(&*options.storage, dir)?;
@@ -121,9 +134,9 @@ impl Journal {
             dir: dir.to_owned(),
             identity: history.identity.clone(),
             epoch: header.epoch,
-            mount_id,
             _lock: lock,
             ring: Arc::new(ring),
+            head_note,
             is_direct,
             private: Private::default(),
             tail: Mutex::new(tail),
@@ -172,6 +185,17 @@ impl Inner {
         end.distrusted.get_or_insert_with(|| why.to_owned());
         leave_distrust(&*self.options.storage, &self.dir, self.durable.load(Ordering::Acquire));
     }
+}
+
+/// Opens the note of the newest number; without one, other evidence has to do.
+fn open_note(options: &Options, group: [u8; 16]) -> Option<HeadNote> {
+    let dir = options.notes_dir.as_ref()?;
+    let opened = HeadNote::open(dir, group);
+    opened
+        .inspect_err(|error| {
+            tracing::warn!(dir = %dir.display(), %error, "can't note the journal's newest number");
+        })
+        .ok()
 }
 
 fn leave_distrust(storage: &dyn Storage, dir: &Path, bound: Seq) {
@@ -249,28 +273,17 @@ fn check_unit_bytes(unit_bytes: u64) -> Result<()> {
     )))
 }
 
-/// The header of the epoch's first unit. After anything but a clean close or a mere end of the
-/// process, numbers that a lost record may have had are skipped: at most those of three units (the
-/// last one and those prepared behind it), and three units' worth for each unit that can't be
-/// read, which may have begun an epoch itself.
-fn first_header(
-    history: &History,
-    options: &Options,
-    (mount_id, tail_unknown): (u64, bool),
-) -> UnitHeader {
+/// The header of the epoch's first unit, without its mount. Where records may be lost, the numbers that
+/// they may have had are skipped: at most those of three units (the last one and those prepared behind
+/// it), and three units' worth for each unit that can't be read, which may have begun an epoch itself.
+fn first_header(history: &History, options: &Options, tail_unknown: bool) -> UnitHeader {
     let clock = &options.clock;
-    let boot_id = clock.boot_id();
-    let newest = history.units.last().map(|u| &u.header);
-    let cache_kept =
-        newest.is_none_or(|h| h.boot_id == boot_id && boot_id != [0; 16] && h.mount_id == mount_id);
     let behind = if tail_unknown { UNKNOWN_UNITS } else { 0 };
     let unread = history.units_unreadable + behind;
-    let whole = !history.torn && history.damage.is_empty() && !tail_unknown;
     let replaced = if tail_unknown { None } else { replaced_unit(history) };
     let seen = history.seen_seq.max(history.head);
     let per_unit = history.identity.unit_bytes / record::HEADER_BYTES;
-    let whole = whole || planted::is("reuse-numbers");
-    let skipped = match whole && (history.closed || cache_kept || planted::is("reuse-numbers")) {
+    let skipped = match history.loss.is_none() || planted::is("reuse-numbers") {
         true => 0,
         false => per_unit * (1 + UNITS_AHEAD as u64 + 3 * unread),
     };
@@ -285,8 +298,8 @@ fn first_header(
         prev_last_seq: history.head,
         wall_ns: clock.wall_ns(),
         mono_ns: clock.mono_ns(),
-        boot_id,
-        mount_id,
+        boot_id: clock.boot_id(),
+        mount_id: 0,
     }
 }
 

@@ -73,6 +73,7 @@ impl Inner {
         }
     }
 
+    /// The next unit's header, without its mount: that is known with its place.
     fn header_after(&self, newest: &UnitHeader, after: Seq) -> UnitHeader {
         UnitHeader {
             group: self.identity.group.into_bytes(),
@@ -86,7 +87,7 @@ impl Inner {
             wall_ns: self.options.clock.wall_ns(),
             mono_ns: self.options.clock.mono_ns(),
             boot_id: self.options.clock.boot_id(),
-            mount_id: self.mount_id,
+            mount_id: 0,
         }
     }
 
@@ -98,9 +99,10 @@ impl Inner {
         }
     }
 
-    fn prepare(&self, header: UnitHeader) -> Result<()> {
+    fn prepare(&self, mut header: UnitHeader) -> Result<()> {
         let storage = &*self.options.storage;
         let slot = self.options.allocator.allocate(&self.dir, header.unit_bytes)?;
+        header.mount_id = storage.mount_id(&slot.dir);
         let path = unit::create(&self.options.storage, &self.dir, &slot, &header)?;
         let how = (self.is_direct, self.options.key.as_ref());
         let unit = OpenUnit::new(storage, header, path, how)?;

@@ -10,7 +10,7 @@ use crate::format::cipher::{Key, UnitKey};
 use crate::format::record::{self, HEADER_BYTES, Record, SEQ_AT};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use crate::format::{align_up, checksum};
-use crate::ring::{Ring, Slot};
+use crate::ring::{self, Ring, Slot};
 use crate::storage::{Access, Storage, StoredFile};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,6 +25,8 @@ pub(super) struct OpenUnit {
     pub(super) header: UnitHeader,
     /// Its file's path.
     pub(super) path: PathBuf,
+    /// Tells its file from a copy of it.
+    file_id: u64,
     /// The file, for the sealer.
     pub(super) file: Arc<dyn StoredFile>,
     /// The file, for the flusher; past the page cache where that can be had.
@@ -70,6 +72,7 @@ impl OpenUnit {
         Ok(Self {
             header,
             path,
+            file_id: ring::file_id(&*file),
             file,
             data,
             base: AtomicU64::new(0),
@@ -88,7 +91,8 @@ impl OpenUnit {
         self.base.store(base, Ordering::Relaxed);
         self.slot.store(slot, Ordering::Relaxed);
         let (number, salt) = (self.header.number, self.header.salt);
-        let named = Slot { number, salt, base, flushed: position, placed: position };
+        let file_id = self.file_id;
+        let named = Slot { number, salt, base, flushed: position, placed: position, file_id };
         ring.begin_unit(slot, &named);
     }
 

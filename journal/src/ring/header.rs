@@ -35,6 +35,8 @@ pub struct RingHeader {
     pub mount_id: u64,
     /// Tells the file from a copy of it; 0: unknown.
     pub file_id: u64,
+    /// When the file was made, nanoseconds since the Unix epoch; 0: unknown.
+    pub file_born_ns: u64,
     /// The epoch of its records.
     pub epoch: u64,
     /// Bytes of data behind the header.
@@ -58,7 +60,13 @@ struct Raw {
     opening: [u8; 16],
 }
 
-const _: () = assert!(size_of::<Raw>() <= SLOTS_AT);
+/// Byte offset of the file's time of birth, and of the checksum of that. Added later: a ring without
+/// them has zeroes there.
+const BORN_AT: usize = size_of::<Raw>();
+/// Byte offset of the checksum of the time of birth.
+const BORN_CRC_AT: usize = BORN_AT + 8;
+
+const _: () = assert!(BORN_CRC_AT + 4 <= SLOTS_AT);
 const _: () = assert!(SLOTS_AT + SLOTS * SLOT_BYTES <= HEADER_BYTES as usize);
 
 impl RingHeader {
@@ -78,7 +86,19 @@ impl RingHeader {
             opening: self.opening,
         };
         raw.crc = checksum::crc32c(raw.as_bytes()).into();
-        raw.as_bytes().to_vec()
+        let mut bytes = raw.as_bytes().to_vec();
+        let born = self.file_born_ns.to_le_bytes();
+        bytes.extend_from_slice(&born);
+        bytes.extend_from_slice(&checksum::salted(&self.opening, &born).to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes
+    }
+
+    fn born_ns(page: &[u8], opening: &[u8; 16]) -> Option<u64> {
+        let born = page.get(BORN_AT..BORN_CRC_AT)?.first_chunk()?;
+        let crc = page.get(BORN_CRC_AT..)?.first_chunk()?;
+        let is_whole = checksum::salted(opening, born) == u32::from_le_bytes(*crc);
+        is_whole.then(|| u64::from_le_bytes(*born))
     }
 
     /// Decodes a header; `None` when it is none of this version.
@@ -93,6 +113,7 @@ impl RingHeader {
             boot_id: raw.boot_id,
             mount_id: raw.mount_id.get(),
             file_id: raw.file_id.get(),
+            file_born_ns: Self::born_ns(page, &raw.opening).unwrap_or(0),
             epoch: raw.epoch.get(),
             ring_bytes: raw.ring_bytes.get(),
             opening: raw.opening,
@@ -114,6 +135,8 @@ pub struct Slot {
     pub flushed: u64,
     /// At and above this position, nothing was handed out.
     pub placed: u64,
+    /// Tells the unit's file from a copy of it; 0: unknown.
+    pub file_id: u64,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -126,7 +149,7 @@ struct RawSlot {
     reserved: U32,
     flushed: U64,
     placed: U64,
-    reserved_too: U64,
+    file_id: U64,
 }
 
 const _: () = assert!(size_of::<RawSlot>() == SLOT_BYTES);
@@ -147,7 +170,7 @@ impl Slot {
             reserved: 0.into(),
             flushed: self.flushed.into(),
             placed: self.placed.into(),
-            reserved_too: 0.into(),
+            file_id: self.file_id.into(),
         };
         raw.crc = slot_crc(opening, &raw).into();
         let mut bytes = [0; SLOT_BYTES];
@@ -170,6 +193,7 @@ impl Slot {
             base: raw.base.get(),
             flushed: raw.flushed.get(),
             placed: raw.placed.get(),
+            file_id: raw.file_id.get(),
         };
         let whole = slot.number > 0 && raw.crc.get() == slot_crc(&header.opening, &raw);
         // One that says more than the ring can hold says nothing.

@@ -121,6 +121,10 @@ impl Overlay {
     pub(super) fn group(&self) -> [u8; 16] {
         self.header.group
     }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.header.epoch
+    }
 }
 
 fn page(file: &dyn StoredFile) -> io::Result<Vec<u8>> {

@@ -11,42 +11,69 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use crate::pool::{FileName, Places};
-use crate::storage::{Access, Storage};
+use crate::storage::{Access, Storage, StoredFile};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes copied at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 
+/// What the last writer left of its ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// None that counts: there is none, or it is one of another boot or mount, or a copy.
+    Nothing,
+    /// The ring of an epoch.
+    Ring {
+        /// The epoch.
+        epoch: u64,
+        /// A unit that the writer had open, and whose file is gone, or a copy of it.
+        replaced: Option<PathBuf>,
+    },
+}
+
 /// Writes what is in the ring of the journal in `dir` only; the caller is its only writer.
 ///
 /// # Errors
 /// A unit can't be written: nothing is lost, and it can be tried again.
-pub(crate) fn recover(storage: &Arc<dyn Storage>, dir: &Path, group: [u8; 16]) -> Result<()> {
+pub(crate) fn recover(storage: &Arc<dyn Storage>, dir: &Path, group: [u8; 16]) -> Result<Left> {
     let path = dir.join(super::NAME);
     if SystemClock.boot_id() == [0; 16] && storage.exists(&path) {
         let why = "this host's boot id can't be read, so it is not known whether the ring counts";
         return Err(Error::io("recover", &path, io::Error::other(why)));
     }
     let Some(ring) = Overlay::open(storage, dir)?.filter(|r| r.group() == group) else {
-        return Ok(());
+        return Ok(Left::Nothing);
     };
+    let mut replaced = None;
     let places = Places::of(storage, dir)?;
     let slots = ring.slots().map_err(|e| Error::io("read ring", &path, e))?;
     for slot in &slots {
-        // A unit that is gone, or another one under its name, is found out by reading the journal.
-        if let Some(path) = places.find(FileName::Unit(slot.number)) {
-            let bytes = write_back(&**storage, &ring, slot, &path)?;
-            tracing::debug!(unit = %path.display(), bytes, "written from the ring");
+        let name = FileName::Unit(slot.number);
+        let Some(path) = places.find(name) else {
+            replaced = Some(dir.join(name.to_string()));
+            continue;
+        };
+        let opened = storage.open(&path, Access::Write);
+        let file = opened.map_err(|e| Error::io("open unit", &path, e))?;
+        let Some(bytes) = write_back(&*file, &ring, slot, &path)? else { continue };
+        if slot.file_id != 0 && slot.file_id != super::file_id(&*file) {
+            replaced = Some(path.clone());
         }
+        tracing::debug!(unit = %path.display(), bytes, "written from the ring");
     }
-    Ok(())
+    Ok(Left::Ring { epoch: ring.epoch(), replaced })
 }
 
-fn write_back(storage: &dyn Storage, ring: &Overlay, slot: &Slot, path: &Path) -> Result<u64> {
+/// The bytes that were written; `None` when another unit has its name now, or none.
+fn write_back(
+    file: &dyn StoredFile,
+    ring: &Overlay,
+    slot: &Slot,
+    path: &Path,
+) -> Result<Option<u64>> {
     let io = |what| move |e| Error::io(what, path, e);
-    let file = storage.open(path, Access::Write).map_err(io("open unit"))?;
     let length = file.bytes().map_err(io("look at unit"))?;
     // Writes past the page cache may outlive the process that began them, by which they would take
     // what is placed in the ring next to where the old bytes belong. Allocating waits for them; that
@@ -58,13 +85,13 @@ fn write_back(storage: &dyn Storage, ring: &Overlay, slot: &Slot, path: &Path) -
         .is_ok_and(|h| (h.number, h.salt, h.group) == (slot.number, slot.salt, ring.group()));
     let range = slot.unflushed();
     if !is_same || range.start < BLOCK_BYTES || range.end > length {
-        return Ok(0);
+        return Ok(None);
     }
     let mut piece = Vec::new();
     for at in range.clone().step_by(PIECE_BYTES as usize) {
         piece.resize(PIECE_BYTES.min(range.end - at) as usize, 0);
-        ring.read(&*file, slot.number, at, &mut piece).map_err(io("read ring for"))?;
+        ring.read(file, slot.number, at, &mut piece).map_err(io("read ring for"))?;
         file.write_all_at(&piece, at).map_err(io("write unit"))?;
     }
-    Ok(range.end - range.start)
+    Ok(Some(range.end - range.start))
 }

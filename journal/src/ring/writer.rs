@@ -63,6 +63,7 @@ impl Ring {
             boot_id: place.boot_id,
             mount_id: place.mount_id,
             file_id: place.file_id,
+            file_born_ns: place.file_born_ns,
             epoch,
             ring_bytes,
             opening: uuid::Uuid::new_v4().into_bytes(),

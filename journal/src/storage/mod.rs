@@ -214,6 +214,12 @@ pub trait StoredFile: Send + Sync + Debug {
         0
     }
 
+    /// When the file was made, nanoseconds since the Unix epoch; 0: unknown. Numbers of files are used
+    /// again soon, times of birth are not: a copy that was put in the place of a file has another one.
+    fn born_ns(&self) -> u64 {
+        0
+    }
+
     /// Reads exactly `buffer.len()` bytes.
     ///
     /// # Errors

@@ -248,6 +248,16 @@ impl StoredFile for File {
         self.metadata().map_or(0, |m| m.ino())
     }
 
+    fn born_ns(&self) -> u64 {
+        use rustix::fs::{AtFlags, StatxFlags, statx};
+        let found = statx(self, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
+        let known = found.ok().filter(|s| s.stx_mask & StatxFlags::BTIME.bits() != 0);
+        known.map_or(0, |s| {
+            let seconds = u64::try_from(s.stx_btime.tv_sec).unwrap_or(0);
+            seconds.saturating_mul(1_000_000_000).saturating_add(s.stx_btime.tv_nsec.into())
+        })
+    }
+
     fn as_file(&self) -> Option<&File> {
         Some(self)
     }

@@ -16,6 +16,7 @@ mod host;
 mod hostile;
 mod keeping;
 mod late;
+mod losses;
 mod memory;
 mod model;
 mod mortal;
