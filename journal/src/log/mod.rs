@@ -30,6 +30,7 @@ mod private;
 mod seal;
 mod tail;
 mod unit;
+mod whereabouts;
 
 pub use append::{Draft, Reservation};
 pub use finals::Final;
@@ -53,6 +54,7 @@ use crate::{Seq, meta};
 use flush::Flusher;
 use head_note::HeadNote;
 use private::Private;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -167,6 +169,8 @@ struct Inner {
     epoch: u64,
     options: Options,
     _lock: Lock,
+    /// Its directory, held open.
+    home: Option<File>,
     ring: Arc<Ring>,
     /// The newest number, outside of the journal's directory.
     head_note: Option<HeadNote>,

@@ -9,7 +9,7 @@ use super::prepare::UNITS_AHEAD;
 use super::private::Private;
 use super::tail::Tail;
 use super::unit::OpenUnit;
-use super::{Handle, Inner, Journal, Options};
+use super::{Handle, Inner, Journal, Options, whereabouts};
 use crate::Seq;
 use crate::arrivals::Arrivals;
 use crate::error::{Error, Result};
@@ -83,6 +83,7 @@ impl Journal {
     }
 
     fn open_locked(dir: &Path, options: Options, lock: Lock) -> Result<(Self, History)> {
+        let home = whereabouts::hold(&*options.storage, dir)?;
         let identity = layout::read_identity_in(&*options.storage, dir)?;
         let group = identity.group.into_bytes();
         // First of all: with another key nothing that is written could be read again.
@@ -135,6 +136,7 @@ impl Journal {
             identity: history.identity.clone(),
             epoch: header.epoch,
             _lock: lock,
+            home,
             ring: Arc::new(ring),
             head_note,
             is_direct,

@@ -5,13 +5,14 @@
 
 use super::tail::Ending;
 use super::unit::OpenUnit;
+use super::whereabouts::LOOK_EVERY;
 use super::{Inner, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::unit_header::UnitHeader;
 use crate::{Seq, planted, unit};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Units that are made ahead: while one is filled, another may wait for its blocks.
 pub(super) const UNITS_AHEAD: usize = 2;
@@ -21,22 +22,31 @@ const PREPARE_RETRY: Duration = Duration::from_secs(1);
 impl Inner {
     /// The preparer's thread.
     pub(super) fn prepare_loop(&self) {
-        while let Some(header) = self.wait_for_wanted() {
-            if let Err(e) = self.prepare(header) {
+        while let Some(wanted) = self.wait_for_wanted() {
+            if !self.is_in_place() {
+                return;
+            }
+            if let Some(header) = wanted
+                && let Err(e) = self.prepare(header)
+            {
                 self.prepare_failed(&e);
             }
         }
     }
 
-    /// Waits until a unit is missing, and gives its header; `None` in the end.
-    fn wait_for_wanted(&self) -> Option<UnitHeader> {
+    /// Waits until a unit is missing, and gives its header; or until the journal's directory is to be looked
+    /// at. `None` in the end.
+    fn wait_for_wanted(&self) -> Option<Option<UnitHeader>> {
         let mut tail = lock(&self.tail);
+        let begun = Instant::now();
         while tail.stopped.is_none() {
             if tail.next.len() < UNITS_AHEAD {
                 let newest = tail.next.back().unwrap_or(&tail.unit).header;
-                return Some(self.header_after(&newest, tail.next_seq.saturating_sub(1)));
+                return Some(Some(self.header_after(&newest, tail.next_seq.saturating_sub(1))));
             }
-            tail = self.preparer_wake.wait(tail).unwrap_or_else(PoisonError::into_inner);
+            let Some(wait) = LOOK_EVERY.checked_sub(begun.elapsed()) else { return Some(None) };
+            let woken = self.preparer_wake.wait_timeout(tail, wait);
+            tail = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         None
     }

@@ -9,6 +9,7 @@
 mod real;
 pub(crate) mod several;
 
+pub(crate) use real::{is_missing, leads_to};
 pub use real::{RealStorage, open_plain, read_limited, read_plain};
 
 use crate::planted;
@@ -156,6 +157,16 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Identity of the mount that a path lies on, within this boot; 0: unknown.
     fn mount_id(&self, path: &Path) -> u64;
+
+    /// Opens a directory, to hold it: as long as it is held no other one is numbered like it. `None` where
+    /// directories are only part of names.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn hold_dir(&self, dir: &Path) -> io::Result<Option<File>> {
+        let _ = dir;
+        Ok(None)
+    }
 }
 
 /// An open file.

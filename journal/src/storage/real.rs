@@ -119,6 +119,26 @@ impl Storage for RealStorage {
     fn mount_id(&self, path: &Path) -> u64 {
         crate::layout::mount_id(path)
     }
+
+    fn hold_dir(&self, dir: &Path) -> io::Result<Option<File>> {
+        let directory = OFlags::DIRECTORY.bits() as i32;
+        OpenOptions::new().read(true).custom_flags(directory).open(dir).map(Some)
+    }
+}
+
+/// Whether a path leads to the file or directory that is held open.
+///
+/// # Errors
+/// The operating system's: nothing is there, or it can't be looked at.
+pub(crate) fn leads_to(path: &Path, held: &File) -> io::Result<bool> {
+    let (found, ours) = (fs::metadata(path)?, held.metadata()?);
+    Ok((found.dev(), found.ino()) == (ours.dev(), ours.ino()))
+}
+
+/// Whether nothing is at a path, for certain.
+pub(crate) fn is_missing(path: &Path) -> bool {
+    let absent = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+    fs::metadata(path).is_err_and(|e| absent.contains(&e.kind()))
 }
 
 /// Opens a regular file, or fails with `InvalidData`: whatever else lies there is none of ours.

@@ -11,6 +11,7 @@ mod faults;
 mod find;
 mod fixture;
 mod forks;
+mod gone;
 mod hooked;
 mod host;
 mod hostile;
