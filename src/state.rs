@@ -208,6 +208,7 @@ fn of_journal(history: &History, settings: &[GuestSettings]) -> Vec<GuestStatus>
                 space: None,
                 memory: None,
                 sites: Vec::new(),
+                warnings: known.map(GuestSettings::warnings).unwrap_or_default(),
             }
         })
         .collect()

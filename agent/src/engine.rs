@@ -354,6 +354,7 @@ impl Control for Arc<Engine> {
             let at = (self.state.as_path(), group.name());
             let sites = sites::change_of(at, add, remove, request.rpo_alarm_ms)?;
             let change = Change::of(request, self.options.unit_bytes)?;
+            change.check(&names, &*self.guests.lock().await)?;
             self.change_sites(&group, sites).await?;
             let mut guests = self.guests.lock().await;
             let mut changed = Vec::new();

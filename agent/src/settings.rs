@@ -42,6 +42,9 @@ pub struct GuestSettings {
     /// Which disks; empty: all.
     #[serde(default)]
     pub disks: Vec<String>,
+    /// Disks that others may write to as well (`share-rw=on`), and that are captured all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_disks: Vec<String>,
     /// How far back every moment is to be restorable at least, in seconds.
     pub window_s: u64,
     /// Which checkpoints are to be kept for longer; `None`: none.
@@ -84,6 +87,17 @@ impl GuestSettings {
             (None, Some(domain)) => format!("libvirt:{domain}"),
             (None, None) => "nothing".into(),
         }
+    }
+
+    /// What a person took knowingly, for people.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let shared = |disk: &String| {
+            format!(
+                "disk {disk} is shared: what another guest writes to it is missing from every recovery point"
+            )
+        };
+        self.shared_disks.iter().map(shared).collect()
     }
 
     /// How far back the journal is to reach, with every write and with checkpoints behind that.

@@ -41,6 +41,11 @@ pub struct ProtectArgs {
     /// Node name, device id or qdev path of a disk (repeatable; all that can be captured)
     #[arg(long = "disk", value_name = "NODE")]
     disks: Vec<String>,
+    /// A disk with share-rw=on (in libvirt: <shareable/>) that is captured all the same (repeatable;
+    /// such disks are refused). Only for one that no other guest writes to, such as a cluster's
+    /// witness: what others write to it is in no recovery point, and `status` warns of it
+    #[arg(long = "shared-disk", value_name = "DISK")]
+    shared_disks: Vec<String>,
     /// Group that it joins: guests of a group are recovered to one moment (a group of its own)
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
@@ -134,6 +139,7 @@ pub fn run(args: &ProtectArgs) -> Outcome {
         qmp: args.qmp.as_deref().map(absolute).transpose()?,
         libvirt: args.libvirt.clone(),
         disks: args.disks.clone(),
+        shared_disks: args.shared_disks.clone(),
         group: args.group.clone(),
         window_s: args.window.or(first_s).unwrap_or(WINDOW_S),
         keep: args.keep.clone(),

@@ -10,7 +10,8 @@ use afterimage_journal::window::Keep;
 #[derive(Debug, clap::Args)]
 #[group(id = "setting", required = true, multiple = true,
         args = ["window", "keep", "limit", "guarantee", "checkpoint_every", "rate", "guest_agent",
-                "memory_every", "memory_mode", "sites", "no_sites", "rpo_alarm"])]
+                "memory_every", "memory_mode", "shared_disks", "no_shared_disks", "sites", "no_sites",
+                "rpo_alarm"])]
 pub struct SetArgs {
     /// Guest or group
     name: String,
@@ -45,6 +46,13 @@ pub struct SetArgs {
     /// How memory is taken
     #[arg(long, value_enum, value_name = "MODE")]
     memory_mode: Option<super::protect::MemoryModeArg>,
+    /// A disk with share-rw=on that is captured all the same from the next attach on (repeatable);
+    /// see `protect`
+    #[arg(long = "shared-disk", value_name = "DISK")]
+    shared_disks: Vec<String>,
+    /// A disk that is refused again if it is shared, from the next attach on (repeatable)
+    #[arg(long = "no-shared-disk", value_name = "DISK")]
+    no_shared_disks: Vec<String>,
     /// Where the group's journal is sent to from now on as well (repeatable): /DIRECTORY,
     /// tls://HOST:PORT#INVITATION or s3://BUCKET/PREFIX?endpoint=URL&region=REGION
     #[arg(long = "site", value_name = "SITE")]
@@ -72,6 +80,8 @@ pub fn run(args: &SetArgs) -> Outcome {
         guest_agent: args.guest_agent.as_deref().map(super::protect::absolute).transpose()?,
         memory_every_ms: args.memory_every,
         memory_mode: args.memory_mode.map(Into::into),
+        shared_disks: args.shared_disks.clone(),
+        no_shared_disks: args.no_shared_disks.clone(),
         sites: super::protect::sites(&args.sites)?,
         no_sites: super::protect::sites(&args.no_sites)?,
         rpo_alarm_ms: args.rpo_alarm,

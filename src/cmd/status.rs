@@ -114,6 +114,9 @@ fn text(guests: &[GuestStatus], details: bool) -> String {
         if let Some(alarm) = guest.space.as_ref().and_then(|s| s.alarm_text.as_ref()) {
             text += &format!("{}: {alarm}\n", guest.guest);
         }
+        for warning in &guest.warnings {
+            text += &format!("{}: WARNING: {warning}\n", guest.guest);
+        }
         for alarm in guest.sites.iter().filter_map(|s| s.alarm.as_ref()) {
             text += &format!("{}: ALARM: {alarm}\n", guest.guest);
         }

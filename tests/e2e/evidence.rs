@@ -1,12 +1,14 @@
 //! What the journal itself says of a test's run: which copies were made, why, and of how much.
 
 use super::Scene;
-use crate::kit::{Cli, Disk, Format, VmBuilder, image, prefix};
+use crate::kit::{Cli, Disk, Format, Vm, VmBuilder, image, prefix};
 use afterimage_journal::History;
 use afterimage_journal::format::record::FLAG_COPIED;
 use afterimage_journal::history::{CopyState, Entry};
 use afterimage_journal::meta::CopyCause;
 use serde_json::Value;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -79,6 +81,40 @@ pub fn point_monitor_at(link: &Path, qmp: &Path) {
     std::os::unix::fs::symlink(qmp, link).unwrap();
 }
 
+/// The newest point holds all that the guest wrote, on all disks, and nothing else. The guest's writer
+/// stands still meanwhile.
+#[track_caller]
+pub fn expect_level(vm: &mut Vm, agent: &Cli, images: &[PathBuf], dir: &Path, case: &str) {
+    let last = vm.ask_last("writer pause", "writer paused");
+    let restored = super::restore(agent, "latest", dir);
+    for (source, copy) in images.iter().zip(&restored) {
+        let differ = differing_blocks(source, copy);
+        assert!(differ.is_empty(), "{case}: {} blocks differ: {differ:?}", differ.len());
+    }
+    assert_eq!(prefix_of(&restored), last, "{case}");
+    let verified = agent.run(&["verify", "vm", "--at", "latest"]);
+    assert_eq!(verified.code, 0, "{case}: {verified:?}");
+    for path in restored {
+        std::fs::remove_file(path).unwrap();
+    }
+    vm.ask("writer start", "writer started");
+}
+
+/// The 4 KiB blocks in which two files differ.
+fn differing_blocks(a: &Path, b: &Path) -> Vec<u64> {
+    let (a, b) = (File::open(a).unwrap(), File::open(b).unwrap());
+    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut found = Vec::new();
+    for at in (0..super::DISK_BYTES).step_by(1 << 20) {
+        a.read_exact_at(&mut left, at).unwrap();
+        b.read_exact_at(&mut right, at).unwrap();
+        let blocks = left.chunks(4096).zip(right.chunks(4096)).enumerate();
+        let differ = blocks.filter(|(_, (x, y))| x != y);
+        found.extend(differ.map(|(i, _)| at / 4096 + i as u64));
+    }
+    found
+}
+
 /// What of ours is in QEMU: jobs, nodes, bitmaps, exports.
 #[track_caller]
 pub fn ours_in(qmp: &mut crate::kit::Qmp) -> Vec<String> {
@@ -101,7 +137,6 @@ pub fn ours_in(qmp: &mut crate::kit::Qmp) -> Vec<String> {
 
 /// Writes a block of ones to a raw image that no guest has open, behind the writer's slots.
 pub fn scribble(image: &Path, at: u64) {
-    use std::os::unix::fs::FileExt;
     let file = std::fs::OpenOptions::new().write(true).open(image).unwrap();
     file.write_all_at(&[1; 4096], at).unwrap();
 }

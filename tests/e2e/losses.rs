@@ -1,11 +1,11 @@
 //! Journals that lost records which had been answered, while QEMU lives on: power cut off its file system,
 //! copies put back. The mirror jobs in QEMU believe those records sent; the restored disks must have them.
 
-use super::evidence::prefix_of;
-use super::{DISK_BYTES, PROGRAM, STATE_LIMIT, restore};
+use super::evidence::expect_level;
+use super::{DISK_BYTES, PROGRAM, STATE_LIMIT};
 use crate::kit::{Agent, Disk, SmallFs, Vm, VmBuilder, image};
 use std::fs::File;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -85,22 +85,10 @@ impl Bed {
         agent
     }
 
-    /// The newest point holds all that the guest wrote, on both disks, and nothing else.
+    /// See [`expect_level`].
     #[track_caller]
     fn expect_level(&mut self, agent: &Agent, case: &str) {
-        let last = self.vm.ask_last("writer pause", "writer paused");
-        let restored = restore(agent, "latest", self.dir.path());
-        for (source, copy) in self.images.iter().zip(&restored) {
-            let differ = differing_blocks(source, copy);
-            assert!(differ.is_empty(), "{case}: {} blocks differ: {differ:?}", differ.len());
-        }
-        assert_eq!(prefix_of(&restored), last, "{case}");
-        let verified = agent.run(&["verify", "vm", "--at", "latest"]);
-        assert_eq!(verified.code, 0, "{case}: {verified:?}");
-        for path in restored {
-            std::fs::remove_file(path).unwrap();
-        }
-        self.vm.ask("writer start", "writer started");
+        expect_level(&mut self.vm, agent, &self.images, self.dir.path(), case);
     }
 
     /// Lets the guest write a number of records.
@@ -110,21 +98,6 @@ impl Bed {
             std::thread::yield_now();
         }
     }
-}
-
-/// The 4 KiB blocks in which two files differ.
-fn differing_blocks(a: &Path, b: &Path) -> Vec<u64> {
-    let (a, b) = (File::open(a).unwrap(), File::open(b).unwrap());
-    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let mut found = Vec::new();
-    for at in (0..DISK_BYTES).step_by(1 << 20) {
-        a.read_exact_at(&mut left, at).unwrap();
-        b.read_exact_at(&mut right, at).unwrap();
-        let blocks = left.chunks(4096).zip(right.chunks(4096)).enumerate();
-        let differ = blocks.filter(|(_, (x, y))| x != y);
-        found.extend(differ.map(|(i, _)| at / 4096 + i as u64));
-    }
-    found
 }
 
 fn run(program: &str, arguments: &[&str]) {

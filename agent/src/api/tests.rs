@@ -43,6 +43,7 @@ fn guest(name: &str) -> GuestStatus {
         space: None,
         memory: None,
         sites: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 

@@ -30,6 +30,9 @@ pub struct ProtectRequest {
     /// Node names, device ids or qdev paths of the disks; empty: all that can be captured.
     #[serde(default)]
     pub disks: Vec<String>,
+    /// Disks that others may write to as well (`share-rw=on`), and that are captured all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_disks: Vec<String>,
     /// The group that it joins; `None`: a group of its own, with the guest's name.
     #[serde(default)]
     pub group: Option<String>,
@@ -104,6 +107,12 @@ pub struct SetRequest {
     /// As in [`ProtectRequest`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sites: Vec<String>,
+    /// As in [`ProtectRequest`]: these as well, from the next attach on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_disks: Vec<String>,
+    /// Shared disks that are not to be captured any more, from the next attach on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_shared_disks: Vec<String>,
     /// Sites that the group's journal is not sent to any more; what they have stays there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub no_sites: Vec<String>,
@@ -262,6 +271,9 @@ pub struct GuestStatus {
     /// The sites of its group.
     #[serde(default)]
     pub sites: Vec<SiteStatus>,
+    /// What a person took knowingly, and has to bear in mind for as long as it lasts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The journal window: from the oldest to the newest recovery point.

@@ -84,16 +84,18 @@ impl Engine {
             let notes = self.options.notes_dir.clone();
             let closed = tokio::task::spawn_blocking(move || {
                 GroupSettings::remove(&state, group.name())?;
+                // A journal that is not there any more may have left units elsewhere.
+                let id = layout::read_identity(&dir).map_or(group.config().group, |i| i.group);
                 close(&group);
                 if !purge {
                     return Ok(());
                 }
-                if let Ok(identity) = layout::read_identity(&dir) {
+                if !id.is_nil() {
                     if let Some(notes) = &notes {
-                        afterimage_journal::log::forget_head_note(notes, identity.group);
+                        afterimage_journal::log::forget_head_note(notes, id);
                     }
                     // Members that are away have to be cleared when they come back.
-                    pool.begin_purge(group.name(), identity.group)?;
+                    pool.begin_purge(group.name(), id)?;
                 }
                 crate::group::purge(&dir).and_then(|()| pool.purge())
             });

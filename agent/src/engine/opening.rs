@@ -7,12 +7,13 @@ use crate::settings::GuestSettings;
 use afterimage_journal::{Error, Options};
 use std::path::Path;
 
-/// What becomes of a guest whose journal is there but can't be opened.
+/// What becomes of a guest whose journal can't be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opening {
-    /// It is refused.
+    /// It is refused; where there is no journal yet, one is made.
     Now,
-    /// Its task shows why, and tries again: the disk may only be full for a while.
+    /// It was protected before. Its task shows why, and tries again: the disk may only be full, or not be
+    /// mounted, for a while.
     OrLater,
 }
 
@@ -24,14 +25,15 @@ impl Opening {
         options: Options,
         key_file: Option<&Path>,
     ) -> afterimage_journal::Result<Group> {
-        match Group::open(state, name, options.clone(), key_file) {
-            Err(error) if self == Self::OrLater => {
-                let group = Group::unopened(state, name, options, key_file)?;
-                tracing::error!(group = name, %error, "its journal can't be opened now");
-                if group.exists() { Ok(group) } else { Err(error) }
-            }
-            opened => opened,
+        if self == Self::Now {
+            return Group::open(state, name, options, key_file);
         }
+        // One that is not there is not made anew: its pool may not be mounted yet.
+        let group = Group::unopened(state, name, options, key_file)?;
+        if let Err(error) = group.ensure_open() {
+            tracing::error!(group = name, %error, "its journal can't be opened now");
+        }
+        Ok(group)
     }
 
     /// A guest's settings follow the key file of a group that it joins, so that the group can be opened

@@ -149,6 +149,7 @@ pub(super) fn of(
         space,
         memory: memory.status(settings),
         sites,
+        warnings: settings.warnings(),
     }
 }
 

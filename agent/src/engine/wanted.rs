@@ -89,6 +89,7 @@ pub(super) fn settings_of(
         qmp: request.qmp,
         libvirt: request.libvirt,
         disks: request.disks,
+        shared_disks: request.shared_disks,
         window_s: request.window_s,
         keep: steps(request.keep, request.window_s)?,
         limit_bytes: limit(request.limit_bytes, unit_bytes)?,
@@ -123,6 +124,24 @@ impl Change {
         Ok(Self { request, limit_bytes, memory_every_ms })
     }
 
+    /// Checks what it takes back: none of these guests may have it.
+    pub(super) fn check(
+        &self,
+        names: &[String],
+        guests: &BTreeMap<String, Entry>,
+    ) -> Result<(), ApiError> {
+        let known = |disk: &String| {
+            let mut entries = names.iter().filter_map(|name| guests.get(name));
+            entries.any(|e| e.settings.shared_disks.contains(disk))
+        };
+        match self.request.no_shared_disks.iter().find(|disk| !known(disk)) {
+            Some(disk) => Err(ApiError::usage(format!(
+                "{disk} was not taken as a shared disk: `afterimage status` names those that were"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Makes it.
     pub(super) fn apply(&self, settings: &mut GuestSettings) {
         let request = &self.request;
@@ -134,6 +153,12 @@ impl Change {
         }
         if let Some(limit_bytes) = self.limit_bytes {
             settings.limit_bytes = limit_bytes;
+        }
+        settings.shared_disks.retain(|disk| !request.no_shared_disks.contains(disk));
+        for disk in &request.shared_disks {
+            if !settings.shared_disks.contains(disk) {
+                settings.shared_disks.push(disk.clone());
+            }
         }
         if let Some(guarantee_s) = request.guarantee_s {
             settings.guarantee_s = Some(guarantee_s);

@@ -4,7 +4,7 @@
 //! is known before any guest is attached to behind it.
 
 use super::Group;
-use afterimage_journal::{ErrorKind, Journal, Result};
+use afterimage_journal::{Error, ErrorKind, Journal, Result};
 
 impl Group {
     /// Opens the journal anew if it stopped. Blocking: it reads the journal's units.
@@ -22,6 +22,13 @@ impl Group {
         };
         if let Some(full) = full {
             self.check_room(&full)?;
+        }
+        if matches!(self.dir.join("journal.json").try_exists(), Ok(false)) {
+            self.stop_keeper();
+            let why = "the journal is not there any more: put its directory back (unmount what lies over it), or \
+                       unprotect the guest and protect it again"
+                .into();
+            return Err(Error::Unusable { path: self.dir.clone(), why });
         }
         let options = self.secret.options(&self.options)?;
         self.stop_keeper();

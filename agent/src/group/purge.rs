@@ -6,11 +6,14 @@ use std::io::ErrorKind;
 use std::path::Path;
 use uuid::Uuid;
 
-/// Deletes a journal that nobody writes to.
+/// Deletes a journal that nobody writes to; done as well when there is none.
 ///
 /// # Errors
 /// A restore or export reads it (I-7); or it can't be deleted.
 pub fn purge(dir: &Path) -> Result<()> {
+    if matches!(dir.try_exists(), Ok(false)) {
+        return Ok(());
+    }
     let path = dir.join("pin");
     let _pin = RealStorage.lock(&path, LockKind::Exclusive).map_err(|e| match e.kind() {
         ErrorKind::WouldBlock => Error::Invalid(format!(

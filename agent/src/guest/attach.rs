@@ -4,6 +4,7 @@
 //! What is found in QEMU and in the journal goes into [`decide`], and for each disk a [`Plan`]
 //! comes out.
 
+use super::choice::{self, volume_of};
 use super::maps::{Maps, fresh, is_map};
 use super::plan::{Found, FullCopy, Plan, decide};
 use super::removal;
@@ -12,7 +13,7 @@ use super::task::Context;
 use crate::capture::{Capture, CaptureEvent, Tap, TapCounters, TapShared};
 use crate::group::LastSession;
 use afterimage_journal::layout;
-use afterimage_journal::meta::{CopyCause, Guest, Volume, VolumeKind};
+use afterimage_journal::meta::{CopyCause, Guest, Volume};
 use afterimage_journal::storage::read_plain;
 use afterimage_planted as planted;
 use afterimage_qmp::Qemu;
@@ -113,7 +114,8 @@ pub async fn attach(
         libvirt_xml,
         qemu_version: qemu.version().to_string(),
     };
-    let disks = chosen(context, &qemu).await?;
+    let disks = choice::chosen(context, &qemu).await?;
+    let disks = choice::freed(context, &qemu, process.as_ref(), disks).await?;
     let dir = run_dir(context, process.as_ref())?;
     let mut attached = Attached {
         qemu,
@@ -255,7 +257,7 @@ async fn renew_maps(context: &Context, attached: &mut Attached) -> Result<()> {
     let (group, guest) = (&context.group, &context.settings.name);
     let lost = group.records_lost(guest);
     let renewed = |d: &&mut AttachedDisk| {
-        !d.is_map_fresh && !(d.plan.resume && planted::is("keep-maps-at-resume"))
+        !(d.is_map_fresh || d.plan.resume && planted::is("keep-maps-at-resume"))
     };
     let mut rotations = Vec::new();
     let mut noted = Vec::new();
@@ -337,42 +339,6 @@ fn listen(
     Ok(capture)
 }
 
-async fn chosen(context: &Context, qemu: &Qemu) -> Result<Vec<Disk>> {
-    let all = qemu.disks().await?;
-    let mut chosen = Vec::new();
-    for selector in &context.settings.disks {
-        let disk = all.find(selector)?.clone();
-        if disk.read_only {
-            bail!("disk {selector} is read-only: there is nothing to protect");
-        }
-        chosen.push(disk);
-    }
-    if context.settings.disks.is_empty() {
-        chosen = all.disks.into_iter().filter(|d| !d.read_only).collect();
-    }
-    if chosen.is_empty() {
-        let skipped: Vec<_> =
-            all.skipped.iter().map(|s| format!("{} ({})", s.name, s.reason)).collect();
-        bail!("the guest has no disk that can be protected; left out: {}", skipped.join(", "));
-    }
-    Ok(chosen)
-}
-
-fn volume_of(context: &Context, disk: &Disk) -> Volume {
-    Volume {
-        id: 0,
-        kind: VolumeKind::Disk,
-        uuid: uuid::Uuid::nil(),
-        guest: context.settings.name.clone(),
-        disk: disk.identity.to_string(),
-        node: disk.node.clone(),
-        bytes: disk.bytes,
-        format: disk.driver.clone(),
-        source: disk.file.clone(),
-        active: true,
-    }
-}
-
 /// Disks that are no longer there, or no longer wanted, leave the group. Of its memory nothing does.
 fn forget_others(context: &Context, ids: &[u16]) -> Result<()> {
     context.group.update_config(|config| {
@@ -393,8 +359,7 @@ async fn clean(context: &Context, attached: &Attached, disks: &[(&Names, bool)])
         })
     };
     let process = attached.process.as_ref();
-    let (qemu, dir) = (&attached.qemu, &attached.dir);
-    let removed = removal::remove(qemu, &context.group, process, dir, wanted).await;
+    let removed = removal::remove(&attached.qemu, context, process, wanted).await;
     if let Err(error) = removed {
         tracing::warn!(error = format!("{error:#}"), "left behind in QEMU");
     }

@@ -73,7 +73,10 @@ pub(super) async fn confirm(context: &Context, position: Seq) -> Result<(), ApiE
     let (group, name) = (Arc::clone(&context.group), context.settings.name.clone());
     let noted = tokio::task::spawn_blocking(move || {
         group.confirm(&name, position)?;
-        group.journal()?.sync()
+        let journal = group.journal()?;
+        journal.sync()?;
+        // Nobody could restore it from a journal that is not there any more.
+        journal.look_at_home()
     });
     match tokio::time::timeout(SYNC_LIMIT, noted).await {
         Ok(Ok(Ok(_))) => Ok(()),

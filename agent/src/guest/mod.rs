@@ -13,6 +13,7 @@
 //! [`Face`] that it shows.
 
 mod attach;
+mod choice;
 mod devices;
 mod face;
 mod leave;

@@ -8,7 +8,8 @@
 //! mirror connects there.
 
 use super::maps::is_map;
-use super::sockets::{give_to, socket_name};
+use super::sockets::{give_to, run_dir, socket_name};
+use super::task::Context;
 use crate::capture::DiscardServer;
 use crate::group::Group;
 use afterimage_journal::meta::{CopyCause, Volume};
@@ -23,6 +24,8 @@ use std::time::Duration;
 
 /// How long mirrors that nobody served may take to end: QEMU tries to connect every 16 s at the latest.
 const END_LIMIT: Duration = RESUME_LIMIT;
+/// How long a connection to a local socket may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// How long [`remove`] may take in all.
 pub(super) const REMOVE_LIMIT: Duration = Duration::from_secs(45);
 
@@ -32,20 +35,26 @@ pub(super) fn names_of(volume: &Volume) -> Result<Names> {
     Ok(Names::new(token.get(..12).unwrap_or(&token))?)
 }
 
-/// Removes all of ours from a QEMU whose mirrors nobody serves, but for what `wanted` names. `dir` is where
-/// the guest's sockets lie.
+/// Removes all of ours from a QEMU, but for what `wanted` names and mirrors that somebody serves.
 ///
 /// # Errors
 /// What was left there, by name, and why.
 pub(super) async fn remove(
     qemu: &Qemu,
-    group: &Arc<Group>,
+    context: &Context,
     process: Option<&Process>,
-    dir: &Path,
     wanted: impl Fn(&str) -> bool + Send + Sync,
 ) -> Result<()> {
-    let mirrors = qemu.left_mirrors(|name| wanted(name)).await?;
+    let mut mirrors = qemu.left_mirrors(|name| wanted(name)).await?;
+    let alive = take_served(&mut mirrors).await;
+    let wanted = |name: &str| wanted(name) || alive.iter().any(|prefix| name.starts_with(prefix));
+    let group = &context.group;
     let config = group.config();
+    // Where nothing is to be served, nothing is made.
+    let dir = match mirrors.is_empty() {
+        true => PathBuf::new(),
+        false => run_dir(context, process)?,
+    };
     let mut served = Vec::new();
     let mut left = Vec::new();
     for mirror in &mirrors {
@@ -55,7 +64,7 @@ pub(super) async fn remove(
             // No journal that we know would believe it.
             None => Ok(()),
         };
-        let begun = disowned.and_then(|()| serve(mirror, dir, process));
+        let begun = disowned.and_then(|()| serve(mirror, &dir, process));
         match begun {
             Ok(server) => served.push(server),
             Err(error) => left.push((mirror.attachment.job.clone(), format!("{error:#}"))),
@@ -73,6 +82,38 @@ pub(super) async fn remove(
     match left.first() {
         None => Ok(()),
         Some((name, why)) => bail!("{name}: {why}"),
+    }
+}
+
+/// Leaves out mirrors whose server answers: another agent's, or another guest's. Gives what all names of
+/// theirs begin with.
+async fn take_served(mirrors: &mut Vec<LeftMirror>) -> Vec<String> {
+    let mut alive = Vec::new();
+    for mirror in std::mem::take(mirrors) {
+        let job = &mirror.attachment.job;
+        let is_served = match &mirror.socket {
+            Some(socket) => {
+                is_served(socket).await && !planted::is("mirrors-of-others-are-removed")
+            }
+            None => false,
+        };
+        match job.strip_suffix("job").filter(|_| is_served) {
+            Some(prefix) => {
+                tracing::warn!(job, "left alone: its server answers, so it is another agent's");
+                alive.push(prefix.to_owned());
+            }
+            None => mirrors.push(mirror),
+        }
+    }
+    alive
+}
+
+/// Whether somebody listens on a socket. Where that can't be told, somebody does.
+async fn is_served(socket: &Path) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotADirectory, NotFound};
+    match tokio::time::timeout(CONNECT_LIMIT, tokio::net::UnixStream::connect(socket)).await {
+        Ok(Ok(_)) | Err(_) => true,
+        Ok(Err(e)) => !matches!(e.kind(), ConnectionRefused | NotFound | NotADirectory),
     }
 }
 

@@ -10,7 +10,6 @@ use super::lend;
 use super::life::Life;
 use super::maps::is_any_map;
 use super::removal;
-use super::sockets::run_dir;
 use crate::api::{ApiError, GuestState};
 use crate::group::Group;
 use crate::settings::GuestSettings;
@@ -329,8 +328,7 @@ impl Task {
         let cleaning = async {
             let (qemu, _) = self.connect().await?;
             let process = qemu.process()?;
-            let dir = run_dir(&self.context, process.as_ref())?;
-            removal::remove(&qemu, &self.context.group, process.as_ref(), &dir, kept).await
+            removal::remove(&qemu, &self.context, process.as_ref(), kept).await
         };
         match tokio::time::timeout(removal::REMOVE_LIMIT, cleaning).await {
             Ok(Ok(())) => Ok(()),

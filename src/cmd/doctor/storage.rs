@@ -3,10 +3,12 @@
 use super::Finding;
 use crate::show;
 use afterimage_agent::api::socket_path;
+use afterimage_agent::settings::GuestSettings;
 use afterimage_journal::pool::{StrayFile, stray_files};
 use afterimage_journal::storage::RealStorage;
 use afterimage_journal::{History, layout};
 use rustix::fs::Access;
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -165,7 +167,7 @@ fn space(dir: &Path) -> Finding {
 
 fn journals(state: &Path) -> Vec<Finding> {
     let names = layout::journals(state).unwrap_or_default();
-    let mut findings = Vec::new();
+    let mut findings = absent(state, &names);
     for name in names {
         let check = format!("journal {name}");
         let loaded = layout::journal_dir(state, &name).and_then(|dir| History::load(&dir));
@@ -186,6 +188,23 @@ fn journals(state: &Path) -> Vec<Finding> {
         findings.extend(strays(state, &name));
     }
     findings
+}
+
+/// Journals of protected guests that are not there.
+fn absent(state: &Path, there: &[String]) -> Vec<Finding> {
+    // Settings that can't be read are found by the look at the guests.
+    let settings = GuestSettings::load_all(state).unwrap_or_default();
+    let groups: BTreeSet<_> = settings.into_iter().map(|s| s.group).collect();
+    let absent = groups.into_iter().filter(|group| !there.contains(group));
+    let fail = |group: String| {
+        let dir = layout::pool_dir(state).join(&group);
+        Finding::fail(
+            format!("journal {group}"),
+            format!("{} is not there, or something is mounted over it", dir.display()),
+            "put it back, or unprotect its guests and protect them again: nothing of them is captured now",
+        )
+    };
+    absent.map(fail).collect()
 }
 
 /// Files among a journal's units that are none.

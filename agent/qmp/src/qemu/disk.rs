@@ -72,6 +72,8 @@ pub struct Disk {
     pub bytes: u64,
     /// The guest can't write to it.
     pub read_only: bool,
+    /// Others may write to its image as well: its device has `share-rw=on`.
+    pub shared: bool,
     /// Its image is encrypted (what the guest writes reaches us in the clear).
     pub encrypted: bool,
     /// The named dirty bitmaps of its node.
@@ -82,6 +84,13 @@ impl Disk {
     /// Whether a bitmap on it survives the end of QEMU.
     pub fn keeps_bitmaps(&self) -> bool {
         self.driver == "qcow2" && !self.read_only
+    }
+
+    /// Its name for people: one that a selector can be.
+    pub fn name(&self) -> &str {
+        let named =
+            self.device.as_deref().or(self.qdev_id().filter(|_| self.node.starts_with('#')));
+        named.unwrap_or(&self.node)
     }
 
     /// The device's own name: the last part of its qdev path that somebody chose.
@@ -145,12 +154,8 @@ impl Disks {
 
 /// Disks by the names that a person can use for them.
 fn in_words<'a>(disks: impl Iterator<Item = &'a Disk>) -> String {
-    let words: Vec<_> = disks
-        .map(|d| {
-            let name = d.device.as_deref().or(d.qdev_id().filter(|_| d.node.starts_with('#')));
-            format!("{} ({}, {} bytes)", name.unwrap_or(&d.node), d.file, d.bytes)
-        })
-        .collect();
+    let words: Vec<_> =
+        disks.map(|d| format!("{} ({}, {} bytes)", d.name(), d.file, d.bytes)).collect();
     if words.is_empty() { "no disks".to_owned() } else { words.join(", ") }
 }
 
@@ -176,7 +181,9 @@ impl Qemu {
             }
             let (node, filter, job) = self.own_node(&top, &nodes).await?;
             let info = nodes.iter().find(|n| n["node-name"] == node.as_str()).unwrap_or(inserted);
-            found.disks.push(read_disk(block, info, node, filter, job)?);
+            let mut disk = read_disk(block, info, node, filter, job)?;
+            disk.shared = self.is_shared(block).await?;
+            found.disks.push(disk);
         }
         Ok(found)
     }
@@ -218,15 +225,24 @@ impl Qemu {
     /// Why a device can't be mirrored that hands SCSI commands to a device of the host: a mirror would
     /// not see them, and its filter, which passes none on, would fail every one of the guest's.
     async fn passes_commands(&self, block: &Value) -> Result<Option<&'static str>> {
-        let Some(path) = text(block, "qdev") else { return Ok(None) };
-        let kind = match self.run("qom-get", json!({ "path": path, "property": "type" })).await {
-            Ok(kind) => kind,
-            // It was unplugged meanwhile, or has no path of its own.
-            Err(Error::Command { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let kind = self.property(block, "type").await?;
         let passes = matches!(kind.as_str(), Some("scsi-block" | "scsi-generic"));
         Ok(passes.then_some("it passes SCSI commands to a device of the host: use scsi-hd"))
+    }
+
+    /// Whether a device lets others write to its image. What they write passes no mirror.
+    async fn is_shared(&self, block: &Value) -> Result<bool> {
+        Ok(self.property(block, "share-rw").await? == Value::Bool(true))
+    }
+
+    /// A property of a drive's device; null where it has none of that name, or there is no device.
+    async fn property(&self, block: &Value, name: &str) -> Result<Value> {
+        let Some(path) = text(block, "qdev") else { return Ok(Value::Null) };
+        match self.run("qom-get", json!({ "path": path, "property": name })).await {
+            // It was unplugged meanwhile, or has no path of its own.
+            Err(Error::Command { .. }) => Ok(Value::Null),
+            answer => answer,
+        }
     }
 }
 
@@ -281,6 +297,7 @@ fn read_disk(
         bytes,
         // The filter asks for what the device may do; the node itself tells the truth.
         read_only: info["ro"].as_bool().unwrap_or(false),
+        shared: false,
         encrypted: info["encrypted"].as_bool().unwrap_or(false),
         bitmaps: Bitmap::read_all(info),
         node,

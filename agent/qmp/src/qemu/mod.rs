@@ -24,7 +24,7 @@ pub use disk::{Disk, DiskIdentity, Disks, Skipped};
 pub use export::{Export, ExportSpec, NbdServer};
 pub use leftovers::{LeftMirror, Removed};
 pub use mirror::{Attachment, IoStatus, JobState, MirrorSpec, RESUME_LIMIT};
-pub use names::Names;
+pub use names::{Names, OURS};
 pub use path::DevicePath;
 pub use process::{Process, ProcessId};
 pub use snapshot::{Migration, MigrationPhase, MigrationSettings, SnapshotMode};
