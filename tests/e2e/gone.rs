@@ -21,11 +21,11 @@ fn level(scene: &mut Scene, case: &str) {
 #[track_caller]
 fn expect_gap(scene: &Scene, why: &str) {
     let agent = &scene.agent;
-    let status = agent.wait_state("vm", "gap", STATE_LIMIT);
-    let marked = agent.run(&["mark", "vm", "--tag", why]);
+    agent.wait_status("vm", STATE_LIMIT, |s| {
+        s["state"] == "gap" && format!("{} {}", s["reason"], s["gaps"]).contains(why)
+    });
+    let marked = agent.run(&["mark", "vm", "--tag", "lost"]);
     assert_ne!(marked.code, 0, "{marked:?}");
-    let reasons = format!("{} {}", status["reason"], status["gaps"]);
-    assert!(reasons.contains(why), "{why}: {status}");
     let found = agent.run(&["doctor"]);
     assert_eq!(found.code, 1, "{found:?}");
     assert!(
@@ -54,6 +54,14 @@ impl Drop for Over {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
+}
+
+/// Ends the agent in some way, and starts it again.
+fn restart(scene: &mut Scene, end: impl FnOnce(Agent)) {
+    let state = scene.agent.state().to_owned();
+    let none = Agent::start(PROGRAM, scene.dir.path().join("none"));
+    end(std::mem::replace(&mut scene.agent, none));
+    scene.agent = Agent::start(PROGRAM, state);
 }
 
 #[test]
@@ -88,6 +96,9 @@ fn journal_that_goes_away_is_a_gap_and_blocks_no_later_protection() {
     // Removed for good. It is protected anew, with what is left in QEMU in the way.
     std::fs::remove_dir_all(&dir).unwrap();
     expect_gap(&scene, "removed");
+    restart(&mut scene, Agent::stop);
+    expect_gap(&scene, "not there any more");
+    assert!(!dir.exists(), "a new journal was made in silence");
     scene.agent.ok(&["unprotect", "vm", "--purge"]);
     scene.protected();
     level(&mut scene, "protected again");
@@ -106,13 +117,12 @@ fn journal_that_goes_away_is_a_gap_and_blocks_no_later_protection() {
     );
 
     // The whole state is lost under an agent that was killed.
-    let state = scene.agent.state().to_owned();
     let before = ours_in(scene.vm.qmp());
-    let agent =
-        std::mem::replace(&mut scene.agent, Agent::start(PROGRAM, second.path().join("none")));
-    agent.kill();
-    std::fs::remove_dir_all(&state).unwrap();
-    scene.agent = Agent::start(PROGRAM, &state);
+    restart(&mut scene, |agent| {
+        let state = agent.state().to_owned();
+        agent.kill();
+        std::fs::remove_dir_all(state).unwrap();
+    });
     scene.protected();
     level(&mut scene, "state lost");
     let left: Vec<_> = ours_in(scene.vm.qmp()).into_iter().filter(|n| before.contains(n)).collect();
