@@ -272,7 +272,7 @@ impl Group {
     /// # Errors
     /// The journal stopped.
     pub fn owe(self: &std::sync::Arc<Self>, volume: VolumeId, cause: CopyCause) -> Result<()> {
-        self.begin_copy(volume, cause).map(drop)
+        self.begin_copy(volume, (cause, false)).map(drop)
     }
 
     /// The changed-block map of a volume that may be trusted.
@@ -281,14 +281,14 @@ impl Group {
         self.lock().maps.get(&volume).cloned()
     }
 
-    /// Starts a copy of blocks into the journal.
+    /// Starts a copy of blocks into the journal; a whole one leaves nothing out because the journal has it.
     ///
     /// # Errors
     /// The journal stopped.
     pub fn begin_copy(
         self: &std::sync::Arc<Self>,
         volume: VolumeId,
-        cause: CopyCause,
+        (cause, whole): (CopyCause, bool),
     ) -> Result<CopyWriter> {
         let id = {
             let mut state = self.lock();
@@ -296,7 +296,7 @@ impl Group {
             state.next_copy += 1;
             id
         };
-        CopyWriter::begin(std::sync::Arc::clone(self), volume, cause, id)
+        CopyWriter::begin(std::sync::Arc::clone(self), volume, (cause, whole), id)
     }
 
     /// Makes the regular checkpoint if it is due and every guest of the group is level.

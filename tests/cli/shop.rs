@@ -173,7 +173,7 @@ fn begin(dir: &Path, begin_ns: u64, key: Option<Key>) -> (Journal, Arc<Told>) {
     for volume in [1, 2] {
         for event in [CopyEvent::Start, CopyEvent::End] {
             let (id, cause) = (volume.into(), CopyCause::Initial);
-            let copy = Copy { id, volume, event, cause, upto: DISK_BYTES };
+            let copy = Copy { id, volume, event, cause, upto: DISK_BYTES, whole: true };
             journal.append_meta(&Meta::Copy(copy)).unwrap();
         }
     }

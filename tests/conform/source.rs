@@ -48,7 +48,7 @@ impl Source {
         for volume in [1, 2] {
             for event in [CopyEvent::Start, CopyEvent::End] {
                 let (id, cause) = (volume.into(), CopyCause::Initial);
-                let copy = Copy { id, volume, event, cause, upto: shop::DISK_BYTES };
+                let copy = Copy { id, volume, event, cause, upto: shop::DISK_BYTES, whole: true };
                 journal.append_meta(&Meta::Copy(copy)).unwrap();
             }
         }

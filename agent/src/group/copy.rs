@@ -23,6 +23,7 @@ pub struct CopyWriter {
     journal: Journal,
     volume: VolumeId,
     cause: CopyCause,
+    whole: bool,
     id: u32,
     as_of: Seq,
 }
@@ -31,11 +32,11 @@ impl CopyWriter {
     pub(super) fn begin(
         group: Arc<Group>,
         volume: VolumeId,
-        cause: CopyCause,
+        (cause, whole): (CopyCause, bool),
         id: u32,
     ) -> Result<Self> {
         let journal = group.journal()?;
-        let mut writer = Self { group, journal, volume, cause, id, as_of: 0 };
+        let mut writer = Self { group, journal, volume, cause, whole, id, as_of: 0 };
         writer.as_of = writer.say(CopyEvent::Start, 0)?;
         writer.group.change_volume(volume, |v| {
             v.has_data = true;
@@ -52,6 +53,7 @@ impl CopyWriter {
             event,
             cause: self.cause,
             upto,
+            whole: self.whole && event == CopyEvent::Start,
         }))
     }
 

@@ -113,6 +113,20 @@ impl Group {
         }
     }
 
+    /// Why a guest has to be copied whole, if units of its journal were given up since it was level: told
+    /// once. Blocking.
+    pub fn units_lost(&self, guest: &str) -> Option<String> {
+        let lost = self.occupancy()?.lost;
+        let is_seen = self.lock().lost_seen.insert(guest.to_owned(), lost).unwrap_or(0) >= lost;
+        if is_seen {
+            return None;
+        }
+        let history = self.journal().and_then(|j| j.history()).ok()?;
+        let damage = history.damage.iter().find(|d| d.is_given_up && d.to.is_none())?;
+        self.lock().damaged.insert(guest.to_owned());
+        Some(format!("{}: its disks are copied whole", damage.what))
+    }
+
     fn keeper_setup(&self, state: &State) -> Option<Setup> {
         let storage = Arc::clone(&self.options.storage);
         let home = || -> Arc<dyn Ground> { Arc::new(Home { storage: Arc::clone(&storage) }) };

@@ -47,6 +47,7 @@ impl Group {
             confirmed_ns: wall_ns,
             confirmed_at: Instant::now(),
         };
+        let lost = self.occupancy().map_or(0, |o| o.lost);
         let mut state = self.lock();
         let volumes: Vec<_> =
             state.config.disks().filter(|v| v.guest == guest).map(|v| v.id).collect();
@@ -57,8 +58,8 @@ impl Group {
         state.sessions.insert(guest.to_owned(), session);
         state.timelines.entry(guest.to_owned()).or_default().opened(opened);
         state.images.remove(guest);
-        if full {
-            state.damaged.remove(guest);
+        if full && state.damaged.remove(guest) {
+            state.lost_seen.insert(guest.to_owned(), lost);
         }
         state.records_lost.remove(guest);
         Ok(session)

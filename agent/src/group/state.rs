@@ -13,6 +13,8 @@ use uuid::Uuid;
 
 /// Records whose times are kept: each guest looks at one a second, and needs that of the last look.
 const SEEN_MAX: usize = 1024;
+/// Ids of sessions and copies that are left out where records are lost: more than those can have begun.
+const LOST_IDS_MAX: u32 = 1 << 16;
 
 /// See the module.
 pub(super) struct State {
@@ -29,6 +31,8 @@ pub(super) struct State {
     pub(super) next_checkpoint: u64,
     /// Guests whose volumes have to be compared whole.
     pub(super) damaged: BTreeSet<String>,
+    /// Ranges of lost records that are known to a guest's task.
+    pub(super) lost_seen: BTreeMap<String, u64>,
     /// Guests that were not level since answered records were cut off.
     pub(super) records_lost: BTreeSet<String>,
     pub(super) maps: BTreeMap<VolumeId, String>,
@@ -59,6 +63,7 @@ impl State {
             next_copy: 1,
             next_checkpoint: 1,
             damaged: BTreeSet::new(),
+            lost_seen: BTreeMap::new(),
             records_lost: BTreeSet::new(),
             maps: BTreeMap::new(),
             marked: None,
@@ -122,8 +127,10 @@ impl State {
             }
         }
         self.maps = history.maps.clone();
-        self.next_session = history.sessions.iter().map(|s| s.id).max().unwrap_or(0) + 1;
-        self.next_copy = history.copies.keys().max().copied().unwrap_or(0) + 1;
+        // What is lost may have begun some, of which the rest is there.
+        let behind = if is_damaged { LOST_IDS_MAX } else { 1 };
+        self.next_session = history.sessions.iter().map(|s| s.id).max().unwrap_or(0) + behind;
+        self.next_copy = history.copies.keys().max().copied().unwrap_or(0) + behind;
         self.next_checkpoint = history.last_checkpoint_id + 1;
         self.timelines = Timeline::of(history);
         self.twice = Twice::of(history);

@@ -297,7 +297,7 @@ async fn settle_maps(
 ) -> Result<Settled> {
     let (group, guest) = (&context.group, &context.settings.name);
     let maps = Maps::of(disk, names, group.noted_map(volume.id).as_deref());
-    let compares = plan.full == Some(FullCopy::Compare);
+    let compares = matches!(plan.full, Some(FullCopy::Compare | FullCopy::Whole));
     let unmapped_resume = plan.resume && maps.trusted.is_none();
     if compares || unmapped_resume {
         group.owe(volume.id, CopyCause::Compare)?;

@@ -392,6 +392,9 @@ impl Life {
         }
         let settings = &task.context.settings;
         let group = &task.context.group;
+        if let Some(lost) = tokio::task::block_in_place(|| group.units_lost(&settings.name)) {
+            return Some(Ending::Lost(lost));
+        }
         // A record may wait for a unit: not on a thread that others need.
         let noted = tokio::task::block_in_place(|| group.confirm(&settings.name, position));
         if let Err(e) = noted {

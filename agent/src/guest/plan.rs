@@ -29,6 +29,8 @@ pub enum FullCopy {
     },
     /// Only what differs from the journal.
     Compare,
+    /// Everything, zeroes too, whatever the journal has: units of it are lost, or away and may come back.
+    Whole,
 }
 
 /// What was found of a disk.
@@ -53,6 +55,9 @@ pub struct Found {
 pub fn decide(found: &Found) -> Plan {
     let known = found.journal.has_data || found.journal.complete;
     let maps_gone = found.journal.owes_maps && !found.mapped;
+    if found.damaged && !planted::is("damage-is-only-compared") {
+        return Plan { resume: found.job, full: Some(FullCopy::Whole), ..Plan::default() };
+    }
     if found.damaged || found.journal.owes_compare || maps_gone || (found.resized && known) {
         return Plan { resume: found.job, full: Some(FullCopy::Compare), ..Plan::default() };
     }
@@ -113,7 +118,7 @@ mod tests {
     fn what_cannot_be_trusted_is_compared() {
         for (job, mapped) in [(true, true), (false, true), (true, false)] {
             let damaged = Found { damaged: true, ..found(job, mapped, KNOWN) };
-            assert_eq!(decide(&damaged).full, Some(FullCopy::Compare));
+            assert_eq!(decide(&damaged).full, Some(FullCopy::Whole), "lost units may come back");
             let resized = Found { resized: true, ..found(job, mapped, KNOWN) };
             assert_eq!(decide(&resized).full, Some(FullCopy::Compare));
         }

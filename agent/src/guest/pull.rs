@@ -40,6 +40,8 @@ pub struct Job {
     pub volume: Volume,
     /// Why.
     pub cause: CopyCause,
+    /// Everything is written, whatever the journal has.
+    pub whole: bool,
     /// From which address on.
     pub from: u64,
     /// QEMU's NBD socket.
@@ -75,13 +77,18 @@ pub fn run(job: &Job) -> Result<()> {
             job.volume.bytes
         );
     }
-    let writer = job.group.begin_copy(job.volume.id, job.cause)?;
+    // A first copy that goes on lacks what the one before it wrote.
+    let begins = job.cause == CopyCause::Initial && job.from == 0;
+    let whole = job.whole
+        || begins
+        || (job.cause == CopyCause::Compare && lacks_units(&job.group.journal()?.history()?));
+    let writer = job.group.begin_copy(job.volume.id, (job.cause, whole))?;
     let mut pace = Pace::new(&job.progress);
     let mut recorded = job.from;
     let ranges = wanted(job, &mut client)?;
     let total: u64 = ranges.iter().map(|r| r.end - r.start).sum();
     job.progress.total_bytes.fetch_add(total, Ordering::Relaxed);
-    let mut compare = Comparison::begin(job, &writer)?;
+    let mut compare = Comparison::begin(job, &writer, whole)?;
     for range in windows(&ranges) {
         if job.progress.cancel.load(Ordering::Relaxed) {
             bail!("the copy was ended");
@@ -101,6 +108,12 @@ pub fn run(job: &Job) -> Result<()> {
     writer.end(job.volume.bytes)?;
     let _ = client.disconnect();
     Ok(())
+}
+
+/// Whether a part of the journal is lost, or away and may come back: what it had of a disk then is not what a
+/// compare sees now.
+fn lacks_units(history: &History) -> bool {
+    history.damage.iter().any(|d| d.to.is_none())
 }
 
 fn dirty_context(bitmap: &str) -> String {
@@ -213,11 +226,17 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn begin(job: &Job, writer: &CopyWriter) -> Result<Option<Self>> {
-        if job.cause != CopyCause::Compare {
+    fn begin(job: &Job, writer: &CopyWriter, whole: bool) -> Result<Option<Self>> {
+        if job.cause != CopyCause::Compare || whole {
             return Ok(None);
         }
         let history = job.group.journal()?.history()?;
+        if lacks_units(&history) {
+            bail!(
+                "a part of the journal of disk {} went away: it is copied whole at the next try",
+                job.volume.node
+            );
+        }
         // All that is committed by now may be used: it is overridden by what comes later only.
         let at = writer.as_of();
         let blocks = Blocks::at(&history, job.volume.id, at)?;

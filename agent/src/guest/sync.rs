@@ -84,7 +84,7 @@ impl Sync {
         };
         if any(|f| matches!(f, FullCopy::Initial { .. })) {
             CopyCause::Initial
-        } else if any(|f| *f == FullCopy::Compare) {
+        } else if any(|f| matches!(f, FullCopy::Compare | FullCopy::Whole)) {
             CopyCause::Compare
         } else {
             CopyCause::Bitmap
@@ -162,14 +162,15 @@ impl Sync {
     }
 
     async fn copy_disk(&self, disk: &SyncDisk, socket: &std::path::Path, id: &str) -> Result<()> {
-        let compare = disk.plan.full == Some(FullCopy::Compare);
+        let whole = disk.plan.full == Some(FullCopy::Whole);
+        let compare = whole || disk.plan.full == Some(FullCopy::Compare);
         let mut causes = Vec::new();
         if !disk.plan.bitmaps.is_empty() && !compare {
             causes.push((CopyCause::Bitmap, 0));
         }
         match disk.plan.full {
             Some(FullCopy::Initial { from }) => causes.push((CopyCause::Initial, from)),
-            Some(FullCopy::Compare) => causes.push((CopyCause::Compare, 0)),
+            Some(FullCopy::Compare | FullCopy::Whole) => causes.push((CopyCause::Compare, 0)),
             None => {}
         }
         if causes.is_empty() {
@@ -192,6 +193,7 @@ impl Sync {
                 group: Arc::clone(&self.group),
                 volume: disk.volume.clone(),
                 cause,
+                whole,
                 from,
                 socket: socket.to_owned(),
                 export: id.to_owned(),

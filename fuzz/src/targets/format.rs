@@ -239,6 +239,7 @@ fn metas() -> Vec<Vec<u8>> {
         event: meta::CopyEvent::End,
         cause: meta::CopyCause::Bitmap,
         upto: 4096,
+        whole: true,
     };
     let guest = meta::GuestMemory {
         guest: "vm".into(),

@@ -180,6 +180,7 @@ impl Facts {
                     cause: copy.cause,
                     upto: 0,
                     ended: None,
+                    whole: copy.whole,
                 };
                 self.copies.insert(copy.id, state);
             }

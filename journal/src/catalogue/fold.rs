@@ -4,7 +4,7 @@ use super::facts::has_body;
 use super::{Border, Catalogue, Extended};
 use crate::Seq;
 use crate::error::{Error, Result};
-use crate::format::meta::{EpochStart, META_BYTES_MAX, Meta};
+use crate::format::meta::{EpochStart, Lost, META_BYTES_MAX, Meta};
 use crate::format::record::Kind;
 use crate::format::unit_header::{FLAG_EPOCH_START, UnitHeader};
 use crate::history::{Entry, Unit, is_void, open_file};
@@ -46,6 +46,15 @@ pub(crate) fn due(epochs: &[EpochStart], expected: Seq, seq: Seq) -> Seq {
     if epochs.iter().any(ends_here) { start.first_seq } else { expected }
 }
 
+/// The first number from this one on that is not among those that are known to be lost; `lost` ascends within
+/// each unit.
+pub(crate) fn pass_lost<'l>(lost: impl Iterator<Item = &'l Lost> + Clone, mut seq: Seq) -> Seq {
+    while let Some(l) = lost.clone().find(|l| l.from <= seq && seq <= l.last) {
+        seq = l.last + 1;
+    }
+    seq
+}
+
 impl Catalogue {
     /// See [`Catalogue::extend`]; `later` are epochs that are known to have begun since.
     pub(super) fn fold(
@@ -78,7 +87,8 @@ impl Catalogue {
             FileName::Unit(_) => None,
         };
         let edge = self.edge.max(merged.as_ref().map_or(0, |m| m.edge));
-        let mut next = self.next.max(1).max(if edge > 0 { edge + 1 } else { 0 });
+        let next = self.next.max(1).max(if edge > 0 { edge + 1 } else { 0 });
+        let mut next = pass_lost(merged.iter().flat_map(|m| &m.lost), next);
         let mut epochs = self.epochs.clone();
         epochs.extend(merged.iter().flat_map(|m| &m.epochs));
         let start = epoch_start(&unit.header);

@@ -12,7 +12,7 @@ mod fold;
 mod outline;
 
 pub use file::{NAME, save};
-pub(crate) use fold::{due, epoch_start};
+pub(crate) use fold::{due, epoch_start, pass_lost};
 
 use crate::error::Result;
 use crate::format::meta::EpochStart;

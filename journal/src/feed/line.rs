@@ -14,7 +14,7 @@
 use super::plan::SourceFile;
 use crate::Seq;
 use crate::error::{Error, Result};
-use crate::format::meta::{EpochStart, Merged};
+use crate::format::meta::{EpochStart, Lost, Merged};
 use crate::format::unit_header::{BLOCK_BYTES, UnitHeader};
 use crate::history::void_above;
 use crate::planted;
@@ -31,6 +31,8 @@ pub(super) struct Line {
     from: u64,
     /// A file is missing or can't be read: epochs may be missing from `starts`.
     has_hole: bool,
+    /// Epochs that may have begun in lost units: above the first, up to the second.
+    unknown: Vec<(u64, u64)>,
 }
 
 /// What one file of the journal says of epochs.
@@ -38,16 +40,27 @@ pub(super) struct Line {
 pub(super) struct Openings {
     starts: Vec<EpochStart>,
     from: u64,
+    lost: Vec<Lost>,
+}
+
+impl Openings {
+    /// Whether it stands for units that are lost here; a sink may have them.
+    pub fn is_lossy(&self) -> bool {
+        !self.lost.is_empty()
+    }
 }
 
 impl Openings {
     /// Those that began in a file: what a merged unit lists, or the unit's own header.
     pub fn of(header: &UnitHeader, merged: Option<Merged>) -> Self {
         match merged {
-            Some(merged) => Self { starts: merged.epochs, from: merged.epochs_from },
+            Some(merged) => {
+                Self { starts: merged.epochs, from: merged.epochs_from, lost: merged.lost }
+            }
             None => Self {
                 starts: crate::catalogue::epoch_start(header).into_iter().collect(),
                 from: 0,
+                lost: Vec::new(),
             },
         }
     }
@@ -64,6 +77,7 @@ impl Line {
             expected = last + 1;
             let Some(openings) = openings else { continue };
             line.from = line.from.max(openings.from);
+            line.unknown.extend(openings.lost.iter().map(|l| l.epochs));
             line.starts.extend(openings.starts.iter().map(|start| (start.epoch, *start)));
         }
         line
@@ -85,7 +99,7 @@ impl Line {
             };
             match own {
                 Some(own) if differs(own) => return Err(other_branch(&epoch_text(held.epoch))),
-                None if !self.has_hole && held.epoch >= self.from => {
+                None if self.is_complete_at(held.epoch) => {
                     return Err(other_branch(&format!(
                         "epoch {}, which this one lacks",
                         held.epoch
@@ -102,6 +116,12 @@ impl Line {
             self.check_file(held)?;
         }
         self.check_end(files, sink)
+    }
+
+    /// Whether an epoch that had a record would be in `starts`.
+    fn is_complete_at(&self, epoch: u64) -> bool {
+        let is_unknown = self.unknown.iter().any(|(above, upto)| *above < epoch && epoch <= *upto);
+        !self.has_hole && !is_unknown && epoch >= self.from
     }
 
     /// At each number of a unit the same epoch was written.

@@ -24,6 +24,8 @@ use std::collections::VecDeque;
 pub(super) struct SourceFile {
     pub name: FileName,
     pub salt: [u8; 16],
+    /// It stands for units that are lost here.
+    pub is_lossy: bool,
 }
 
 /// A file to be sent in the background.
@@ -209,7 +211,7 @@ impl<'a> Known<'a> {
             Some(Extent::Part(at)) => at,
             Some(Extent::Open(_)) | None => 0,
         };
-        if self.mirror {
+        if self.mirror && !(file.is_lossy && self.holds_all(file.name.numbers())) {
             return Some(Want::Whole(file.name, part));
         }
         let (first, last) = file.name.numbers();

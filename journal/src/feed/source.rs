@@ -125,7 +125,9 @@ impl Source {
                 }
             }
             let salt = self.headers[&found.name].salt;
-            files.push(SourceFile { name: found.name, salt });
+            let openings = self.openings.get(&found.name).and_then(Option::as_ref);
+            let is_lossy = openings.is_some_and(Openings::is_lossy);
+            files.push(SourceFile { name: found.name, salt, is_lossy });
         }
         let there: BTreeSet<FileName> = files.iter().map(|f| f.name).collect();
         self.headers.retain(|name, _| there.contains(name));

@@ -5,7 +5,7 @@
 
 mod merged;
 
-pub use merged::{EPOCHS_LISTED_MAX, EpochStart, Made, MemoryKept, Merged};
+pub use merged::{EPOCHS_LISTED_MAX, EpochStart, LOST_LISTED_MAX, Lost, Made, MemoryKept, Merged};
 
 use crate::{Seq, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -175,6 +175,15 @@ pub struct Copy {
     /// All that is to be copied below this byte address is in the journal.
     #[serde(default)]
     pub upto: u64,
+    /// At a start: nothing is left out because the journal has it. Blocks are written from address 0 on, zeroes
+    /// too, but for those of a first copy: a new volume begins with zeroes.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub whole: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// What happened to a copy.

@@ -1,12 +1,16 @@
 //! Restorable ranges, gaps and checkpoints, from sessions, damage and the window's edge.
 
-use super::{Damage, Gap, History, SessionState, memory, thinned};
-use crate::meta::{Config, LevelRange};
+use super::{CopyState, Damage, Gap, History, SessionState, memory, thinned};
+use crate::meta::{Config, CopyCause, LevelRange};
 use crate::{Seq, planted};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 /// Restorable ranges, gaps and checkpoints from sessions and damage.
 pub(super) fn finish(history: &mut History) {
+    if !planted::is("sessions-outlive-what-is-lost") {
+        end_sessions(history);
+    }
     heal(history);
     let mut level = level_ranges(&history.configs, &history.sessions, history.head);
     for damage in &history.damage {
@@ -23,6 +27,9 @@ pub(super) fn finish(history: &mut History) {
     history.level = ranges;
     memory::judge(history);
     history.gaps = gaps(history);
+    // Nothing that is left needs it.
+    let floor = history.floor;
+    history.damage.retain(|d| !(d.is_given_up && d.to.is_some_and(|to| to <= floor)));
 }
 
 /// Positions that no look has proved: those above the last confirmed one of each session that is open, or
@@ -35,26 +42,72 @@ fn unproved(history: &History) -> Vec<RangeInclusive<Seq>> {
     open.filter_map(|s| Some(behind(s)?..=s.to.unwrap_or(Seq::MAX))).collect()
 }
 
-/// Damage ends where every guest was copied or compared whole since: with the opening of a session
-/// whose copies all began behind the damage.
+/// Damage ends where every guest was copied whole since: with the opening of a session whose disks were all
+/// copied by copies that began behind the damage and left nothing out.
 fn heal(history: &mut History) {
-    let Some(config) = history.configs.last().map(|(_, c)| c) else { return };
+    let of =
+        Copied { configs: &history.configs, sessions: &history.sessions, copies: &history.copies };
     for damage in history.damage.iter_mut().filter(|d| d.to.is_none()) {
+        damage.to = of.whole_from(damage.last);
+    }
+}
+
+/// What tells from where on a group's disks owe nothing to records up to some number.
+pub(crate) struct Copied<'h> {
+    pub configs: &'h [(Seq, Config)],
+    pub sessions: &'h [SessionState],
+    pub copies: &'h BTreeMap<u32, CopyState>,
+}
+
+impl Copied<'_> {
+    /// The position from which on no disk of the newest configuration owes anything to the records up to
+    /// `last`; `None`: there is none yet.
+    pub fn whole_from(&self, last: Seq) -> Option<Seq> {
+        let (_, config) = self.configs.last()?;
         let healed = config.guests.iter().map(|g| {
-            let sessions = history.sessions.iter().filter(|s| s.guest == g.name);
-            let whole = sessions.filter(|s| s.full && s.from > damage.last).filter(|s| {
+            let sessions = self.sessions.iter().filter(|s| s.guest == g.name);
+            let whole = sessions.filter(|s| s.full && s.from > last).filter(|s| {
                 let disks = config.disks().filter(|v| v.active && v.guest == g.name);
                 disks.map(|v| v.id).all(|id| {
-                    history.copies.values().any(|c| {
+                    self.copies.values().any(|c| {
                         let ended = c.ended.is_some_and(|end| end <= s.from);
-                        c.volume == id && c.as_of > damage.last && ended
+                        c.volume == id && c.as_of > last && ended && self.is_whole(c, last)
                     })
                 })
             });
             whole.map(|s| s.from).min()
         });
         let all: Option<Vec<Seq>> = healed.collect();
-        damage.to = all.and_then(|v| v.into_iter().max());
+        all.and_then(|v| v.into_iter().max())
+    }
+
+    /// Whether a volume owes nothing to the records up to `last` behind a copy that began after them. After a
+    /// compare it does: that leaves out blocks that the journal had, and units that were there then may be
+    /// lost since, or units that were away be back. A first copy leaves out zeroes, so that the volume has to
+    /// be newer than the records.
+    fn is_whole(&self, copy: &CopyState, last: Seq) -> bool {
+        let is_new = || {
+            let has = |c: &Config| c.volumes.iter().any(|v| v.id == copy.volume);
+            let first = self.configs.iter().find(|(_, config)| has(config));
+            first.is_some_and(|(at, _)| *at > last)
+        };
+        let is_whole = copy.whole && (copy.cause != CopyCause::Initial || is_new());
+        is_whole || planted::is("a-compare-heals-damage")
+    }
+}
+
+/// Where records are lost, the end of a session may be: what was open before them counts up to there, unless
+/// its end is known.
+fn end_sessions(history: &mut History) {
+    for damage in history.damage.iter().filter(|d| d.to.is_none()) {
+        let (from, last) = (damage.from, damage.last);
+        let outlives = |s: &&mut SessionState| {
+            s.from <= last && !s.closed_by_record && s.to.is_none_or(|to| to > last)
+        };
+        for session in history.sessions.iter_mut().filter(outlives) {
+            session.to = Some(from.max(session.from).saturating_sub(1));
+            session.reason.clone_from(&damage.what);
+        }
     }
 }
 

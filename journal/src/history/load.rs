@@ -1,6 +1,7 @@
 //! Reading a journal: the catalogue, the units behind it, and a judgement of what they hold.
 
 use super::level::finish;
+use super::lost::{given_up, holes, known_lost};
 use super::units::{Opened, is_void, void_above};
 use super::unread::is_unread;
 use super::{Damage, Entry, History, PAYLOAD_BYTES_MAX, PAYLOADS_MAX, Unit, cache::Cache};
@@ -9,6 +10,7 @@ use crate::catalogue::{self, Catalogue, due, epoch_start, facts::has_body};
 use crate::error::{Error, Result};
 use crate::format::cipher::Cipher;
 use crate::format::record::Kind;
+use crate::format::unit_header::FLAG_EPOCH_START;
 use crate::layout::{self, Identity};
 use crate::meta::{EpochStart, META_BYTES_MAX, Meta};
 use crate::planted;
@@ -18,7 +20,7 @@ use crate::pool::{FileName, Found, Places};
 use crate::replica;
 use crate::ring::Overlay;
 use crate::storage::Storage;
-use crate::unit::{ScanEnd, UnitContents, read_merged, read_payload, read_unit};
+use crate::unit::{UnitContents, read_merged, read_payload, read_unit};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,7 +39,7 @@ pub(super) fn load(
 ) -> Result<History> {
     let mut history = load_once(storage, dir, identity, trusted, Seq::MAX)?;
     for _ in 1..LOADS_MAX {
-        if history.damage.is_empty() {
+        if history.is_sound() {
             break;
         }
         let again = load_once(storage, dir, identity, trusted, history.watermark)?;
@@ -248,10 +250,14 @@ impl<'h> Tail<'h> {
         };
         let from = before + 1;
         self.history.units_unreadable += count;
-        self.history.damage.push(Damage { from, last: from, to: None, what, unread: false });
+        self.history.damage.push(Damage::of(from, from, what));
     }
 
     fn add_unit(&mut self, name: FileName, unit: &UnitContents) -> Result<()> {
+        if unit.header.flags & FLAG_EPOCH_START != 0 && !planted::is("skip-at-each-opening") {
+            // It began above all that may have been in units that can't be used.
+            self.history.units_unreadable = 0;
+        }
         let merged = match name {
             FileName::Merged(..) => Some(read_merged(&*unit.file, &unit.path, &unit.header)?),
             FileName::Unit(_) => None,
@@ -293,6 +299,7 @@ impl<'h> Tail<'h> {
                 continue;
             }
             expected = due(&self.catalogue.epochs, expected.max(edge + 1), seq);
+            expected = known_lost(&self.history.units, expected).min(seq.max(expected));
             if seq < expected {
                 continue;
             }
@@ -302,7 +309,7 @@ impl<'h> Tail<'h> {
                 let what =
                     format!("records {expected} to {} are missing{}", first - 1, holes(history));
                 let (from, last) = (expected, first - 1);
-                history.damage.push(Damage { from, last, to: None, what, unread: false });
+                history.damage.push(Damage::of(from, last, what));
                 missing_last = first - 1;
                 expected = first;
             }
@@ -319,7 +326,7 @@ impl<'h> Tail<'h> {
                 let holes = holes(history);
                 let what = format!("records {expected} to {} are missing{holes}", seq - 1);
                 let (from, last) = (expected, seq - 1);
-                history.damage.push(Damage { from, last, to: None, what, unread: false });
+                history.damage.push(Damage::of(from, last, what));
                 missing_last = seq - 1;
             }
             expected = seq + 1;
@@ -334,13 +341,18 @@ impl<'h> Tail<'h> {
             let what = what + &holes(history);
             missing_last = history.watermark;
             let last = missing_last;
-            history.damage.push(Damage { from, last, to: None, what, unread: false });
+            history.damage.push(Damage::of(from, last, what));
         }
         // What an unreadable unit held begins no later than the first number that is missing.
         for damage in &mut history.damage {
             damage.from = damage.from.min(history.head + 1);
             damage.last = damage.last.max(missing_last);
+            if damage.from <= history.edge && damage.to.is_none() {
+                // Numbers up to the edge are not judged: which of them are lost is not known.
+                damage.last = damage.last.max(history.edge);
+            }
         }
+        history.damage.extend(given_up(&history.units));
     }
 
     /// The first number of the newest epoch, when that and numbers before it are missing before `seq`.
@@ -389,7 +401,11 @@ impl<'h> Tail<'h> {
                         // A checkpoint's name is lost, not what lies behind it.
                         let to = (entry.record.kind == Kind::Mark).then_some(seq + 1);
                         let (what, unread) = (e.to_string(), is_unread(&e));
-                        self.history.damage.push(Damage { from: seq, last: seq, to, what, unread });
+                        self.history.damage.push(Damage {
+                            to,
+                            unread,
+                            ..Damage::of(seq, seq, what)
+                        });
                     }
                 }
             }
@@ -434,13 +450,4 @@ impl<'h> Tail<'h> {
         history.epochs = catalogue.epochs;
         history.opened = Opened::new(&history.units);
     }
-}
-
-fn holes(history: &History) -> String {
-    let damaged = history.units.iter().filter_map(|u| match &u.end {
-        ScanEnd::Damaged { at } => Some(format!("{} at byte {}", u.path.display(), at.first()?)),
-        _ => None,
-    });
-    let list: Vec<_> = damaged.collect();
-    if list.is_empty() { String::new() } else { format!(" (unreadable: {})", list.join(", ")) }
 }

@@ -12,6 +12,7 @@ mod glance;
 pub(crate) mod level;
 mod load;
 mod locator;
+mod lost;
 mod map;
 mod memory;
 mod passes;
@@ -57,6 +58,9 @@ pub struct CopyState {
     pub upto: u64,
     /// Position at which it ended.
     pub ended: Option<Seq>,
+    /// It leaves nothing out because the journal had it ([`Copy::whole`](crate::meta::Copy::whole)).
+    #[serde(default)]
+    pub whole: bool,
 }
 
 /// A session of one guest.
@@ -124,6 +128,16 @@ pub struct Damage {
     pub what: String,
     /// Whether the host could not read it, which says nothing of what it holds.
     pub unread: bool,
+    /// Whether the units that held it were given up: a merged one stands for them, and what was lost is known.
+    pub is_given_up: bool,
+}
+
+impl Damage {
+    /// Damage of records from the first number to the last, which all positions from the first on need.
+    #[must_use]
+    pub fn of(from: Seq, last: Seq, what: String) -> Self {
+        Self { from, last, to: None, what, unread: false, is_given_up: false }
+    }
 }
 
 /// Everything that is known of a journal without reading its data.
@@ -256,6 +270,12 @@ impl History {
     #[must_use]
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
+    }
+
+    /// Whether nothing is damaged but what was given up, of which all is known.
+    #[must_use]
+    pub(crate) fn is_sound(&self) -> bool {
+        self.damage.iter().all(|d| d.is_given_up)
     }
 
     /// The newest configuration.

@@ -72,7 +72,7 @@ impl Tail<'_> {
             return Err(error);
         }
         let what = error.to_string();
-        self.history.damage.push(Damage { from: seq, last: seq, to: None, what, unread: true });
+        self.history.damage.push(Damage { unread: true, ..Damage::of(seq, seq, what) });
         Ok(())
     }
 }

@@ -25,7 +25,7 @@ impl Tail<'_> {
         if self.site_epoch > 0 && claimed < edge {
             // What was merged at the source counts from a position on that has not come whole.
             let what = format!("what comes before position {edge} is not all at this site yet");
-            let damage = Damage { from: edge, last: edge, to: None, what, unread: false };
+            let damage = Damage::of(edge, edge, what);
             self.history.damage.push(damage);
         }
         let settled = self.catalogue.facts.watermark.max(self.history.edge);

@@ -72,6 +72,7 @@ impl Keeper {
                 self.left_alone.insert((first, last), "what is left of it fits no unit".into());
             }
             Ok(Outcome::Stopped) => return Ok(false),
+            Err(e) if self.lost_its_header(&e) => return Err(e),
             // Space, a device that is away: it may be better at the next try.
             Err(e @ Error::Io { .. }) if e.kind() != ErrorKind::NotRestorable => return Err(e),
             Err(e) => {

@@ -15,6 +15,7 @@
 
 mod advance;
 mod ground;
+mod hole;
 mod merging;
 mod occupancy;
 mod rebuild;
@@ -94,6 +95,8 @@ pub struct Keeper {
     /// Highest number of a unit that was said to be sealed, and the one that was tried last.
     sealed: u64,
     refused_at: u64,
+    /// The same when lost units were looked for last, which reads whole units.
+    looked_at: u64,
     /// Why the catalogue, and with it the window, does not get on.
     stands_still: Option<String>,
     /// Headers of units behind the catalogue, by number.
@@ -146,6 +149,7 @@ impl Keeper {
             unsaved: false,
             unsealed: Vec::new(),
             refused_at: 0,
+            looked_at: 0,
             stands_still: None,
             behind: BTreeMap::new(),
             arrivals: None,
@@ -194,7 +198,21 @@ impl Keeper {
     /// Something could not be read or written; what was done so far stands, and the next step may
     /// try again.
     pub fn step(&mut self) -> Result<bool> {
-        if self.take_sealed()? || self.runs.build_one(&self.catalogue, &self.epochs())? {
+        if self.lacks_units()? {
+            self.reopen()?;
+            return Ok(true);
+        }
+        match self.step_once() {
+            Err(e) if self.lost_its_header(&e) => self.reopen().map(|()| true),
+            done => done,
+        }
+    }
+
+    fn step_once(&mut self) -> Result<bool> {
+        if self.take_sealed()?
+            || self.pass_hole()?
+            || self.runs.build_one(&self.catalogue, &self.epochs())?
+        {
             return Ok(true);
         }
         self.evaluate()?;

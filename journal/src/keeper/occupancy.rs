@@ -54,6 +54,9 @@ pub struct Occupancy {
     /// What the host could not read in this pass of the scrubber, by name: it may be whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<String>,
+    /// Ranges of records that are lost for good, in units that were given up.
+    #[serde(default)]
+    pub lost: u64,
     /// Why the keeper's last step failed.
     pub error: Option<String>,
 }
@@ -87,6 +90,8 @@ impl Occupancy {
     /// How far back what can be restored; `held_ns` is how far back every position is.
     pub(super) fn take_reach(&mut self, catalogue: &Catalogue, held_ns: u64) {
         self.edge = catalogue.edge();
+        let merged = catalogue.units().iter().filter_map(|u| u.merged.as_ref());
+        self.lost = merged.map(|m| m.lost.len() as u64).sum();
         self.window_s = held_ns / SECOND_NS;
         let below = catalogue.units().iter().take_while(|u| u.last_seq <= self.edge);
         let at_edge = below.filter(|u| u.last_seq > 0).last();

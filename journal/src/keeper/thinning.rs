@@ -8,7 +8,7 @@ use super::advance::{LiveBytes, PIECE_BYTES, stopped};
 use super::sight::Thinned;
 use crate::Seq;
 use crate::error::Result;
-use crate::history::level::level_ranges;
+use crate::history::level::{Copied, level_ranges};
 use crate::history::{CheckpointAt, History};
 use crate::merge::{Part, Sight};
 use crate::meta::LevelRange;
@@ -89,7 +89,15 @@ impl Keeper {
             ranges.get(at).is_some_and(|r| r.from <= seq)
         };
         let merged = || catalogue.units().iter().filter_map(|u| u.merged.as_ref());
+        let copied =
+            Copied { configs: &facts.configs, sessions: &facts.sessions, copies: &facts.copies };
+        let lost = merged().flat_map(|m| &m.lost);
+        let lost: Vec<(Seq, Option<Seq>)> =
+            lost.map(|l| (l.from, copied.whole_from(l.last))).collect();
+        let is_lost =
+            |seq: Seq| lost.iter().any(|(from, to)| *from <= seq && to.is_none_or(|to| seq < to));
         let mut is_restorable = |seq: Seq| match catalogue.kept() {
+            _ if is_lost(seq) => false,
             Some(kept) if seq < edge => kept.binary_search(&seq).is_ok(),
             _ => is_level(seq) && merged().all(|m| m.is_exact_at(seq)),
         };

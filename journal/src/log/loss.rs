@@ -42,7 +42,7 @@ pub(super) fn judge(history: &History, options: &Options, traces: &Traces) -> Op
 
 /// What is missing for certain, whether it was closed or not.
 fn broken(history: &History, traces: &Traces) -> Option<String> {
-    if let Some(damage) = history.damage.first() {
+    if let Some(damage) = history.damage.iter().find(|d| !d.is_given_up) {
         return Some(format!("the journal is damaged ({})", damage.what));
     }
     if traces.tail_unknown {

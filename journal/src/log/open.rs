@@ -309,7 +309,7 @@ fn first_header(history: &History, options: &Options, tail_unknown: bool) -> Uni
 /// One that began an epoch is the lowest: its header alone says which numbers may have been seen, and
 /// stays until the next epoch's has its name.
 fn replaced_unit(history: &History) -> Option<u64> {
-    if history.torn || !history.damage.is_empty() {
+    if history.torn || !history.is_sound() {
         return None;
     }
     let mut expected = history.unit_number_max;
@@ -367,7 +367,7 @@ fn remove_replaced(
 /// as it is: it is evidence. Where nothing is, what can't be read is what a power cut tore off, or an
 /// index that can be made again.
 fn seal_open_units(history: &History, options: &Options) {
-    let torn_only = history.damage.is_empty();
+    let torn_only = history.is_sound();
     let replaced = replaced_unit(history).unwrap_or(u64::MAX);
     for (i, unit) in history.units.iter().enumerate() {
         let is_gone = unit.number() >= replaced;

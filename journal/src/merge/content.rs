@@ -113,6 +113,7 @@ pub(super) fn gather(job: &Job, sight: &mut dyn Sight, found: &[Found]) -> Resul
             last_seq: 0,
             first_wall_ns: 0,
             last_wall_ns: 0,
+            lost: Vec::new(),
         },
         epoch: 0,
         prev_last_seq: 0,
@@ -216,6 +217,7 @@ fn note_replaced(found: &Found, unit: &UnitContents, content: &mut Content) -> R
             last_seq: seqs().max().unwrap_or(0),
             first_wall_ns: walls().min().unwrap_or(0),
             last_wall_ns: walls().max().unwrap_or(0),
+            lost: Vec::new(),
         }
     };
     if (of.first, of.last) != (first, last) {
@@ -231,6 +233,7 @@ fn note_replaced(found: &Found, unit: &UnitContents, content: &mut Content) -> R
         all.first_seq = lowest.min(of.first_seq);
         all.first_wall_ns = earliest.min(of.first_wall_ns);
     }
+    all.lose(&of.lost);
     all.made = of.made.or(all.made);
     all.last_seq = all.last_seq.max(of.last_seq);
     all.last_wall_ns = all.last_wall_ns.max(of.last_wall_ns);

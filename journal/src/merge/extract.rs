@@ -8,7 +8,7 @@ use super::content::{Content, Kept, Source};
 use super::writer::{Draft, Plan, plan, write_draft};
 use crate::Seq;
 use crate::error::{Error, Result};
-use crate::format::meta::{MemoryKept, Merged};
+use crate::format::meta::{Lost, MemoryKept, Merged};
 use crate::format::record::Kind;
 use crate::planted;
 use crate::pool::{FileName, Found};
@@ -65,6 +65,8 @@ fn content(job: &Job, from: &Found, (name, above): (FileName, Seq)) -> Result<Co
             .map(|m| MemoryKept { edge: m.edge, kept: above_only(&m.kept, above) }),
         epochs: of.epochs.iter().filter(|e| e.first_seq > above).copied().collect(),
         first_seq: if of.last_seq == 0 { 0 } else { of.first_seq.max(above + 1) },
+        // Of the rest the sink has what is lost here.
+        lost: of.lost.iter().filter(|l| l.last > above).map(|l| above_of(l, above)).collect(),
         first_wall_ns: first_wall_ns.unwrap_or(of.last_wall_ns),
         ..of
     };
@@ -76,6 +78,10 @@ fn content(job: &Job, from: &Found, (name, above): (FileName, Seq)) -> Result<Co
         kept,
         merged,
     })
+}
+
+fn above_of(lost: &Lost, above: Seq) -> Lost {
+    Lost { from: lost.from.max(above + 1), ..lost.clone() }
 }
 
 fn above_only(kept: &[Seq], above: Seq) -> Vec<Seq> {

@@ -132,6 +132,24 @@ pub fn merge(job: &Job, sight: &mut dyn Sight, sources: &[Found]) -> Result<Outc
     writer::write(job, name, plan)
 }
 
+/// Writes the merged unit that stands for units which are lost: it has no record, and says what is missing.
+///
+/// # Errors
+/// It can't be written.
+pub fn stand_in(job: &Job, merged: Merged, before: Option<&UnitHeader>) -> Result<Outcome> {
+    let name = FileName::Merged(merged.first, merged.last);
+    let content = content::Content {
+        sources: Vec::new(),
+        kept: Vec::new(),
+        merged,
+        epoch: before.map_or(0, |h| h.epoch),
+        prev_last_seq: before.map_or(0, |h| h.prev_last_seq),
+        after_seq: before.map_or(0, |h| h.after_seq),
+    };
+    let Some(plan) = writer::plan(job, name, content)? else { return Ok(Outcome::TooLarge) };
+    writer::write(job, name, plan)
+}
+
 /// The path of a draft for `name` in `dir`.
 fn draft_path(dir: &Path, name: FileName) -> PathBuf {
     dir.join(format!("{name}.tmp"))

@@ -65,8 +65,16 @@ fn copied_blocks_rank_where_their_copy_began() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("j");
     let journal = new_journal(&dir, options());
-    let copy =
-        |event| Meta::Copy(Copy { id: 1, volume: 1, event, cause: CopyCause::Initial, upto: 0 });
+    let copy = |event| {
+        Meta::Copy(Copy {
+            id: 1,
+            volume: 1,
+            event,
+            cause: CopyCause::Initial,
+            upto: 0,
+            whole: true,
+        })
+    };
     let early = write(&journal, 0, &[1; 512]);
     journal.append_meta(&copy(CopyEvent::Start)).unwrap();
     write(&journal, 512, &[2; 512]);

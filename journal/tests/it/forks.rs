@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-fn replica(bench: &Bench, dir: &Path, mirror: bool) -> Replica {
+pub fn replica(bench: &Bench, dir: &Path, mirror: bool) -> Replica {
     let storage = RealStorage::shared();
     let clock = Arc::new(bench.watch.clone());
     let options = ReplicaOptions { mirror, clock, ..ReplicaOptions::at_home(&storage) };
@@ -21,7 +21,7 @@ fn replica(bench: &Bench, dir: &Path, mirror: bool) -> Replica {
 }
 
 /// Sends all that there is.
-fn ship(journal: &Journal, site: &mut Replica) -> Result<()> {
+pub fn ship(journal: &Journal, site: &mut Replica) -> Result<()> {
     let mut feed = Feed::new(journal);
     let inventory = site.open(&feed.hello()).unwrap();
     feed.start(&inventory, site.mirrors())?;

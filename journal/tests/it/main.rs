@@ -18,6 +18,8 @@ mod hostile;
 mod keeping;
 mod late;
 mod losses;
+mod lost;
+mod members;
 mod memory;
 mod model;
 mod mortal;

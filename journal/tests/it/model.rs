@@ -116,7 +116,7 @@ impl Run {
 
     fn copy_event(&self, event: CopyEvent) -> Seq {
         let (id, cause) = (self.copy, CopyCause::Compare);
-        let copy = Copy { id, volume: 1, event, cause, upto: VOLUME_BYTES };
+        let copy = Copy { id, volume: 1, event, cause, upto: VOLUME_BYTES, whole: true };
         self.journal().append_meta(&Meta::Copy(copy)).unwrap()
     }
 

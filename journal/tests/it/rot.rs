@@ -185,9 +185,9 @@ fn damage_within_a_copy_is_not_healed_by_the_session_that_follows_it() {
     let dir = tmp.path().join("j");
     let journal = new_journal(&dir, quiet());
     let copy = |id, event| {
-        let cause = CopyCause::Initial;
-        let upto = 1 << 20;
-        journal.append_meta(&Meta::Copy(Copy { id, volume: 1, event, cause, upto })).unwrap()
+        let (volume, cause, upto) = (1, CopyCause::Compare, 1 << 20);
+        let copy = Copy { id, volume, event, cause, upto, whole: id != 1 };
+        journal.append_meta(&Meta::Copy(copy)).unwrap()
     };
     let copied = |id| {
         let draft =

@@ -1,9 +1,10 @@
 //! A journal that is written in rounds, kept in between, and compared with plain arrays.
 
 use crate::fixture::{Rng, VOLUME_BYTES, bytes_of, new_journal, quiet, session};
+use crate::members::Members;
 use afterimage_journal::clock::Clock;
 use afterimage_journal::format::record::{FLAG_COPIED, Kind};
-use afterimage_journal::keeper::{Home, Keeper, Setup};
+use afterimage_journal::keeper::{Home, Keeper, PoolGround, Setup};
 use afterimage_journal::log::Draft;
 use afterimage_journal::merge::Unpaced;
 use afterimage_journal::meta::{
@@ -47,21 +48,29 @@ pub struct Bench {
     pub copies: u32,
     pub points: Vec<(Seq, Vec<u8>)>,
     key: Option<Key>,
+    pub members: Option<Members>,
 }
 
 impl Bench {
     pub fn new(seed: u64) -> Self {
-        Self::made(seed, None)
+        Self::made(seed, None, 1)
+    }
+
+    /// One over so many members of a pool.
+    pub fn over(seed: u64, members: usize) -> Self {
+        Self::made(seed, None, members)
     }
 
     /// One whose journal is encrypted.
     pub fn with_key(seed: u64, key: Key) -> Self {
-        Self::made(seed, Some(key))
+        Self::made(seed, Some(key), 1)
     }
 
-    fn made(seed: u64, key: Option<Key>) -> Self {
+    pub fn made(seed: u64, key: Option<Key>, members: usize) -> Self {
         let temporary = tempfile::tempdir().unwrap();
-        let dir = temporary.path().join("g");
+        let members = (members > 1).then(|| Members::below(temporary.path(), members));
+        let home = members.as_ref().map_or(temporary.path(), |m| &m.dirs[0]);
+        let dir = home.join("g");
         let watch = Watch(Arc::new(AtomicU64::new(MINUTE)));
         let bench = Self {
             _dir: temporary,
@@ -72,6 +81,7 @@ impl Bench {
             copies: 0,
             points: Vec::new(),
             key,
+            members,
         };
         new_journal(&bench.dir, bench.options()).close().unwrap();
         bench
@@ -79,7 +89,11 @@ impl Bench {
 
     pub fn options(&self) -> Options {
         let key = self.key.clone();
-        Options { clock: Arc::new(self.watch.clone()), key, ..quiet() }
+        let options = Options { clock: Arc::new(self.watch.clone()), key, ..quiet() };
+        match &self.members {
+            Some(members) => Options { allocator: Arc::clone(&members.allocator) as _, ..options },
+            None => options,
+        }
     }
 
     pub fn pass(&self, ns: u64) {
@@ -137,7 +151,8 @@ impl Bench {
         self.copies += 1;
         let id = self.copies;
         let event = |event| {
-            let copy = Copy { id, volume: 1, event, cause: CopyCause::Compare, upto: 0 };
+            let copy =
+                Copy { id, volume: 1, event, cause: CopyCause::Compare, upto: 0, whole: false };
             journal.append_meta(&Meta::Copy(copy)).unwrap()
         };
         event(CopyEvent::Start);
@@ -157,13 +172,41 @@ impl Bench {
         event(CopyEvent::End);
     }
 
+    /// Every block is copied, whatever the journal has, while the guest writes; then it is level. Says where.
+    pub fn copy_whole(&mut self, journal: &Journal) -> Seq {
+        self.copies += 1;
+        let id = self.copies;
+        let event = |event| {
+            let (volume, cause) = (1, CopyCause::Compare);
+            let copy = Copy { id, volume, event, cause, upto: VOLUME_BYTES, whole: true };
+            journal.append_meta(&Meta::Copy(copy)).unwrap()
+        };
+        event(CopyEvent::Start);
+        let (captured, seed, before) = (self.random_draft(), self.rng.next(), self.disk.clone());
+        self.put(journal, &captured, seed);
+        for (at, piece) in (0..).step_by(65536).zip(before.chunks(65536)) {
+            let len = piece.len() as u32;
+            let draft = Draft { volume: 1, addr: at, len, ..Draft::of(Kind::Write) };
+            let copied = Draft { flags: FLAG_COPIED, scope: id, ..draft };
+            journal.append(&copied, piece).unwrap();
+        }
+        event(CopyEvent::End);
+        let id = id + 500_000;
+        let opened = journal.append_meta(&session(id, SessionEvent::Open)).unwrap();
+        self.points.push((opened, self.disk.clone()));
+        opened
+    }
+
     pub fn setup(&self, window_ns: u64) -> Setup {
         self.setup_on(RealStorage::shared(), window_ns)
     }
 
     pub fn setup_on(&self, storage: Arc<dyn Storage>, window_ns: u64) -> Setup {
         Setup {
-            ground: Arc::new(Home { storage: Arc::clone(&storage) }),
+            ground: match &self.members {
+                Some(members) => PoolGround::shared(&members.pool, "g", 1 << 20),
+                None => Arc::new(Home { storage: Arc::clone(&storage) }),
+            },
             storage,
             dir: self.dir.clone(),
             clock: Arc::new(self.watch.clone()),
@@ -199,10 +242,49 @@ impl Bench {
         kept.len()
     }
 
-    pub fn bytes(&self) -> u64 {
-        let files = fs::read_dir(&self.dir).unwrap().map(|e| e.unwrap().metadata().unwrap());
-        files.filter(|m| m.is_file()).map(|m| m.len()).sum()
+    /// A member is away, and back: what is listed meanwhile is right, nothing is merged, and all is there again.
+    pub fn member_away(&mut self) {
+        let Some(members) = &mut self.members else { return };
+        let at = 1 + (self.rng.next() as usize) % (members.dirs.len() - 1);
+        let dir = members.dirs[at].clone();
+        members.hide(&dir);
+        let mut history = History::load(&self.dir).unwrap();
+        history.unlock(self.key.as_ref()).unwrap();
+        for (seq, disk) in self.points.iter().filter(|(seq, _)| history.is_restorable(*seq)) {
+            let mut read = vec![0xee; disk.len()];
+            View::at(&history, 1, *seq).unwrap().read(0, &mut read).unwrap();
+            assert!(read == *disk, "point {seq} without {}", dir.display());
+        }
+        drop(history);
+        assert!(
+            Keeper::open(self.setup(0)).is_err(),
+            "nothing is merged without {}",
+            dir.display()
+        );
+        self.members.as_mut().unwrap().show(&dir);
     }
+
+    pub fn bytes(&self) -> u64 {
+        self.dirs().iter().map(|dir| bytes_in(dir)).sum()
+    }
+
+    /// The journal's directories, on all members.
+    pub fn dirs(&self) -> Vec<PathBuf> {
+        match &self.members {
+            Some(members) => members.dirs.iter().map(|d| d.join("g")).collect(),
+            None => vec![self.dir.clone()],
+        }
+    }
+}
+
+/// How many members the pool of a seed has: one to three.
+pub fn members_of(seed: u64) -> usize {
+    [3, 1, 2][seed as usize % 3]
+}
+
+fn bytes_in(dir: &Path) -> u64 {
+    let files = fs::read_dir(dir).into_iter().flatten().map(|e| e.unwrap().metadata().unwrap());
+    files.filter(|m| m.is_file()).map(|m| m.len()).sum()
 }
 
 pub fn edge_of(dir: &Path) -> Seq {

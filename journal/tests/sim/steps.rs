@@ -119,8 +119,9 @@ impl Run {
         self.copy += 1;
         let id = self.copy;
         let (volume, ..) = self.place(1);
-        let event =
-            |event| Meta::Copy(Copy { id, volume, event, cause: CopyCause::Compare, upto: 0 });
+        let event = |event| {
+            Meta::Copy(Copy { id, volume, event, cause: CopyCause::Compare, upto: 0, whole: false })
+        };
         self.meta(&event(CopyEvent::Start), &Doubt::CopyStart(id))?;
         for _ in 0..1 + self.rng.below(4) {
             match self.rng.below(3) {

@@ -243,7 +243,14 @@ impl Bed {
 
     fn copy_event(&self, disk: usize, event: CopyEvent, cause: CopyCause) -> Seq {
         let volume = disk as u16 + 1;
-        let copy = Meta::Copy(Copy { id: self.copy, volume, event, cause, upto: 0 });
+        let copy = Meta::Copy(Copy {
+            id: self.copy,
+            volume,
+            event,
+            cause,
+            upto: 0,
+            whole: cause == CopyCause::Initial,
+        });
         self.journal().append_meta(&copy).unwrap()
     }
 

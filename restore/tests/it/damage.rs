@@ -124,8 +124,16 @@ fn a_rotten_copied_record_is_needed_until_captured_writes_cover_it() {
     use afterimage_journal::format::record::{FLAG_COPIED, Kind as RecordKind};
     use afterimage_journal::meta::{Copy, CopyCause, CopyEvent, Meta};
     let mut bed = Bed::new(3, &[64 << 10]);
-    let copy =
-        |event| Meta::Copy(Copy { id: 1, volume: 1, event, cause: CopyCause::Initial, upto: 0 });
+    let copy = |event| {
+        Meta::Copy(Copy {
+            id: 1,
+            volume: 1,
+            event,
+            cause: CopyCause::Initial,
+            upto: 0,
+            whole: true,
+        })
+    };
     bed.journal().append_meta(&copy(CopyEvent::Start)).unwrap();
     // Captured during the copy: it covers the first half whatever the order of numbers.
     bed.write_at(0, 0, &[2; 2048]);

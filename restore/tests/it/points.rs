@@ -260,8 +260,16 @@ fn a_disk_whose_first_copy_still_runs_is_not_restored() {
     bed.open_session();
     bed.config.volumes.push(volume(2, GUEST, "new", 64 << 10));
     bed.journal().set_config(&bed.config).unwrap();
-    let copy =
-        |event| Meta::Copy(Copy { id: 90, volume: 2, event, cause: CopyCause::Initial, upto: 0 });
+    let copy = |event| {
+        Meta::Copy(Copy {
+            id: 90,
+            volume: 2,
+            event,
+            cause: CopyCause::Initial,
+            upto: 0,
+            whole: true,
+        })
+    };
     let during = bed.journal().append_meta(&copy(CopyEvent::Start)).unwrap();
     let done = bed.journal().append_meta(&copy(CopyEvent::End)).unwrap();
     let recovery = bed.open();

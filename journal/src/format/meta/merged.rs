@@ -65,6 +65,26 @@ pub struct Merged {
     /// Wall time of its last record.
     #[serde(default)]
     pub last_wall_ns: u64,
+    /// What it replaces and does not have: records of units that were lost, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<Lost>,
+}
+
+/// Most ranges of lost records that a merged unit lists; beyond that, neighbors are joined.
+pub const LOST_LISTED_MAX: usize = 64;
+
+/// Records that are lost for good, with the units that held them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// The first number that may be among them.
+    pub from: Seq,
+    /// The last one; before the first if all that they can have held is void.
+    pub last: Seq,
+    /// Epochs above the first of these and up to the second may have begun there, and are not known.
+    #[serde(default)]
+    pub epochs: (u64, u64),
+    /// Which units, and why, for people.
+    pub what: String,
 }
 
 /// Where memory volumes lost nothing in a merged unit: they are read at the numbers of the records
@@ -91,12 +111,36 @@ pub struct Made {
     pub boot_id: Uuid,
 }
 
+/// Of ranges that were joined.
+const MORE: &str = ", and more behind them";
+
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
 fn is_zero(epoch: &u64) -> bool {
     *epoch == 0
 }
 
 impl Merged {
+    /// What stands for units of which nothing is there.
+    #[must_use]
+    pub fn nothing(first: u64, last: u64) -> Self {
+        Self {
+            first,
+            last,
+            edge: 0,
+            epochs: Vec::new(),
+            epochs_from: 0,
+            kept: Vec::new(),
+            floor: None,
+            memory: None,
+            made: None,
+            first_seq: 0,
+            last_seq: 0,
+            first_wall_ns: 0,
+            last_wall_ns: 0,
+            lost: Vec::new(),
+        }
+    }
+
     /// Shortens `epochs` to at most `max` entries, which bounds the unit's first record however often the
     /// journal is opened. The first stays (it makes numbers of units before this one void), and so do the
     /// newest at or below the floor and all above it (they end sessions that are still restorable).
@@ -107,6 +151,24 @@ impl Merged {
         if surplus > 0 {
             self.epochs.drain(1..=surplus);
             self.epochs_from = self.epochs_from.max(self.epochs.get(1).map_or(0, |e| e.epoch));
+        }
+    }
+
+    /// Adds what a merged unit that it stands for had lost.
+    pub fn lose(&mut self, lost: &[Lost]) {
+        self.lost.extend_from_slice(lost);
+        self.lost.sort_by_key(|l| (l.from, l.last));
+        self.lost.dedup();
+        while self.lost.len() > LOST_LISTED_MAX {
+            // What lies between the two counts as lost as well.
+            let behind = self.lost.remove(1);
+            let first = &mut self.lost[0];
+            first.last = first.last.max(behind.last);
+            first.epochs.0 = first.epochs.0.min(behind.epochs.0);
+            first.epochs.1 = first.epochs.1.max(behind.epochs.1);
+            if !first.what.ends_with(MORE) {
+                first.what.push_str(MORE);
+            }
         }
     }
 
