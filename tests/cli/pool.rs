@@ -2,6 +2,8 @@
 
 use super::shop::Shop;
 use crate::kit::{Agent, Cli, Outcome, REPLY_LIMIT, poll};
+use afterimage_journal::Key;
+use afterimage_journal::format::cipher::KEY_BYTES;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +16,10 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
-        let shop = Shop::new();
+        Self::of(Shop::new())
+    }
+
+    fn of(shop: Shop) -> Self {
         for name in ["b", "c"] {
             std::fs::create_dir(shop.path(name)).unwrap();
         }
@@ -49,6 +54,18 @@ impl Bed {
         }
         assert!(!names.is_empty());
         names
+    }
+
+    /// Drains `b`, which has all units of the shop, without an agent.
+    fn drains_b(&self) {
+        let names = self.move_units("b");
+        let contents = self.contents(&self.path("b"), &names);
+        let list = self.cli().json(&["pool", "list"]);
+        assert_eq!(member(&list, &self.path("b"))["units"], names.len(), "{list}");
+        let said = self.cli().ok(&["pool", "remove", &self.text("b")]);
+        assert!(said.contains(&format!("moved {} units", names.len())), "{said}");
+        assert_eq!(self.contents(&self.home(), &names), contents);
+        assert_eq!(std::fs::read_dir(self.path("b")).unwrap().count(), 0);
     }
 
     fn contents(&self, dir: &Path, names: &[String]) -> Vec<Vec<u8>> {
@@ -94,17 +111,17 @@ fn members_are_added_limited_listed_and_drained_without_an_agent() {
     let home = bed.home().display().to_string();
     bed.cli().ok(&["pool", "add", &home, "--limit", "10GiB"]);
     refused(&bed.cli().run(&["pool", "remove", &home]), "home, which stays");
-    let names = bed.move_units("b");
-    let contents = bed.contents(&bed.path("b"), &names);
-    let list = bed.cli().json(&["pool", "list"]);
-    assert_eq!(member(&list, &bed.path("b"))["units"], names.len(), "{list}");
-    let said = bed.cli().ok(&["pool", "remove", &bed.text("b")]);
-    assert!(said.contains(&format!("moved {} units", names.len())), "{said}");
-    assert_eq!(bed.contents(&bed.home(), &names), contents);
+    bed.drains_b();
     assert_eq!(bed.shop.restore("latest", "out").code, 0);
-    assert_eq!(std::fs::read_dir(bed.path("b")).unwrap().count(), 0);
     let text = bed.cli().ok(&["pool", "list"]);
     assert!(text.contains("10.0 GiB") && text.contains("shop"), "{text}");
+}
+
+#[test]
+fn an_encrypted_journal_is_drained_without_an_agent_and_without_its_key() {
+    let bed = Bed::of(Shop::encrypted(Key::new([7; KEY_BYTES].into())));
+    bed.cli().ok(&["pool", "add", &bed.text("b")]);
+    bed.drains_b();
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! The end of the process: a child appends from several threads until SIGKILL.
 
 use crate::fixture::{Rng, bytes_of, config, draft, options};
+use crate::members::Members;
 use afterimage_journal::{History, Journal, Options};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 const DIR: &str = "JOURNAL_CRASH_DIR";
 const THREADS: u64 = 3;
-const ROUNDS: u64 = 24;
+const ROUNDS: u64 = 12;
 
 /// One acknowledgement: thread, count, number, and the highest number acknowledged to anybody
 /// before this record was issued.
@@ -26,7 +28,12 @@ fn payload(thread: u64, count: u64) -> Vec<u8> {
 fn child_that_appends_until_it_is_killed() {
     let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
     let often = Options { sync_interval: Duration::from_millis(3), ..options() };
-    let (journal, _) = Journal::open(&dir.join("j"), often).unwrap();
+    let members = dir.join("b").exists().then(|| Members::below(&dir, 3));
+    let often = match &members {
+        Some(members) => Options { allocator: Arc::clone(&members.allocator) as _, ..often },
+        None => often,
+    };
+    let (journal, _) = Journal::open(&dir.join("pool/j"), often).unwrap();
     let acks = std::fs::OpenOptions::new().append(true).create(true).open(dir.join("acks"));
     let acks = acks.unwrap();
     let newest = AtomicU64::new(0);
@@ -66,9 +73,20 @@ fn acks(dir: &Path) -> Vec<Ack> {
 
 #[test]
 fn whatever_was_acknowledged_before_sigkill_is_there_in_order() {
+    killed_over(1);
+}
+
+#[test]
+fn whatever_was_acknowledged_before_sigkill_is_there_on_three_members() {
+    killed_over(3);
+}
+
+fn killed_over(members: usize) {
     let dir = tempfile::tempdir().unwrap();
     let group = Uuid::new_v4();
-    let journal = Journal::create(&dir.path().join("j"), group, "g", options()).unwrap();
+    let members = Members::below(dir.path(), members);
+    let first = Options { allocator: Arc::clone(&members.allocator) as _, ..options() };
+    let journal = Journal::create(&dir.path().join("pool/j"), group, "g", first).unwrap();
     journal.set_config(&config(group)).unwrap();
     drop(journal);
     let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
@@ -85,7 +103,7 @@ fn whatever_was_acknowledged_before_sigkill_is_there_in_order() {
         std::thread::sleep(Duration::from_micros(rng.next() % 40_000));
         child.kill().unwrap();
         child.wait().unwrap();
-        let history = History::load(&dir.path().join("j")).unwrap();
+        let history = History::load(&dir.path().join("pool/j")).unwrap();
         assert!(history.damage.is_empty(), "round {round}: {:?}", history.damage);
         assert!(history.epoch == round + 2 && !history.torn);
         let acks = acks(dir.path());

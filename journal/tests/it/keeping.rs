@@ -11,10 +11,13 @@ use std::sync::Arc;
 
 #[test]
 fn points_from_the_edge_on_read_the_same_whatever_was_merged() {
-    for seed in [1, 2, 3] {
-        let mut bench = Bench::new(seed * 7919);
+    for (seed, members) in [(1, 1), (2, 3), (3, 2)] {
+        let mut bench = Bench::over(seed * 7919, members);
         let mut merged = 0;
         for round in 0..12 {
+            if round % 3 == 2 {
+                bench.member_away();
+            }
             let units = 1 + bench.rng.next() % 4;
             bench.round(units);
             let rounds = bench.rng.next() % 6;
@@ -25,7 +28,7 @@ fn points_from_the_edge_on_read_the_same_whatever_was_merged() {
             assert!(points > 0, "seed {seed}, round {round}");
         }
         assert!(merged > 0 && edge_of(&bench.dir) > 0);
-        assert!(!names(&bench.dir, "merged-").is_empty());
+        assert!(bench.dirs().iter().any(|dir| !names(dir, "merged-").is_empty()));
     }
 }
 
@@ -111,7 +114,13 @@ fn disk_use_stays_bounded_however_much_is_written() {
 
 #[test]
 fn a_limit_shortens_the_window_but_not_below_what_is_guaranteed() {
-    let mut bench = Bench::new(13);
+    for members in [1, 3] {
+        a_limit_shortens(members);
+    }
+}
+
+fn a_limit_shortens(members: usize) {
+    let mut bench = Bench::over(13, members);
     let limit = 16 << 20;
     for _ in 0..10 {
         bench.round(3);

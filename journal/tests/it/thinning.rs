@@ -2,7 +2,7 @@
 
 use crate::fixture::session;
 use crate::mortal::Mortal;
-use crate::rounds::{Bench, MINUTE, copy_files, finish, names};
+use crate::rounds::{Bench, MINUTE, copy_files, finish, members_of, names};
 use afterimage_journal::catalogue::Catalogue;
 use afterimage_journal::clock::Clock;
 use afterimage_journal::history::When;
@@ -38,7 +38,12 @@ const READ_OF: usize = 8;
 
 impl Thinning {
     fn new(seed: u64) -> Self {
-        Self { bench: Bench::new(seed), marks: Vec::new(), rounds: 0, checks: 0 }
+        Self::over(seed, 1)
+    }
+
+    /// One over so many members of a pool.
+    fn over(seed: u64, members: usize) -> Self {
+        Self { bench: Bench::over(seed, members), marks: Vec::new(), rounds: 0, checks: 0 }
     }
 
     /// Writes about so many units in bursts of up to `burst` writes, with time and mostly a checkpoint
@@ -151,7 +156,7 @@ impl Thinning {
 fn each_slot_keeps_a_checkpoint_that_reads_as_it_was_and_tagged_ones_stay() {
     let mut merged = 0;
     for seed in 1..=4 {
-        let mut thinning = Thinning::new(seed * 6151);
+        let mut thinning = Thinning::over(seed * 6151, members_of(seed));
         // Bursts of a few writes: many kept positions in a unit; of many: many units between two.
         let burst = if seed % 2 == 0 { 3 } else { 40 };
         for round in 0..10 {
@@ -181,8 +186,9 @@ fn each_slot_keeps_a_checkpoint_that_reads_as_it_was_and_tagged_ones_stay() {
 fn whatever_is_wished_in_turn_what_is_listed_reads_as_it_was() {
     let wishes = ["2m", "1m,30s:30m", "4m,1m:10m,5m:40m", "30s,2m:6m", "10m,10m:2h"];
     for seed in 1..=4 {
-        let mut thinning = Thinning::new(seed * 3571);
+        let mut thinning = Thinning::over(seed * 3571, members_of(seed));
         for _ in 0..12 {
+            thinning.bench.member_away();
             thinning.round(1 + seed % 3, 20);
             let wish = wishes[(thinning.bench.rng.next() % 5) as usize];
             thinning.keep(wish);
@@ -198,7 +204,7 @@ fn whatever_is_wished_in_turn_what_is_listed_reads_as_it_was() {
                 thinning.check();
             }
         }
-        assert!(!names(&thinning.bench.dir, "merged-").is_empty());
+        assert!(thinning.bench.dirs().iter().any(|dir| !names(dir, "merged-").is_empty()));
     }
 }
 

@@ -58,8 +58,12 @@ impl Run {
         // What is listed is right, whatever is missing.
         let listed = |seq: &u64| history.is_restorable(*seq);
         let at: Vec<u64> = (1..=history.head).filter(listed).collect();
-        // Copies of these runs are no whole ones: where one heals damage, nothing is to be read.
-        let is_healed = history.damage.iter().any(|d| d.to.is_some());
+        // Copies of these runs are no whole ones, so that damage has no end.
+        assert!(
+            history.damage.iter().all(|d| d.to.is_none() || d.is_given_up),
+            "{:?}",
+            history.damage
+        );
         let head = history.head;
         self.say(format_args!(
             "without it up to {head}, edge {}, damage {:?}",
@@ -71,7 +75,7 @@ impl Run {
                 eprintln!("    {name} epoch {epoch} {}..{} {end:?}", u.first_seq, u.last_seq);
             }
         }
-        if let Some(seq) = at.last().filter(|_| !is_healed) {
+        if let Some(seq) = at.last() {
             self.model.check_contents(&history, *seq);
         }
         let opened = self.open_journal();

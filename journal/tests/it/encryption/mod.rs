@@ -61,8 +61,15 @@ fn telling(dir: &Path) -> Vec<String> {
 
 #[test]
 fn rounds_of_writes_copies_and_merging_read_back_with_the_key() {
-    let mut bench = Bench::with_key(77, key_of(1));
+    for members in [1, 3] {
+        rounds_with_the_key(members);
+    }
+}
+
+fn rounds_with_the_key(members: usize) {
+    let mut bench = Bench::made(77, Some(key_of(1)), members);
     for round in 0..6 {
+        bench.member_away();
         bench.round(3);
         drop(bench.keep(MINUTE * 3));
         assert!(bench.check() > 0, "round {round}");

@@ -56,9 +56,14 @@ pub struct Warm {
 
 impl Warm {
     pub fn new(seed: u64) -> Self {
+        Self::over(seed, 1)
+    }
+
+    /// One over so many members of a pool.
+    pub fn over(seed: u64, members: usize) -> Self {
         let empty: Vec<Vec<u8>> = VOLUMES.iter().map(|(_, bytes)| vec![0; *bytes]).collect();
         let warm = Self {
-            bench: Bench::new(seed),
+            bench: Bench::over(seed, members),
             made: Vec::new(),
             plain: Vec::new(),
             held: empty.clone(),

@@ -5,7 +5,7 @@ mod guest;
 mod unsealed;
 
 use crate::mortal::Mortal;
-use crate::rounds::{MINUTE, copy_files, names};
+use crate::rounds::{MINUTE, copy_files, members_of, names};
 use afterimage_journal::clock::Clock;
 use afterimage_journal::keeper::{Keeper, rebuild};
 use afterimage_journal::meta::{Checkpoint, CheckpointKind, Meta, SessionEvent};
@@ -39,7 +39,7 @@ fn a_checkpoint_with_memory_is_listed_at_its_instant_and_only_once_committed() {
 #[test]
 fn memory_reads_as_it_was_under_a_moving_window() {
     for seed in 1..=3 {
-        let mut warm = Warm::new(seed * 7919);
+        let mut warm = Warm::over(seed * 7919, members_of(seed));
         let mut merged = 0;
         for _ in 0..8 {
             warm.round(8);
@@ -47,7 +47,7 @@ fn memory_reads_as_it_was_under_a_moving_window() {
             merged += warm.keep(window);
             warm.check();
         }
-        assert!(merged > 0 && !names(&warm.bench.dir, "merged-").is_empty());
+        assert!(merged > 0 && warm.bench.dirs().iter().any(|d| !names(d, "merged-").is_empty()));
     }
 }
 
@@ -55,7 +55,7 @@ fn memory_reads_as_it_was_under_a_moving_window() {
 fn thinning_keeps_a_warm_checkpoint_of_each_slot_with_disks_and_memory() {
     let mut merged = 0;
     for seed in 1..=3 {
-        let mut warm = Warm::new(seed * 6151);
+        let mut warm = Warm::over(seed * 6151, members_of(seed));
         for round in 0..8 {
             warm.round(10);
             merged += warm.keep("1m,1m:10m,5m:60m");
@@ -84,7 +84,7 @@ fn thinning_keeps_a_warm_checkpoint_of_each_slot_with_disks_and_memory() {
 fn whatever_is_wished_in_turn_and_lost_in_between_warm_checkpoints_read_as_they_were() {
     let wishes = ["2m", "1m,30s:30m", "4m,1m:10m,5m:40m", "30s,2m:6m", "10m,10m:2h"];
     for seed in 1..=3 {
-        let mut warm = Warm::new(seed * 3571);
+        let mut warm = Warm::over(seed * 3571, members_of(seed));
         for _ in 0..10 {
             warm.round(6);
             let wish = wishes[(warm.bench.rng.next() % 5) as usize];
@@ -195,8 +195,7 @@ fn damage_takes_the_memory_of_checkpoints_behind_it_for_good_and_no_other() {
     }
     // The disk is copied anew; of memory nobody knows what was lost.
     let journal = warm.open();
-    warm.bench.copy(&journal);
-    journal.append_meta(&crate::fixture::session(99, SessionEvent::Open)).unwrap();
+    warm.bench.copy_whole(&journal);
     warm.checkpoint(&journal, None);
     journal.close().unwrap();
     let history = History::load(&warm.bench.dir).unwrap();

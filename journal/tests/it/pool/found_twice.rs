@@ -2,36 +2,13 @@
 
 use super::{Bed, UNIT, drain, units};
 use crate::fixture::{Rng, bytes_of, content, draft, new_journal, options, write};
-use afterimage_journal::pool::{
-    Allocate, DrainStep, FileName, Limit, Places, Pool, STRAY_DIR, Slot, table,
-};
-use afterimage_journal::{History, Journal, Options, Result, Seq};
+use crate::members::InTurn;
+use afterimage_journal::pool::{DrainStep, FileName, Limit, Places, Pool, STRAY_DIR, table};
+use afterimage_journal::{History, Journal, Options, Seq};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Places units on one member after the other, whatever room they have.
-#[derive(Debug)]
-struct InTurn {
-    pool: Arc<Pool>,
-    dirs: Vec<PathBuf>,
-    next: AtomicUsize,
-}
-
-impl Allocate for InTurn {
-    fn allocate(&self, journal: &Path, unit_bytes: u64) -> Result<Slot> {
-        let next = self.next.fetch_add(1, Ordering::Relaxed);
-        let there: Vec<&PathBuf> = self.dirs.iter().filter(|d| d.exists()).collect();
-        let wanted = there[next % there.len()];
-        // Whatever the pool does for a unit on a member, done for this one.
-        for dir in there.iter().copied() {
-            let limit = if dir == wanted { Limit::None } else { Limit::Bytes(0) };
-            self.pool.add(dir, limit)?;
-        }
-        self.pool.allocate(journal, unit_bytes)
-    }
-}
+use std::sync::atomic::AtomicUsize;
 
 fn three(bed: &Bed) -> Arc<Pool> {
     let pool = bed.open();
@@ -241,6 +218,33 @@ fn a_member_with_the_newest_units_may_be_away_for_one_opening() {
     assert_eq!(journal.epoch(), epoch + 1, "no epoch is left out");
     journal.close().unwrap();
     assert!(History::load(&web).unwrap().damage.is_empty());
+}
+
+/// A journal that was opened in one directory gets its table with its first unit elsewhere.
+#[test]
+fn no_number_on_a_member_that_came_under_an_open_journal_is_given_out_again() {
+    let bed = Bed::new();
+    let pool = bed.open();
+    let web = bed.path("pool/web");
+    let open = || Options { allocator: pool.clone(), ..options() };
+    let journal = new_journal(&web, open());
+    write(&journal, 0, &bytes_of(1, 4096));
+    pool.add(&bed.path("b"), Limit::Keep).unwrap();
+    pool.add(&bed.home(), Limit::Bytes(0)).unwrap();
+    for i in 0..40 {
+        write(&journal, 0, &bytes_of(i, 100_000));
+    }
+    journal.sync().unwrap();
+    let head = journal.head();
+    drop(journal);
+    assert!(!units(&bed.path("b/web")).is_empty());
+    std::fs::rename(bed.path("b"), bed.path("gone")).unwrap();
+    pool.tend();
+    pool.add(&bed.home(), Limit::None).unwrap();
+    let (journal, history) = Journal::open(&web, open()).unwrap();
+    assert!(history.damage[0].what.contains("/b is not there"), "{:?}", history.damage);
+    assert!(journal.head() > head, "{} {head}", journal.head());
+    journal.close().unwrap();
 }
 
 #[test]
