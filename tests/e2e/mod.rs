@@ -22,6 +22,7 @@ mod shared;
 mod sites;
 mod sites_forks;
 mod sites_links;
+mod spread;
 mod styles;
 mod thinned;
 mod warm;
