@@ -1,5 +1,5 @@
-//! A journal over three members of a pool whose worker is killed again and again: every mark that was answered
-//! restores, and holds what the guest had written by then.
+//! A journal over three members of a pool whose worker is killed again and again: every mark that was
+//! answered restores, and holds what the guest had written by then.
 
 use super::{DISK_BYTES, PROGRAM, STATE_LIMIT, Scene};
 use crate::kit::{Agent, Disk, Vm, VmBuilder, image, prefix};

@@ -25,8 +25,8 @@ impl Group {
         }
         if matches!(self.dir.join("journal.json").try_exists(), Ok(false)) {
             self.stop_keeper();
-            let why = "the journal is not there any more: put its directory back (unmount what lies over it), or \
-                       unprotect the guest and protect it again"
+            let why = "the journal is not there any more: put its directory back (unmount what lies over \
+                       it), or unprotect the guest and protect it again"
                 .into();
             return Err(Error::Unusable { path: self.dir.clone(), why });
         }

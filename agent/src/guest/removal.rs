@@ -148,8 +148,8 @@ fn serve(mirror: &LeftMirror, dir: &Path, process: Option<&Process>) -> Result<D
     Ok(server)
 }
 
-/// The socket of a mirror among those of the guest. What QEMU tells only has to agree: `…/run/GUEST/NAME.sock`,
-/// however the state directory is spelled.
+/// The socket of a mirror among those of the guest. What QEMU tells only has to agree:
+/// `…/run/GUEST/NAME.sock`, however the state directory is spelled.
 fn socket_of(mirror: &LeftMirror, dir: &Path) -> Result<PathBuf> {
     let told = mirror.socket.as_ref().context("QEMU does not tell its socket")?;
     if planted::is("sockets-are-made-where-qemu-says") {

@@ -175,8 +175,8 @@ pub struct Copy {
     /// All that is to be copied below this byte address is in the journal.
     #[serde(default)]
     pub upto: u64,
-    /// At a start: nothing is left out because the journal has it. Blocks are written from address 0 on, zeroes
-    /// too, but for those of a first copy: a new volume begins with zeroes.
+    /// At a start: nothing is left out because the journal has it. Blocks are written from address 0 on,
+    /// zeroes too, but for those of a first copy: a new volume begins with zeroes.
     #[serde(default, skip_serializing_if = "is_false")]
     pub whole: bool,
 }

@@ -1,4 +1,5 @@
-//! What is known to be missing: records in units that were given up, unreadable places of units that are there.
+//! What is known to be missing: records in units that were given up, unreadable places of units that are
+//! there.
 
 use super::{Damage, History, Unit};
 use crate::Seq;

@@ -128,7 +128,8 @@ pub struct Damage {
     pub what: String,
     /// Whether the host could not read it, which says nothing of what it holds.
     pub unread: bool,
-    /// Whether the units that held it were given up: a merged one stands for them, and what was lost is known.
+    /// Whether the units that held it were given up: a merged one stands for them, and what was lost is
+    /// known.
     pub is_given_up: bool,
 }
 

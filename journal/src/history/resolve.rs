@@ -88,7 +88,8 @@ impl History {
 
     /// As [`Self::is_named_by_time`], of many points in the order of their numbers. Only those are looked at
     /// closely that the units' rows do not clear: none, where the clock was never set back. A clock that was
-    /// set back and had caught up before its unit ended may go unnoticed; its times are refused when asked for.
+    /// set back and had caught up before its unit ended may go unnoticed; its times are refused when asked
+    /// for.
     #[must_use]
     pub fn are_named_by_time(&self, points: &[Point]) -> Vec<bool> {
         if planted::is("times-that-mean-two-are-shown") {

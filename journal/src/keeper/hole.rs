@@ -1,11 +1,12 @@
-//! Units that are lost for good: a merged unit that has no record stands for them and says what is missing, so
-//! that history on both sides of them ages, is merged, and goes.
+//! Units that are lost for good: a merged unit that has no record stands for them and says what is missing,
+//! so that history on both sides of them ages, is merged, and goes.
 //!
 //! What always holds:
-//! * units count as lost only where no member of the pool is away, the host could read all that there is, and
-//!   [`WAITING_UNITS`](super::WAITING_UNITS) sealed ones follow; never at a site, which is sent them again;
-//! * what is missing stays known in every merged unit that takes in such a one: positions that need it are not
-//!   restorable until all disks were copied whole behind it;
+//! * units count as lost only where no member of the pool is away, the host could read all that there is,
+//!   [`WAITING_UNITS`](super::WAITING_UNITS) sealed ones follow, and two looks agree (the keeper's thread
+//!   waits a second between them); never at a site, which is sent them again;
+//! * what is missing stays known in every merged unit that takes in such a one: positions that need it are
+//!   not restorable until all disks were copied whole behind it;
 //! * a file under a lost unit's name is set aside, and not removed.
 
 use super::{Keeper, WAITING_UNITS};
@@ -39,8 +40,8 @@ struct Hole {
 }
 
 impl Keeper {
-    /// Puts a merged unit in the place of lost ones that the catalogue waits for; `false`: it waits for none, or
-    /// they may still come.
+    /// Puts a merged unit in the place of lost ones that the catalogue waits for; `false`: it waits for none,
+    /// or they may still come.
     pub(super) fn pass_hole(&mut self) -> Result<bool> {
         let next = self.catalogue.last_unit() + 1;
         let waits = self.refused_at == self.sealed && self.sealed >= next + WAITING_UNITS;
@@ -52,7 +53,16 @@ impl Keeper {
         if is_kept_out || planted::is("a-hole-stops-the-window") {
             return Ok(false);
         }
+        if !self.lists_all() {
+            return Ok(false);
+        }
         let Some(hole) = self.hole(next)? else { return Ok(false) };
+        let found = Some((hole.first, hole.last));
+        if self.suspected != found {
+            // The next step looks again: for good is more than once.
+            (self.suspected, self.looked_at) = (found, 0);
+            return Ok(false);
+        }
         self.stand_in(&hole)?;
         self.note_damage(hole.lost.what);
         // The next step takes it in.
@@ -64,7 +74,8 @@ impl Keeper {
     pub(super) fn lacks_units(&mut self) -> Result<bool> {
         let storage = &self.setup.storage;
         self.places = Places::of(storage, &self.setup.dir)?;
-        if !self.places.missing().is_empty() || planted::is("a-hole-stops-the-window") {
+        let is_judged = self.places.missing().is_empty() && self.lists_all();
+        if !is_judged || planted::is("a-hole-stops-the-window") {
             return Ok(false);
         }
         let there: BTreeSet<FileName> = self.places.units()?.iter().map(|f| f.name).collect();
@@ -73,6 +84,14 @@ impl Keeper {
             !there.contains(&name) && find_elsewhere(&**storage, &self.places, name).is_none()
         };
         Ok(names.into_iter().any(is_gone))
+    }
+
+    /// Whether the journal's directory on each member can be read. One that is not there has nothing.
+    fn lists_all(&self) -> bool {
+        self.places.dirs().iter().all(|dir| match self.setup.storage.list(dir) {
+            Ok(_) => true,
+            Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+        })
     }
 
     /// Whether an error is about a unit of the catalogue whose header can't be used any more.

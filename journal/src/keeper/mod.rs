@@ -97,6 +97,8 @@ pub struct Keeper {
     refused_at: u64,
     /// The same when lost units were looked for last, which reads whole units.
     looked_at: u64,
+    /// Units that were found lost at the last look.
+    suspected: Option<(u64, u64)>,
     /// Why the catalogue, and with it the window, does not get on.
     stands_still: Option<String>,
     /// Headers of units behind the catalogue, by number.
@@ -150,6 +152,7 @@ impl Keeper {
             unsealed: Vec::new(),
             refused_at: 0,
             looked_at: 0,
+            suspected: None,
             stands_still: None,
             behind: BTreeMap::new(),
             arrivals: None,

@@ -9,8 +9,8 @@
 mod real;
 pub(crate) mod several;
 
-pub(crate) use real::{is_missing, leads_to};
 pub use real::{RealStorage, open_plain, read_limited, read_plain};
+pub(crate) use real::{is_missing, leads_to};
 
 use crate::planted;
 use std::fmt::Debug;

@@ -1,15 +1,13 @@
 //! Clients that break the protocol, on purpose or not: each ends with the right error or is cut
 //! off, what it declares is never allocated, and others do not notice.
 
-use std::io::{ErrorKind, Read, Write};
-use std::time::Duration;
-
+use crate::fixture::{Fixture, Raw};
 use afterimage_nbd::proto::Mode;
 use afterimage_nbd::proto::flags::*;
 use afterimage_nbd::proto::option::{ContextQuery, InfoQuery, OptionHeader};
 use afterimage_nbd::{CloseReason, Errno, Limits, MemoryExport};
-
-use crate::fixture::{Fixture, Raw};
+use std::io::{ErrorKind, Read, Write};
+use std::time::Duration;
 
 const BYTES: u64 = 1 << 20;
 
