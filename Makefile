@@ -9,16 +9,6 @@
 
 SHELL := /bin/bash
 GUEST_MANIFEST := tests/guest/program/Cargo.toml
-NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
-ifdef NEXTEST
-TEST := cargo nextest run --workspace
-# All but those that write the frozen journals anew.
-TEST_LONG := $(TEST) --run-ignored all -E 'not test(freeze_)'
-else
-TEST := cargo test --workspace
-TEST_LONG := $(TEST) -- --include-ignored --skip freeze_
-endif
-
 .PHONY: all demo test test-long bench check fuzz planted install-tools guest guest-demo
 
 all:
@@ -37,22 +27,12 @@ guest-demo:
 install-tools:
 	@tests/guest/install.sh test
 
-# A failed check fails the run, but only after the tests have had their say. They are another make's:
-# one that began without cargo-nextest chose its command before install.sh could install it.
+# A failed check fails the run, but only after the tests have had their say.
 test: guest
-	@checked=0; $(MAKE) --no-print-directory check || checked=1; \
-	$(MAKE) --no-print-directory run-tests && exit $$checked
+	@tests/run.sh short
 
 test-long: guest
-	@checked=0; $(MAKE) --no-print-directory check || checked=1; \
-	$(MAKE) --no-print-directory run-tests-long && exit $$checked
-
-.PHONY: run-tests run-tests-long
-run-tests:
-	$(TEST)
-
-run-tests-long:
-	$(TEST_LONG)
+	@tests/run.sh long
 
 check:
 	cargo fmt --all --check
