@@ -25,41 +25,38 @@ package_of() {
     done
 }
 
-# The test binaries of a package; the simulation's first, since it catches most.
-binaries_of() {
-    cargo test --quiet -p "$1" --features afterimage-planted/on --target-dir "$target" --no-run \
-        --message-format=json 2>/dev/null |
-        grep -vF '"kind":["example"]' | grep -oE '"executable":"[^"]+"' | cut -d'"' -f4 | sort -r
+# Directory of a package.
+package_dir() {
+    git ls-files '*Cargo.toml' | xargs grep -lE "^name = \"$1\"" | head -n 1 | xargs dirname
 }
 
-declare -A built
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# Builds a package's tests, once.
-build() {
-    [ -n "${built[$1]:-}" ] && return
-    built[$1]=$(binaries_of "$1")
-    [ -n "${built[$1]}" ] && return
-    echo "the tests of $1 do not build with bugs in" >&2
-    exit 1
+# Builds all tests, once: package by package, each would build its dependencies anew.
+built=$(cargo test --quiet --workspace --features afterimage-planted/on --target-dir "$target" --no-run \
+    --message-format=json | grep -F '"executable":"' | grep -vF '"kind":["example"]')
+[ -n "$built" ] || { echo "the tests do not build with bugs in" >&2; exit 1; }
+
+# The test binaries of a package; the simulation's first, since it catches most.
+binaries_of() {
+    local manifest
+    manifest=$(realpath "$(package_dir "$1")/Cargo.toml")
+    grep -F "\"manifest_path\":\"$manifest\"" <<<"$built" | grep -F '"test":true}' |
+        grep -oE '"executable":"[^"]+"' | cut -d'"' -f4 | sort -r
 }
 
 # Runs a package's tests with a bug active (or none); says which test failed.
 run() {
     local bug=$1 package=$2 caught
     shift 2
-    for binary in ${built[$package]}; do
+    for binary in $(binaries_of "$package"); do
         (cd "$(package_dir "$package")" && AFTERIMAGE_PLANTED=$bug RUST_BACKTRACE=0 timeout 600 "$binary" "$@") \
             >"$log" 2>&1 && continue
         caught=$(sed -nE 's/^test (.*) \.\.\. FAILED$/\1/p' "$log" | paste -sd ' ')
         echo "${caught:-a hang in $(basename "$binary")}"
         return
     done
-}
-
-package_dir() {
-    git ls-files '*Cargo.toml' | xargs grep -lE "^name = \"$1\"" | head -n 1 | xargs dirname
 }
 
 survived=0
@@ -71,7 +68,6 @@ for bug in "${bugs[@]}"; do
         echo "no code asks for the bug $bug" >&2
         exit 1
     fi
-    build "$package"
     # shellcheck disable=SC2086
     caught=$(run "$bug" "$package" ${tests:-})
     # A test that fails without any bug catches none.
