@@ -161,6 +161,7 @@ fn tell(dir: &Path, begin_ns: u64, key: Option<Key>) -> [Seq; 4] {
 fn begin(dir: &Path, begin_ns: u64, key: Option<Key>) -> (Journal, Arc<Told>) {
     let clock = Arc::new(Told(AtomicU64::new(begin_ns)));
     let options = Options {
+        unit_wait: Duration::from_secs(60),
         unit_bytes: 1 << 20,
         sync_interval: Duration::from_secs(3600),
         clock: clock.clone(),

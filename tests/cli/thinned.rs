@@ -44,6 +44,7 @@ fn thinned() -> Thinned {
     let journal_dir = layout::journal_dir(&state, "shop").unwrap();
     let clock = Arc::new(Told(AtomicU64::new(begin_ns)));
     let options = Options {
+        unit_wait: Duration::from_secs(60),
         unit_bytes: 1 << 20,
         sync_interval: Duration::from_secs(3600),
         clock: clock.clone(),

@@ -32,7 +32,8 @@ pub struct Source {
 }
 
 fn options() -> Options {
-    Options { unit_bytes: 1 << 20, ..Options::default() }
+    // No guest waits for it, and the machine may have much to do.
+    Options { unit_bytes: 1 << 20, unit_wait: LIMIT, ..Options::default() }
 }
 
 impl Source {
@@ -79,6 +80,12 @@ impl Source {
         }
         let mark = shop::mark(&self.journal, self.written, None);
         self.journal.sync().unwrap();
+        // What is durable may leave the journal once the flusher's run has ended, a moment later.
+        let (mut final_now, begin) = (self.journal.finality(), Instant::now());
+        while final_now.watermark < mark {
+            assert!(begin.elapsed() < LIMIT, "it does not get final: {final_now:?}, {mark}");
+            final_now = self.journal.wait_final(&final_now, LIMIT);
+        }
         mark
     }
 
