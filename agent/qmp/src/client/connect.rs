@@ -17,6 +17,11 @@ use tokio::{
 use super::wire::{Line, Lines, excerpt};
 use crate::{Error, Limits, Result};
 
+/// Connections that may be closed without a word, one after the other.
+const CONNECTS_MAX: u32 = 4;
+/// Between two of them.
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+
 /// A connection that has greeted us.
 pub(super) struct Greeted {
     pub lines: Lines<BufReader<OwnedReadHalf>>,
@@ -75,10 +80,23 @@ fn silent(path: &Path, waited: Duration, pid: Option<u32>) -> Error {
     Error::Silent { path: path.to_owned(), waited_ms, peer: peer_in_words(pid) }
 }
 
-/// Connects and reads the greeting.
+/// Connects and reads the greeting. QEMU 10.0 takes leave of a client on another thread than it takes the
+/// next, and may close the next one's connection with it: one that is closed without a word is made anew.
 pub(super) async fn greet(path: &Path, limits: &Limits) -> Result<Greeted> {
     let deadline = Instant::now() + limits.greeting;
-    let stream = open(path, limits.greeting).await?;
+    for _ in 0..CONNECTS_MAX {
+        if let Some(greeted) = greet_once(path, limits, deadline).await? {
+            return Ok(greeted);
+        }
+        tokio::time::sleep(CONNECT_PAUSE).await;
+    }
+    let saw = "it closed the connection without a word".to_owned();
+    Err(Error::NotQmp { path: path.to_owned(), saw })
+}
+
+/// One connection; `None`: it was closed without a word.
+async fn greet_once(path: &Path, limits: &Limits, deadline: Instant) -> Result<Option<Greeted>> {
+    let stream = open(path, deadline.saturating_duration_since(Instant::now())).await?;
     let pid = stream.peer_cred().ok().and_then(|c| c.pid()).and_then(|p| u32::try_from(p).ok());
     let (read, write) = stream.into_split();
     let mut lines = Lines::new(BufReader::new(read), limits.message_bytes_max);
@@ -87,25 +105,23 @@ pub(super) async fn greet(path: &Path, limits: &Limits) -> Result<Greeted> {
         let line = match timeout_at(deadline, lines.next()).await {
             Err(_) if lines.begun().is_empty() => return Err(silent(path, limits.greeting, pid)),
             Err(_) => return Err(not_qmp(recognise(lines.begun()))),
+            Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
             Ok(Err(e)) => return Err(Error::Closed { reason: e.to_string() }),
             Ok(Ok(Line::Whole(line))) => line,
-            Ok(Ok(Line::End(begun))) if begun.is_empty() => {
-                return Err(not_qmp("it closed the connection without a word".to_owned()));
-            }
+            Ok(Ok(Line::End(begun))) if begun.is_empty() => return Ok(None),
             Ok(Ok(Line::End(begun) | Line::TooLong(begun))) => {
                 return Err(not_qmp(recognise(&begun)));
             }
         };
         let said: Value = serde_json::from_slice(&line).map_err(|_| not_qmp(recognise(&line)))?;
-        // QEMU 10.0 takes leave of a client on another thread than it takes the next: what it had to say to
-        // that one, this one hears before the greeting.
+        // What it had to say to the client before, this one hears before the greeting.
         if said["event"].is_string() {
             continue;
         }
         if !said["QMP"].is_object() {
             return Err(not_qmp(recognise(&line)));
         }
-        return Ok(Greeted { lines, write, greeting: said, pid });
+        return Ok(Some(Greeted { lines, write, greeting: said, pid }));
     }
 }
 

@@ -358,8 +358,6 @@ async fn what_stands_in_the_way_is_refused_by_name() {
     let refused = vm.qemu.check_snapshot(Background).await.unwrap_err();
     assert!(matches!(&refused, Error::MigrationUnderWay { .. }), "{refused}");
     vm.qemu.monitor().execute("migrate_cancel", json!(null)).await.unwrap();
-    drop(vm);
-    // QEMU may have been told to cancel before it had connected.
-    let _ = UnixStream::connect(&socket);
-    let _ = reader.join();
+    // QEMU may have been told to cancel before it had connected: nobody waits for what it sends.
+    drop((vm, reader));
 }
