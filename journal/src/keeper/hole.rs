@@ -3,8 +3,8 @@
 //!
 //! What always holds:
 //! * units count as lost only where no member of the pool is away, the host could read all that there is,
-//!   [`WAITING_UNITS`](super::WAITING_UNITS) sealed ones follow, and two looks agree (the keeper's thread
-//!   waits a second between them); never at a site, which is sent them again;
+//!   [`WAITING_UNITS`](super::WAITING_UNITS) sealed ones follow, and two looks agree, with a step between
+//!   them behind which the keeper's thread waits; never at a site, which is sent them again;
 //! * what is missing stays known in every merged unit that takes in such a one: positions that need it are
 //!   not restorable until all disks were copied whole behind it;
 //! * a file under a lost unit's name is set aside, and not removed.
@@ -53,16 +53,22 @@ impl Keeper {
         if is_kept_out || planted::is("a-hole-stops-the-window") {
             return Ok(false);
         }
-        if !self.lists_all() {
+        if !self.sees_all()? {
+            self.suspected = None;
             return Ok(false);
         }
         let Some(hole) = self.hole(next)? else { return Ok(false) };
-        let found = Some((hole.first, hole.last));
-        if self.suspected != found {
-            // The next step looks again: for good is more than once.
-            (self.suspected, self.looked_at) = (found, 0);
+        let found = (hole.first, hole.last);
+        // Another look follows a pause: for good is more than once.
+        let (before, has_waited) = self.suspected.unwrap_or(((0, 0), false));
+        let is_sure = before == found && has_waited;
+        // A member may have gone while its units were looked for.
+        if !is_sure || !self.sees_all()? {
+            self.suspected = Some((found, before == found && has_waited));
+            self.looked_at = 0;
             return Ok(false);
         }
+        self.suspected = None;
         self.stand_in(&hole)?;
         self.note_damage(hole.lost.what);
         // The next step takes it in.
@@ -72,18 +78,23 @@ impl Keeper {
 
     /// Whether a unit of the catalogue is nowhere any more, and no member of the pool is away.
     pub(super) fn lacks_units(&mut self) -> Result<bool> {
-        let storage = &self.setup.storage;
-        self.places = Places::of(storage, &self.setup.dir)?;
-        let is_judged = self.places.missing().is_empty() && self.lists_all();
-        if !is_judged || planted::is("a-hole-stops-the-window") {
+        if !self.sees_all()? || planted::is("a-hole-stops-the-window") {
             return Ok(false);
         }
+        let storage = &self.setup.storage;
         let there: BTreeSet<FileName> = self.places.units()?.iter().map(|f| f.name).collect();
         let names = self.catalogue.units().iter().map(|u| u.name);
         let is_gone = |name: FileName| {
             !there.contains(&name) && find_elsewhere(&**storage, &self.places, name).is_none()
         };
         Ok(names.into_iter().any(is_gone))
+    }
+
+    /// Whether no member of the pool is away, and all that lies on them can be listed: looked at anew.
+    fn sees_all(&mut self) -> Result<bool> {
+        self.places = Places::of(&self.setup.storage, &self.setup.dir)?;
+        let is_whole = self.places.missing().is_empty() || planted::is("away-is-lost");
+        Ok(is_whole && self.lists_all())
     }
 
     /// Whether the journal's directory on each member can be read. One that is not there has nothing.

@@ -97,8 +97,8 @@ pub struct Keeper {
     refused_at: u64,
     /// The same when lost units were looked for last, which reads whole units.
     looked_at: u64,
-    /// Units that were found lost at the last look.
-    suspected: Option<(u64, u64)>,
+    /// Units that were found lost at the last look, and whether nothing was left to do since.
+    suspected: Option<((u64, u64), bool)>,
     /// Why the catalogue, and with it the window, does not get on.
     stands_still: Option<String>,
     /// Headers of units behind the catalogue, by number.
@@ -229,6 +229,9 @@ impl Keeper {
         let (storage, dir) = (&self.setup.storage, &self.setup.dir);
         self.occupancy.pinned_bytes =
             release::retry_held(storage, dir, self.places.dirs(), ground)?;
+        if let Some((_, has_waited)) = &mut self.suspected {
+            *has_waited = true;
+        }
         Ok(false)
     }
 

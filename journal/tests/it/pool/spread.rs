@@ -99,6 +99,43 @@ fn nothing_is_merged_while_a_member_is_away() {
 }
 
 #[test]
+fn units_of_a_member_that_goes_away_under_the_keeper_are_not_given_up() {
+    let bed = Bed::new();
+    let pool = bed.open();
+    pool.add(&bed.path("b"), Limit::Keep).unwrap();
+    let web = bed.path("pool/web");
+    let allocator: Arc<dyn Allocate> = pool.clone();
+    let journal = new_journal(&web, Options { allocator, ..options() });
+    let mut last = 0;
+    for i in 0..200 {
+        last = write(&journal, 0, &bytes_of(i, 100_000));
+    }
+    journal.close().unwrap();
+    let all = || (units(&web), units(&bed.path("b/web")));
+    let before = all();
+    assert!(before.0.len() > 8 && !before.1.is_empty(), "{before:?}");
+    let mut keeper = Keeper::open(Setup {
+        storage: Arc::clone(&bed.storage),
+        dir: web.clone(),
+        clock: Arc::new(SystemClock),
+        ground: Arc::new(Home { storage: Arc::clone(&bed.storage) }),
+        pace: Arc::new(Unpaced),
+        key: None,
+        limits: Limits::new(u64::MAX / 2, None),
+    })
+    .unwrap();
+    std::fs::rename(bed.path("b"), bed.path("gone")).unwrap();
+    for _ in 0..40 {
+        let _ = keeper.step();
+    }
+    std::fs::rename(bed.path("gone"), bed.path("b")).unwrap();
+    while keeper.step().unwrap() || keeper.step().unwrap() {}
+    assert_eq!(all(), before);
+    assert_whole(&History::load(&web).unwrap());
+    assert_eq!(content(&web, last, 0, 100_000), bytes_of(199, 100_000));
+}
+
+#[test]
 fn a_window_that_stands_still_says_why() {
     let bed = Bed::new();
     let pool = bed.open();
