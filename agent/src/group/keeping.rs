@@ -117,11 +117,12 @@ impl Group {
     /// once. Blocking.
     pub fn units_lost(&self, guest: &str) -> Option<String> {
         let lost = self.occupancy()?.lost;
-        let is_seen = self.lock().lost_seen.insert(guest.to_owned(), lost).unwrap_or(0) >= lost;
-        if is_seen {
+        if self.lock().lost_seen.get(guest).copied().unwrap_or(0) >= lost {
             return None;
         }
+        // Where it can't be read now, the next look asks again.
         let history = self.journal().and_then(|j| j.history()).ok()?;
+        self.lock().lost_seen.insert(guest.to_owned(), lost);
         let damage = history.damage.iter().find(|d| d.is_given_up && d.to.is_none())?;
         self.lock().damaged.insert(guest.to_owned());
         Some(format!("{}: its disks are copied whole", damage.what))

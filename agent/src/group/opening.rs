@@ -54,6 +54,8 @@ impl Group {
         state.journal = Some(journal.clone());
         drop(state);
         self.start_keeper(&journal);
+        // Of two closes of a session the later one tells why.
+        self.write_unwritten();
         if let Some(loss) = &history.loss {
             tracing::error!(
                 group = self.name,
@@ -63,7 +65,6 @@ impl Group {
             );
             self.write_loss(loss);
         }
-        self.write_unwritten();
         Ok(())
     }
 }

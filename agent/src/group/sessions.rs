@@ -47,7 +47,6 @@ impl Group {
             confirmed_ns: wall_ns,
             confirmed_at: Instant::now(),
         };
-        let lost = self.occupancy().map_or(0, |o| o.lost);
         let mut state = self.lock();
         let volumes: Vec<_> =
             state.config.disks().filter(|v| v.guest == guest).map(|v| v.id).collect();
@@ -58,8 +57,9 @@ impl Group {
         state.sessions.insert(guest.to_owned(), session);
         state.timelines.entry(guest.to_owned()).or_default().opened(opened);
         state.images.remove(guest);
-        if full && state.damaged.remove(guest) {
-            state.lost_seen.insert(guest.to_owned(), lost);
+        if full {
+            // Units that were given up behind the copy's beginning are found by the next look.
+            state.damaged.remove(guest);
         }
         state.records_lost.remove(guest);
         Ok(session)
