@@ -1,5 +1,6 @@
 //! Real guests, protected by the real agent; restored disks judged by what the guest wrote.
 
+mod attaches;
 mod copy;
 mod detach;
 mod devices;

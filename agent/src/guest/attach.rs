@@ -243,10 +243,35 @@ async fn take(
     this.capture = Some(capture);
     this.is_map_fresh = maps.trusted.is_none();
     if !this.is_map_fresh {
-        plan.bitmaps = maps.retired;
+        plan.bitmaps = merged(qemu, &this.disk.node, maps.retired).await;
     }
     this.plan = plan;
     Ok(this)
+}
+
+/// Many retired maps as one: each attach that comes to nothing leaves one more, and each costs QEMU memory.
+async fn merged(qemu: &Qemu, node: &str, retired: Vec<String>) -> Vec<String> {
+    let Some((into, rest)) = retired.split_first().filter(|(_, rest)| !rest.is_empty()) else {
+        return retired;
+    };
+    if planted::is("retired-maps-pile-up") {
+        return retired;
+    }
+    let sources: Vec<&str> = rest.iter().map(String::as_str).collect();
+    let merging = async {
+        qemu.merge_bitmaps(node, into, &sources).await?;
+        for name in &sources {
+            qemu.remove_bitmap(node, name).await?;
+        }
+        afterimage_qmp::Result::Ok(())
+    };
+    match merging.await {
+        Ok(()) => vec![into.clone()],
+        Err(error) => {
+            tracing::warn!(node, %error, "retired changed-block maps stay as many as they are");
+            retired
+        }
+    }
 }
 
 /// Changes the maps that were recording for fresh ones, which the journal notes. A copy of the journal

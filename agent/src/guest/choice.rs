@@ -35,15 +35,24 @@ pub(super) async fn chosen(context: &Context, qemu: &Qemu) -> Result<Vec<Disk>> 
             all.skipped.iter().map(|s| format!("{} ({})", s.name, s.reason)).collect();
         bail!("the guest has no disk that can be protected; left out: {}", skipped.join(", "));
     }
-    refuse_shared(&all, &chosen, &settings.shared_disks)?;
+    let config = context.group.config();
+    let is_known = config.disks().any(|v| v.guest == settings.name);
+    refuse_shared(&all, &chosen, &settings.shared_disks, is_known)?;
     Ok(chosen)
 }
 
 /// Refuses disks that others may write to, but for those that a person named.
-fn refuse_shared(all: &Disks, chosen: &[Disk], allowed: &[String]) -> Result<()> {
+/// Later than at the first attach one that was named may have been unplugged.
+fn refuse_shared(all: &Disks, chosen: &[Disk], allowed: &[String], is_known: bool) -> Result<()> {
     let mut known = Vec::new();
     for selector in allowed {
-        known.push(&all.find(selector)?.identity);
+        match all.find(selector) {
+            Ok(disk) => known.push(&disk.identity),
+            Err(error) if is_known => {
+                tracing::warn!(%error, "a disk named by --shared-disk is not there");
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     let refused = |d: &&Disk| d.shared && !known.contains(&&d.identity);
     let refused = chosen.iter().find(refused).filter(|_| !planted::is("shared-disks-are-taken"));
