@@ -17,6 +17,7 @@ mod restore;
 mod set;
 mod site;
 mod status;
+mod thaw;
 mod unprotect;
 mod verify;
 
@@ -37,6 +38,7 @@ pub enum Command {
     Restore(restore::RestoreArgs),
     Export(export::ExportArgs),
     FetchMemory(fetch_memory::FetchMemoryArgs),
+    Thaw(thaw::ThawArgs),
     Verify(verify::VerifyArgs),
     Set(set::SetArgs),
     Pool(pool::PoolArgs),
@@ -74,6 +76,7 @@ impl Command {
             Self::Restore(args) => done(restore::run(args)),
             Self::Export(args) => done(export::run(args)),
             Self::FetchMemory(args) => done(fetch_memory::run(args)),
+            Self::Thaw(args) => done(thaw::run(args)),
             Self::Verify(args) => done(verify::run(args)),
             Self::Set(args) => done(set::run(args)),
             Self::Pool(args) => done(pool::run(args)),

@@ -1,9 +1,10 @@
 //! Checkpoints with the guest's file systems frozen, and what becomes of a frozen guest when the
 //! agent dies.
 
+use super::copy::{Copy, Warm};
 use super::evidence::{SOME_WRITES, history, prefix_of, scene_with_roles};
 use super::{STATE_LIMIT, Scene};
-use crate::kit::{Cli, Disk, Outcome, REPLY_LIMIT, image, poll};
+use crate::kit::{Cli, Disk, Export, Outcome, REPLY_LIMIT, image, poll};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use tempfile::TempDir;
 
 /// Between the agent and the guest's own: hands everything through, but the first answer to a
 /// freeze, which it keeps.
@@ -123,6 +125,7 @@ fn a_quiesced_checkpoint_is_application_consistent_and_a_guest_frozen_by_a_dead_
     let both = list.as_array().unwrap().iter().find(|c| c["tag"] == "both").unwrap();
     assert_eq!((&both["kind"], &both["memory"]), (&json!("application"), &json!(true)), "{list}");
     prefix_of(&scene.restore("tag:both")[..2]);
+    copies_wake_up_thawed(&scene);
 
     // The agent is killed between the freeze and the thaw.
     let keeper = Keeper::new(scene.dir.path().join("keeper.sock"), scene.vm.guest_agent_socket());
@@ -153,6 +156,32 @@ fn a_quiesced_checkpoint_is_application_consistent_and_a_guest_frozen_by_a_dead_
     assert_eq!(prefix_of(&scene.restore("tag:again")[..2]), before);
     assert_eq!(scene.vm.stats("writer").errors, 0);
     scene.agent.wait_state("vm", "protected", STATE_LIMIT);
+}
+
+/// Resumes copies of the checkpoint `both`, restored and exported: their guest writes to the file system
+/// that was frozen.
+fn copies_wake_up_thawed(scene: &Scene) {
+    let goes_on = |mut copy: Copy| {
+        copy.ask("demo start", "demo started ");
+        copy.ask("demo grant to=3", "demo ack id=3");
+    };
+    let warm = Warm::restore(&scene.agent, "vm", "tag:both");
+    goes_on(warm.start("vm"));
+
+    let dir = TempDir::with_prefix("ai-").unwrap();
+    let scratch = dir.path().display().to_string();
+    let more = ["--warm", "--writable", "--scratch", &scratch];
+    let export = Export::start(&scene.agent, "vm", "tag:both", &dir.path().join("nbd"), &more);
+    let script = PathBuf::from(export.report["memories"][0]["script"].as_str().unwrap());
+    goes_on(Copy::start(&script, &dir.path().join("vm.port.sock")));
+
+    // Of a copy whose guest agent never answers it is told, within a limit.
+    let silent = dir.path().join("silent.sock");
+    let _port = UnixListener::bind(&silent).unwrap();
+    let silent = silent.display().to_string();
+    let told = scene.agent.command().args(["thaw", &silent, "--within", "1s"]).output().unwrap();
+    let said = String::from_utf8_lossy(&told.stderr);
+    assert!(told.status.code() == Some(4) && said.contains("still frozen"), "{said}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! images refuses to run, since starting it would write to that image; so does one that would use
 //! something else of the host because the journal says so ([`host`]).
 
+mod agent;
 mod command_line;
 mod devices;
 mod host;
@@ -14,6 +15,7 @@ pub(crate) mod program;
 mod script;
 mod xml;
 
+pub(crate) use agent::{Thaw, socket as agent_socket};
 pub(crate) use command_line::{CommandLine, DEFAULT_PROGRAM, rewrite_to_resume};
 pub(crate) use devices::Place;
 pub use nbd::uri_part;
@@ -140,7 +142,7 @@ pub(crate) fn export_script(
 
 fn resume(guest: &Guest, point: Point, plan: &GuestPlan, source: script::Source) -> Option<String> {
     let (pause_us, warnings) = (plan.memory.pause_us, &plan.warnings[..]);
-    let resume = script::Resume { source, pause_us, warnings };
+    let resume = script::Resume { source, pause_us, warnings, thaw: plan.thaw.as_ref() };
     plan.line.as_ref().map(|line| script::resume_script(guest, line, point, &resume))
 }
 

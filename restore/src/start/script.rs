@@ -1,5 +1,6 @@
 //! A readable shell script that starts a copy.
 
+use super::agent::Thaw;
 use super::command_line::CommandLine;
 use crate::time::rfc3339;
 use afterimage_journal::history::Point;
@@ -33,6 +34,8 @@ pub(super) struct Resume<'a> {
     pub pause_us: u64,
     /// What may go wrong.
     pub warnings: &'a [String],
+    /// What thaws the copy, if its file systems were frozen.
+    pub thaw: Option<&'a Thaw>,
 }
 
 /// The script for a copy that boots.
@@ -74,21 +77,23 @@ pub(super) fn resume_script(
         text += &format!("# NOTE: {}\n", comment(warning));
     }
     text += &check(line);
+    let thaw = resume.thaw.map_or_else(String::new, thaw);
     match &resume.source {
         Source::File { memory, images } => {
             let incoming = quoted(&format!("file:{}", memory.display()));
             text + "\nif [ \"${1-}\" = cold ]; then\n  shift\nelse\n"
                 + &look(memory, images)
+                + &thaw
                 + &format!("  set -- -incoming {incoming} \"$@\"\nfi\nexec ")
                 + &options(line)
                 + " \"$@\"\n"
         }
-        Source::Socket { command, live } => text + "\n" + &over_socket(line, command, *live),
+        Source::Socket { command, live } => text + "\n" + &over_socket(line, command, *live, &thaw),
     }
 }
 
 /// What becomes QEMU with its memory at descriptor 3, or without for `cold`.
-fn over_socket(line: &CommandLine, command: &[String], live: bool) -> String {
+fn over_socket(line: &CommandLine, command: &[String], live: bool, thaw: &str) -> String {
     let command: Vec<String> = command.iter().map(|w| quoted(w)).collect();
     // With it QEMU asks for pages that the guest touches before they came.
     let live = if live { "-global migration.x-postcopy-ram=on " } else { "" };
@@ -97,9 +102,30 @@ fn over_socket(line: &CommandLine, command: &[String], live: bool) -> String {
          if [ \"$how\" = cold ]; then shift; fi\n\
          set -- {} \"$@\"\n\
          if [ \"$how\" = cold ]; then exec \"$@\"; fi\n\
-         exec {} -- \"$@\" {live}-incoming fd:3\n",
+         {thaw}exec {} -- \"$@\" {live}-incoming fd:3\n",
         options(line),
         command.join(" ")
+    )
+}
+
+/// What thaws the copy once it runs, beside QEMU, which becomes the process that this shell is.
+fn thaw(thaw: &Thaw) -> String {
+    let Some(socket) = &thaw.socket else {
+        return "  echo \"not resumed: the checkpoint was made with its file systems frozen, and nothing can \
+                thaw a copy: no guest agent's socket is among its options. Boot it: $0 cold\" >&2\n  \
+                exit 1\n"
+            .to_owned();
+    };
+    let (program, socket) = (quoted(&thaw.program.display().to_string()), quoted(socket));
+    format!(
+        "  # The checkpoint was made with its file systems frozen: they are thawed as soon as the copy runs.\n  \
+           thaw={program}\n  \
+           [ -x \"$thaw\" ] || thaw=$(command -v afterimage) || {{\n    \
+             echo \"not resumed: its file systems are frozen, and afterimage, which thaws them, is not \
+             installed here. Boot it: $0 cold\" >&2\n    \
+             exit 1\n  \
+           }}\n  \
+           (\"$thaw\" thaw {socket} --of $$ </dev/null >&2 &)\n"
     )
 }
 
@@ -205,4 +231,42 @@ fn quoted(word: &str) -> String {
         return word.to_owned();
     }
     format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    /// What a script does that thaws first, where no other program is installed.
+    fn run(what: &Thaw, dir: &Path) -> (Option<i32>, String, String) {
+        let text = thaw(what) + "echo resumed\n";
+        let mut shell = Command::new("/bin/sh");
+        let output = shell.args(["-c", &text, "start.sh"]).env("PATH", dir).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    #[test]
+    fn frozen_copy_is_resumed_only_with_somebody_to_thaw_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, told) = (dir.path().join("it's here"), dir.path().join("told"));
+        let socket = Some("/c/a b.sock".to_owned());
+        let nobody = Thaw { program: program.clone(), socket: None };
+        let missing = Thaw { program: program.clone(), socket };
+        for (thaw, why) in [(&nobody, "no guest agent's socket"), (&missing, "not installed")] {
+            let (code, out, errors) = run(thaw, dir.path());
+            assert_eq!((code, out.as_str()), (Some(1), ""), "{errors}");
+            assert!(errors.contains(why) && errors.contains("start.sh cold"), "{errors}");
+        }
+        let script = format!("#!/bin/sh\necho \"$@\" > '{}'\n", told.display());
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let (code, out, errors) = run(&missing, dir.path());
+        assert_eq!((code, out.as_str()), (Some(0), "resumed\n"), "{errors}");
+        // The output is at its end only when the one that thaws has ended, too.
+        let told = std::fs::read_to_string(told).unwrap();
+        assert!(told.starts_with("thaw /c/a b.sock --of "), "{told}");
+    }
 }

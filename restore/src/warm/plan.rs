@@ -9,11 +9,12 @@ use crate::names::sanitised;
 use crate::open::Recovery;
 use crate::plan::{Plan, Selection, VolumePlan, plan, shown};
 use crate::restore::RestoreOptions;
-use crate::start::{self, CommandLine, Place};
+use crate::start::{self, CommandLine, Place, Thaw};
 use afterimage_journal::History;
 use afterimage_journal::history::Point;
 use afterimage_journal::meta::{Config, GuestMemory, Volume};
 use afterimage_migration::{Block, Head};
+use afterimage_planted as planted;
 use std::path::{Path, PathBuf};
 
 /// A warm restore, decided.
@@ -46,6 +47,8 @@ pub(crate) struct GuestPlan {
     pub line: Option<CommandLine>,
     /// Why a copy can't run here before its memory is there; `None`: it can.
     pub unlive: Option<String>,
+    /// What thaws a copy, if its file systems are frozen in its memory.
+    pub thaw: Option<Thaw>,
     /// What is to be said of it.
     pub warnings: Vec<String>,
 }
@@ -156,6 +159,18 @@ impl Making<'_> {
         plan.warnings.extend(warnings);
         plan.warnings.extend(start::warnings(&line));
         plan.unlive = unlive(&needs, &facts);
+        if self.point.quiesced && !planted::is("a-copy-stays-frozen") {
+            let program = std::env::current_exe().unwrap_or_else(|_| "afterimage".into());
+            let thaw = Thaw { program, socket: start::agent_socket(&line.kept) };
+            if thaw.socket.is_none() {
+                plan.warnings.push(
+                    "its file systems were frozen at the checkpoint, and no guest agent's socket is among its \
+                     options: nothing can thaw a copy that resumes; boot it (`cold`)"
+                        .into(),
+                );
+            }
+            plan.thaw = Some(thaw);
+        }
         plan.line = Some(line);
         Ok(())
     }
@@ -197,6 +212,7 @@ pub(crate) fn guest_plan(
         file_name: format!("{}.memory", sanitised(&memory.guest)),
         line: None,
         unlive: None,
+        thaw: None,
         warnings: Vec::new(),
     };
     if let Some(stays) = state.stays {

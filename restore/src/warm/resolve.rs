@@ -6,7 +6,7 @@ use crate::open::Recovery;
 use crate::time::{Moment, wall_clock};
 use afterimage_journal::Seq;
 use afterimage_journal::history::{CheckpointAt, Point, When};
-use afterimage_journal::meta::GuestMemory;
+use afterimage_journal::meta::{CheckpointKind, GuestMemory};
 use std::fmt;
 
 /// A checkpoint with memory.
@@ -18,6 +18,8 @@ pub struct WarmPoint {
     pub committed: Seq,
     /// Its number.
     pub id: u64,
+    /// Guests' file systems were frozen then, and are in their memory.
+    pub quiesced: bool,
     /// What it says of the guests that were asked for.
     pub guests: Vec<GuestMemory>,
 }
@@ -122,7 +124,8 @@ impl Recovery {
         let guests: Vec<GuestMemory> = memory.guests.iter().filter(wanted).cloned().collect();
         let point = Point { seq: at.seq, wall_ns: at.wall_ns };
         let (committed, id) = (at.committed, at.checkpoint.id);
-        (!guests.is_empty()).then_some(WarmPoint { point, committed, id, guests })
+        let quiesced = at.checkpoint.kind == CheckpointKind::Application;
+        (!guests.is_empty()).then_some(WarmPoint { point, committed, id, quiesced, guests })
     }
 
     /// The number of the checkpoint that a moment names.
