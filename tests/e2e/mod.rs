@@ -7,6 +7,7 @@ mod devices;
 mod encrypted;
 mod evidence;
 mod export;
+mod freezing;
 mod gone;
 mod inputs;
 mod libvirt;

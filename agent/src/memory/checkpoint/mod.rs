@@ -310,6 +310,9 @@ impl Conductor {
             begun.frozen = Some(frozen.map_err(Failure::Plain)?);
             kind = CheckpointKind::Application;
         }
+        for taking in &mut begun.takings {
+            taking.set_up().await?;
+        }
         let instant = order.take(&mut begun.takings, &self.group, self.hold_limit).await?;
         if let Some(frozen) = begun.frozen.take() {
             begun.unthawed = frozen.thaw().await.err().map(|e| unthawed(&e));

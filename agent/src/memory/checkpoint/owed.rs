@@ -39,7 +39,7 @@ impl Taking {
     }
 
     /// Changes the note. Not durable: no power cut leaves a QEMU behind.
-    async fn note(&mut self, change: impl FnOnce(&mut UndoSnapshot)) -> Outcome<()> {
+    pub(super) async fn note(&mut self, change: impl FnOnce(&mut UndoSnapshot)) -> Outcome<()> {
         let Some((undo, standing)) = &mut self.owed else { return Ok(()) };
         change(undo);
         let write = standing.rewrite(Intent::Resume(undo.clone()));
@@ -51,6 +51,11 @@ impl Taking {
         let Some((mut undo, _)) = self.owed.as_ref().map(|(u, s)| (u.clone(), s)) else {
             return Ok(());
         };
+        if !self.is_set {
+            // A migration that goes on now is somebody else's, and so are the settings.
+            self.settled();
+            return Ok(());
+        }
         if let Some(order) = self.may_stand {
             // What it does to the guest it has done once it has ended.
             let ending = self.lease.qemu.end_migration(&undo);

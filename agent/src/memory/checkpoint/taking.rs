@@ -16,6 +16,7 @@ use crate::intent::{self, Intent, Standing};
 use crate::memory::{Event, Intake, Options, Source, SpoolAt, Table, Taken};
 use crate::settings::MemoryMode;
 use afterimage_journal::meta::VolumeKind;
+use afterimage_planted as planted;
 use afterimage_qmp::qemu::{MigrationPhase, SnapshotMode, UndoSnapshot};
 use afterimage_qmp::{Events, QemuEvent};
 use std::os::unix::net::UnixListener;
@@ -54,6 +55,8 @@ pub(super) struct Taking {
     table: Option<Table>,
     /// What undoes it, and the note of that on disk.
     pub(super) owed: Option<(UndoSnapshot, Standing)>,
+    /// QEMU's settings may be the snapshot's.
+    pub(super) is_set: bool,
     /// How the guest may have come to a stand because of us.
     pub(super) may_stand: Option<Order>,
     intake: Option<Intake>,
@@ -79,6 +82,7 @@ impl Taking {
             mode,
             table: Some(table),
             owed: None,
+            is_set: false,
             may_stand: None,
             intake: None,
             heard: watch::channel(Heard::default()).1,
@@ -99,7 +103,7 @@ impl Taking {
         self.lease.dir.join("memory.sock")
     }
 
-    /// Makes everything ready but the guest itself: the note, QEMU's settings, who reads.
+    /// Makes everything ready but the guest and its QEMU: the note, who reads.
     pub(super) async fn prepare(&mut self, group: &Group, spool: &Path) -> Outcome<()> {
         let (qemu, name) = (self.lease.qemu.clone(), self.name().to_owned());
         settle_left(qemu, self.lease.state.clone(), name).await?;
@@ -108,7 +112,7 @@ impl Taking {
         let was = self.lease.qemu.check_snapshot(self.mode).await?;
         let undo = UndoSnapshot {
             monitor: self.lease.monitor.clone(),
-            was: was.clone(),
+            was,
             resume: None,
             mode: Some(self.mode),
             process: self.lease.process.as_ref().map(|p| p.id()),
@@ -121,8 +125,22 @@ impl Taking {
         let write = move || intent::write(&state, &name, &intent, None);
         let standing = tokio::task::spawn_blocking(write).await.map_err(Failure::other)??;
         self.owed = Some((undo, standing));
-        self.lease.qemu.set_for_snapshot(&was, self.mode).await?;
+        if planted::is("settings-before-the-freeze") {
+            self.set_up().await?;
+        }
         self.listen(group, spool)
+    }
+
+    /// Changes QEMU's settings to those of a snapshot. As late as can be: a migration that somebody else
+    /// begins meanwhile, during a freeze of the guest that takes seconds, must not find them.
+    pub(super) async fn set_up(&mut self) -> Outcome<()> {
+        if self.is_set {
+            return Ok(());
+        }
+        let was = self.lease.qemu.check_snapshot(self.mode).await?;
+        self.note(|undo| undo.was = was.clone()).await?;
+        self.is_set = true;
+        Ok(self.lease.qemu.set_for_snapshot(&was, self.mode).await?)
     }
 
     fn listen(&mut self, group: &Group, spool: &Path) -> Outcome<()> {
