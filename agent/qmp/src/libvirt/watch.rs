@@ -10,7 +10,7 @@ use tokio::{
     io::BufReader,
     process::Command,
     sync::Mutex,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, sleep},
 };
 
 use super::{Feed, Target, VIRSH_LIMIT};
@@ -21,6 +21,11 @@ use crate::{
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks, on a host where each `virsh` takes long: this many times what a look took, so that
+/// most of the time is left to commands. An attach needs dozens of them.
+const LOOK_SHARE: u32 = 4;
+/// Between two looks, at most.
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// libvirt's daemon may be restarted; after this long without it the monitor counts as gone.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// Between two starts of `virsh qemu-monitor-event`.
@@ -39,16 +44,11 @@ pub(super) async fn watch(target: Target, turn: Arc<Mutex<()>>, feed: Arc<Feed>)
 
 /// Looks at the domain until it has ended, and says why.
 async fn look(target: &Target, turn: &Mutex<()>, feed: &Feed) -> String {
-    let mut every = interval(LOOK_EVERY);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen: Option<Seen> = None;
     let mut answered = Instant::now();
     loop {
-        every.tick().await;
-        let now = {
-            let _turn = turn.lock().await;
-            Seen::now(target).await
-        };
+        let mut took = Duration::ZERO;
+        let now = Seen::now(target, turn, &mut took).await;
         match now {
             Ok(now) => {
                 answered = Instant::now();
@@ -61,6 +61,7 @@ async fn look(target: &Target, turn: &Mutex<()>, feed: &Feed) -> String {
             Err(e) if answered.elapsed() > SILENCE_LIMIT => return e.to_string(),
             Err(e) => tracing::warn!(domain = target.domain, error = %e, "libvirt doesn't answer"),
         }
+        sleep((took * LOOK_SHARE).clamp(LOOK_EVERY, LOOK_PAUSE_MAX)).await;
     }
 }
 
@@ -77,8 +78,15 @@ struct SeenJob {
 }
 
 impl Seen {
-    async fn now(target: &Target) -> Result<Seen> {
-        let ask = |command| target.monitor_command(command, Value::Null, VIRSH_LIMIT);
+    /// Adds how long libvirt took, without waiting for other commands, to `took`.
+    async fn now(target: &Target, turn: &Mutex<()>, took: &mut Duration) -> Result<Seen> {
+        let mut ask = async |command| {
+            let _turn = turn.lock().await;
+            let begun = Instant::now();
+            let answer = target.monitor_command(command, Value::Null, VIRSH_LIMIT).await;
+            *took += begun.elapsed();
+            answer
+        };
         let status = ask("query-status").await?;
         let jobs = ask("query-block-jobs").await?;
         let jobs = jobs.as_array().map(Vec::as_slice).unwrap_or_default();

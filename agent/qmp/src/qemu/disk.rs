@@ -225,6 +225,10 @@ impl Qemu {
     /// Why a device can't be mirrored that hands SCSI commands to a device of the host: a mirror would
     /// not see them, and its filter, which passes none on, would fail every one of the guest's.
     async fn passes_commands(&self, block: &Value) -> Result<Option<&'static str>> {
+        // A virtio disk is none of them, and a question is a process where libvirt has the monitor.
+        if text(block, "qdev").is_some_and(|path| path.ends_with("/virtio-backend")) {
+            return Ok(None);
+        }
         let kind = self.property(block, "type").await?;
         let passes = matches!(kind.as_str(), Some("scsi-block" | "scsi-generic"));
         Ok(passes.then_some("it passes SCSI commands to a device of the host: use scsi-hd"))

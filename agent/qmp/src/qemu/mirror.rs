@@ -299,6 +299,9 @@ impl Qemu {
         limit: Duration,
         mut failed: impl FnMut(&JobState) + Send,
     ) -> Result<()> {
+        if attachments.is_empty() {
+            return Ok(());
+        }
         let begun = Instant::now();
         let mut backoff = Backoff::new(2, 100);
         let mut asked = HashSet::new();
