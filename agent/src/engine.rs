@@ -18,7 +18,7 @@ use crate::api::{
     PoolRemoveRequest, ProtectRequest, SetRequest,
 };
 use crate::group::Group;
-use crate::guest::{Context, DETACHED, Face, Guest};
+use crate::guest::{Claims, Context, DETACHED, Face, Guest};
 use crate::memory::checkpoint::Conductor;
 use crate::pool::PoolKeeper;
 use crate::settings::GuestSettings;
@@ -54,6 +54,7 @@ pub struct Engine {
     pool: PoolKeeper,
     /// Held while a group's sites are changed.
     site_changes: Mutex<()>,
+    claims: Arc<Claims>,
 }
 
 struct Entry {
@@ -96,6 +97,7 @@ impl Engine {
             since: jiff::Timestamp::now(),
             guests: Mutex::new(BTreeMap::new()),
             site_changes: Mutex::new(()),
+            claims: Arc::default(),
         });
         memory::schedule(&engine);
         let all = GuestSettings::load_all(state)?;
@@ -200,6 +202,7 @@ impl Engine {
             group: Arc::clone(&group),
             worker: self.worker.clone(),
             face,
+            claims: Arc::clone(&self.claims),
         };
         let (guest, first) = Guest::start(context);
         let sampler = Sampler::start(Arc::clone(&group));
@@ -355,8 +358,10 @@ impl Control for Arc<Engine> {
             let sites = sites::change_of(at, add, remove, request.rpo_alarm_ms)?;
             let change = Change::of(request, self.options.unit_bytes)?;
             change.check(&names, &*self.guests.lock().await)?;
+            wanted::check_move(&change, &names, &*self.guests.lock().await)?;
             self.change_sites(&group, sites).await?;
             let mut guests = self.guests.lock().await;
+            wanted::check_move(&change, &names, &guests)?;
             let mut changed = Vec::new();
             for name in &names {
                 let Some(entry) = guests.get_mut(name) else { continue };
@@ -364,7 +369,8 @@ impl Control for Arc<Engine> {
                 change.apply(&mut settings);
                 // Queued under the lock: a guest gets its changes in the order in which they were made.
                 let answer = entry.guest.queue_settings(settings.clone())?;
-                entry.settings = settings;
+                // Said once: the guest's task knows whether it is used up.
+                entry.settings = GuestSettings { accept_vm: false, ..settings };
                 changed.push((entry.guest.clone(), answer, entry.settings.group.clone()));
             }
             let groups: Vec<_> = changed.iter().map(|(_, _, group)| group.clone()).collect();

@@ -6,6 +6,7 @@
 use afterimage_journal::storage::read_plain;
 use afterimage_journal::window::Keep;
 use afterimage_journal::{Error, Result, layout};
+use afterimage_qmp::qemu::VmIdentity;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -76,6 +77,12 @@ pub struct GuestSettings {
     /// Somebody asked to let go of it.
     #[serde(default)]
     pub detached: bool,
+    /// The VM that it is; `None`: it was not attached to since this is noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmIdentity>,
+    /// A person said that the VM which is found next is the guest, whichever it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_vm: bool,
 }
 
 impl GuestSettings {

@@ -10,8 +10,8 @@ use afterimage_journal::window::Keep;
 #[derive(Debug, clap::Args)]
 #[group(id = "setting", required = true, multiple = true,
         args = ["window", "keep", "limit", "guarantee", "checkpoint_every", "rate", "guest_agent",
-                "memory_every", "memory_mode", "shared_disks", "no_shared_disks", "sites", "no_sites",
-                "rpo_alarm"])]
+                "memory_every", "memory_mode", "shared_disks", "no_shared_disks", "qmp", "libvirt", "sites",
+                "no_sites", "rpo_alarm"])]
 pub struct SetArgs {
     /// Guest or group
     name: String,
@@ -53,6 +53,13 @@ pub struct SetArgs {
     /// A disk that is refused again if it is shared, from the next attach on (repeatable)
     #[arg(long = "no-shared-disk", value_name = "DISK")]
     no_shared_disks: Vec<String>,
+    /// The guest's QMP socket from now on. The VM that listens there is taken for the guest, whichever it is:
+    /// give the same path again when another VM has taken the guest's place
+    #[arg(long, value_name = "SOCK", conflicts_with = "libvirt")]
+    qmp: Option<std::path::PathBuf>,
+    /// The guest's libvirt domain from now on, in the same way
+    #[arg(long, value_name = "DOMAIN")]
+    libvirt: Option<String>,
     /// Where the group's journal is sent to from now on as well (repeatable): /DIRECTORY,
     /// tls://HOST:PORT#INVITATION or s3://BUCKET/PREFIX?endpoint=URL&region=REGION
     #[arg(long = "site", value_name = "SITE")]
@@ -82,6 +89,8 @@ pub fn run(args: &SetArgs) -> Outcome {
         memory_mode: args.memory_mode.map(Into::into),
         shared_disks: args.shared_disks.clone(),
         no_shared_disks: args.no_shared_disks.clone(),
+        qmp: args.qmp.as_deref().map(super::protect::absolute).transpose()?,
+        libvirt: args.libvirt.clone(),
         sites: super::protect::sites(&args.sites)?,
         no_sites: super::protect::sites(&args.no_sites)?,
         rpo_alarm_ms: args.rpo_alarm,

@@ -17,7 +17,8 @@ fn maps(qmp: &mut Qmp) -> BTreeSet<String> {
     let nodes = qmp.execute("query-named-block-nodes", json!({}));
     let bitmaps = nodes.as_array().unwrap().iter().filter_map(|n| n["dirty-bitmaps"].as_array());
     let names = bitmaps.flatten().filter_map(|b| b["name"].as_str());
-    names.filter(|name| name.contains("-map-")).map(str::to_owned).collect()
+    let is_map = |name: &&str| name.contains("-map-") && !name.ends_with("-map-end");
+    names.filter(is_map).map(str::to_owned).collect()
 }
 
 /// A disk of which there is something to copy.

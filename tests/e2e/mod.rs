@@ -9,6 +9,8 @@ mod evidence;
 mod export;
 mod freezing;
 mod gone;
+mod identity;
+mod images;
 mod inputs;
 mod libvirt;
 mod lifecycle;

@@ -104,6 +104,13 @@ pub struct SetRequest {
     /// As in [`ProtectRequest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mode: Option<MemoryMode>,
+    /// Where the guest is found from now on, an absolute path; the VM that is found there next is the guest,
+    /// whichever it is. Of one guest only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<PathBuf>,
+    /// The same by libvirt domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub libvirt: Option<String>,
     /// As in [`ProtectRequest`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sites: Vec<String>,

@@ -77,6 +77,9 @@ impl Engine {
         memory.forget(name);
         drop(guest);
         sampler.end();
+        if released.is_ok() {
+            crate::guest::sockets::remove_run_dir(&self.state, name);
+        }
         if last {
             let dir = group.dir().to_owned();
             let pool = Arc::clone(self.pool.pool());

@@ -101,6 +101,8 @@ pub(super) fn settings_of(
         memory_mode: request.memory_mode,
         key_file: request.key_file,
         detached: false,
+        vm: None,
+        accept_vm: false,
     })
 }
 
@@ -116,6 +118,9 @@ impl Change {
     pub(super) fn of(request: SetRequest, unit_bytes: u64) -> Result<Self, ApiError> {
         if let (Some(window_s), Some(_)) = (request.window_s, &request.keep) {
             steps(request.keep.clone(), window_s)?;
+        }
+        if request.qmp.is_some() && request.libvirt.is_some() {
+            return Err(ApiError::usage("give either a QMP socket or a libvirt domain"));
         }
         let limit_bytes = request.limit_bytes.map(|b| limit(Some(b), unit_bytes)).transpose()?;
         request.checkpoint_every_ms.map(checkpoint_every).transpose()?;
@@ -140,6 +145,11 @@ impl Change {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// True if it says where the guest is found, and with that, which VM it is.
+    pub(super) fn moves(&self) -> bool {
+        self.request.qmp.is_some() || self.request.libvirt.is_some()
     }
 
     /// Makes it.
@@ -176,5 +186,37 @@ impl Change {
             settings.memory_every_ms = every_ms;
         }
         settings.memory_mode = request.memory_mode.unwrap_or(settings.memory_mode);
+        if self.moves() {
+            (settings.qmp, settings.libvirt) = (request.qmp.clone(), request.libvirt.clone());
+            settings.accept_vm = true;
+        }
+    }
+}
+
+/// Refuses a change of where guests are found that can't be: of several at once, or to where another is.
+pub(super) fn check_move(
+    change: &Change,
+    names: &[String],
+    guests: &BTreeMap<String, Entry>,
+) -> Result<(), ApiError> {
+    if !change.moves() {
+        return Ok(());
+    }
+    let [name] = names else {
+        return Err(ApiError::usage(format!(
+            "--qmp and --libvirt are of one guest, and that is a group of {}: name one of them",
+            names.len()
+        )));
+    };
+    let Some(entry) = guests.get(name) else { return Ok(()) };
+    let mut settings = entry.settings.clone();
+    change.apply(&mut settings);
+    let monitor = settings.monitor();
+    let other = guests.iter().find(|(n, e)| *n != name && e.settings.monitor() == monitor);
+    match other {
+        Some((other, _)) => {
+            Err(ApiError::usage(format!("{monitor} is protected already, under the name {other}")))
+        }
+        None => Ok(()),
     }
 }

@@ -4,8 +4,11 @@
 //! What is found in QEMU and in the journal goes into [`decide`], and for each disk a [`Plan`]
 //! comes out.
 
-use super::choice::{self, volume_of};
-use super::maps::{Maps, fresh, is_map};
+use super::chain;
+use super::choice;
+use super::disks::{forget_others, volume_of};
+use super::maps::{Maps, Seen, fresh, is_map, merged};
+use super::owned::{Owned, held};
 use super::plan::{Found, FullCopy, Plan, decide};
 use super::removal;
 use super::sockets::{PULL_DIR, check_path, give_to, probe, run_dir, socket_name};
@@ -57,6 +60,8 @@ pub struct AttachedDisk {
     pub recording: String,
     /// It was made at this attach.
     pub is_map_fresh: bool,
+    /// The disk's end is marked, or was tried to be.
+    pub is_end_marked: bool,
 }
 
 /// A guest with its mirrors.
@@ -73,6 +78,8 @@ pub struct Attached {
     pub dir: PathBuf,
     /// Its number for the guard.
     tag: u64,
+    /// This very QEMU process was the one at the attach before, by an earlier agent too.
+    same_process: bool,
 }
 
 impl Attached {
@@ -124,7 +131,9 @@ pub async fn attach(
         shared: TapShared::default(),
         dir,
         tag: NEXT_TAG.fetch_add(1, Ordering::Relaxed),
+        same_process: false,
     };
+    attached.same_process = was_here(&attached);
     let begun = begin(context, &mut attached, &guest, disks, events).await;
     if let Err(error) = begun {
         attached.stop_captures();
@@ -147,38 +156,42 @@ async fn begin(
         state => state == RunState::Prelaunch,
     };
     let jobs = qemu.jobs().await?;
+    let owned = Owned::by_journal_and_sockets(context, &qemu).await?;
+    let layers = qemu.layers().await?;
     let mut found = Vec::new();
     for disk in disks {
         let wanted = volume_of(context, &disk);
         let before = context.group.config();
         let mut before = before.disks();
         let before = before.find(|v| v.guest == wanted.guest && v.disk == wanted.disk);
-        let resized = before.is_some_and(|v| v.bytes != disk.bytes);
+        let resized = before.is_some_and(|v| v.bytes != disk.bytes || v.format != disk.driver);
         if let Some(before) = before.filter(|_| resized) {
             context.group.owe(before.id, CopyCause::Compare)?;
         }
         let volume = context.group.volume_of(guest, &wanted)?;
-        let names = removal::names_of(&volume)?;
+        let below = chain::identity(&layers.below(&disk.node));
+        let names = removal::names_of(&volume)?.above(&below);
         let job = jobs.iter().any(|j| j.job == names.job() && j.status != "concluded");
-        if let Some(other) = disk.job.as_ref().filter(|j| **j != names.job()) {
-            bail!(
-                "the block job {other:?} holds disk {}: end it (or wait for its end), \
-                 then the agent attaches by itself",
-                disk.node
-            );
+        let other = disk.job.as_ref().filter(|j| **j != names.job());
+        if let Some(other) = other.filter(|j| !owned.has(j)) {
+            bail!(held(other, &disk.node));
         }
-        let untouched = prelaunch && is_untouched(context, &volume);
+        let untouched = prelaunch && is_untouched(context, &volume, &names);
         found.push((disk, volume, names, job, resized, untouched));
     }
     forget_others(context, &found.iter().map(|f| f.1.id).collect::<Vec<_>>())?;
     let mirrors = found.iter().map(|f| (&f.2, f.3)).collect::<Vec<_>>();
-    clean(context, attached, &mirrors).await?;
-    let same = was_here(attached);
+    clean(context, attached, &owned, &mirrors).await?;
     let last = context.group.take_last_session(&guest.name);
-    amend_if_job_vanished(context, last.filter(|_| same), found.iter().all(|f| f.3));
+    amend_if_job_vanished(
+        context,
+        last.filter(|_| attached.same_process),
+        found.iter().all(|f| f.3),
+    );
     for (disk, volume, names, job, resized, untouched) in found {
         let noted = context.group.noted_map(volume.id);
-        let mapped = Maps::of(&disk, &names, noted.as_deref()).trusted.is_some();
+        let seen = Seen { same_process: attached.same_process, job };
+        let mapped = Maps::of(&disk, &names, noted.as_deref(), seen).trusted.is_some();
         let plan = decide(&Found {
             job,
             mapped,
@@ -216,7 +229,7 @@ async fn take(
     let counters = Arc::new(TapCounters::default());
     let capture = listen(context, attached, &volume, &names, &counters, events)?;
     let Settled { maps, recording } =
-        settle_maps(context, qemu, &disk, &names, &volume, &plan).await?;
+        settle_maps(context, attached, &disk, &names, &volume, &plan).await?;
     let mut this = AttachedDisk {
         attachment: Attachment::of(&disk.node, &names),
         volume,
@@ -226,6 +239,7 @@ async fn take(
         plan: Plan::default(),
         recording,
         is_map_fresh: true,
+        is_end_marked: false,
         disk: disk.clone(),
     };
     if !plan.resume {
@@ -245,33 +259,10 @@ async fn take(
     if !this.is_map_fresh {
         plan.bitmaps = merged(qemu, &this.disk.node, maps.retired).await;
     }
+    // One that grew keeps the mark at its old end.
+    this.is_end_marked = !this.is_map_fresh && plan.full.is_none() && disk.has_end_mark(&names);
     this.plan = plan;
     Ok(this)
-}
-
-/// Many retired maps as one: each attach that comes to nothing leaves one more, and each costs QEMU memory.
-async fn merged(qemu: &Qemu, node: &str, retired: Vec<String>) -> Vec<String> {
-    let Some((into, rest)) = retired.split_first().filter(|(_, rest)| !rest.is_empty()) else {
-        return retired;
-    };
-    if planted::is("retired-maps-pile-up") {
-        return retired;
-    }
-    let sources: Vec<&str> = rest.iter().map(String::as_str).collect();
-    let merging = async {
-        qemu.merge_bitmaps(node, into, &sources).await?;
-        for name in &sources {
-            qemu.remove_bitmap(node, name).await?;
-        }
-        afterimage_qmp::Result::Ok(())
-    };
-    match merging.await {
-        Ok(()) => vec![into.clone()],
-        Err(error) => {
-            tracing::warn!(node, %error, "retired changed-block maps stay as many as they are");
-            retired
-        }
-    }
 }
 
 /// Changes the maps that were recording for fresh ones, which the journal notes. A copy of the journal
@@ -314,14 +305,16 @@ struct Settled {
 /// anything is changed that told so.
 async fn settle_maps(
     context: &Context,
-    qemu: &Qemu,
+    attached: &Attached,
     disk: &Disk,
     names: &Names,
     volume: &Volume,
     plan: &Plan,
 ) -> Result<Settled> {
     let (group, guest) = (&context.group, &context.settings.name);
-    let maps = Maps::of(disk, names, group.noted_map(volume.id).as_deref());
+    let qemu = &attached.qemu;
+    let seen = Seen { same_process: attached.same_process, job: plan.resume };
+    let maps = Maps::of(disk, names, group.noted_map(volume.id).as_deref(), seen);
     let compares = matches!(plan.full, Some(FullCopy::Compare | FullCopy::Whole));
     let unmapped_resume = plan.resume && maps.trusted.is_none();
     if compares || unmapped_resume {
@@ -364,25 +357,22 @@ fn listen(
     Ok(capture)
 }
 
-/// Disks that are no longer there, or no longer wanted, leave the group. Of its memory nothing does.
-fn forget_others(context: &Context, ids: &[u16]) -> Result<()> {
-    context.group.update_config(|config| {
-        let of_guest = |v: &&mut Volume| v.kind.is_disk() && v.guest == context.settings.name;
-        for volume in config.volumes.iter_mut().filter(of_guest) {
-            volume.active = ids.contains(&volume.id);
-        }
-    })?;
-    Ok(())
-}
-
 /// Removes what an earlier agent left in QEMU, but for live mirrors and maps of these disks.
-async fn clean(context: &Context, attached: &Attached, disks: &[(&Names, bool)]) -> Result<()> {
+async fn clean(
+    context: &Context,
+    attached: &Attached,
+    owned: &Owned,
+    disks: &[(&Names, bool)],
+) -> Result<()> {
     let wanted = |name: &str| {
         disks.iter().any(|(names, job)| {
             let mirror = [names.job(), names.target(), names.filter()];
-            (*job && mirror.iter().any(|n| n == name)) || is_map(names, name)
+            (*job && mirror.iter().any(|n| n == name))
+                || is_map(names, name)
+                || names.end_mark() == name
         })
     };
+    let wanted = |name: &str| wanted(name) || !owned.has(name);
     let process = attached.process.as_ref();
     let removed = removal::remove(&attached.qemu, context, process, wanted).await;
     if let Err(error) = removed {
@@ -426,10 +416,13 @@ fn process_line(attached: &Attached) -> Option<String> {
     attached.process.as_ref().map(|p| format!("{} {}\n", p.pid, p.start_ticks))
 }
 
-fn is_untouched(context: &Context, volume: &Volume) -> bool {
+fn is_untouched(context: &Context, volume: &Volume, names: &Names) -> bool {
+    if names.below() == chain::UNKNOWN {
+        return false;
+    }
     let images = context.group.images(&context.settings.name);
     images
         .iter()
         .find(|i| i.volume == volume.id)
-        .is_some_and(|known| super::leave::image_identity(volume).as_ref() == Some(known))
+        .is_some_and(|known| super::leave::image_identity(volume, names).as_ref() == Some(known))
 }

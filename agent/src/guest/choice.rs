@@ -1,12 +1,14 @@
 //! Which disks of a guest are captured, and whether each can be.
 //!
 //! What always holds: a disk that others may write to is taken only if a person named it, since what they
-//! write passes no mirror of ours; a mirror that bears one of our names and that this guest's journal does
-//! not know is taken out of QEMU, unless somebody serves it: then it is another agent's, and stays.
+//! write passes no mirror of ours; a mirror to the guest's own sockets that its journal does not know is
+//! taken out of QEMU, and every other one is left alone.
 
+use super::disks::volume_of;
+use super::owned::{Owned, held};
 use super::removal;
 use super::task::Context;
-use afterimage_journal::meta::{Volume, VolumeKind};
+use afterimage_journal::meta::Volume;
 use afterimage_planted as planted;
 use afterimage_qmp::Qemu;
 use afterimage_qmp::qemu::{Disk, Disks, OURS, Process};
@@ -79,19 +81,16 @@ pub(super) async fn freed(
     if strange.is_empty() || planted::is("own-mirrors-are-somebody-elses") {
         return Ok(disks);
     }
+    let owned = Owned::by_journal_and_sockets(context, qemu).await?;
+    if let Some((node, job)) = strange.iter().find(|(_, job)| !owned.has(job)) {
+        bail!(held(job, node));
+    }
     let prefixes: Vec<_> = strange.iter().filter_map(|(_, job)| job.strip_suffix("job")).collect();
     let wanted = |name: &str| !prefixes.iter().any(|prefix| name.starts_with(prefix));
     removal::remove(qemu, context, process, wanted)
         .await
         .context("take out a mirror that a lost state directory left in QEMU")?;
-    let disks = chosen(context, qemu).await?;
-    if let Some((node, job)) = strange_jobs(context, &disks).first() {
-        bail!(
-            "another agent, or another guest of this one, mirrors disk {node} (job {job}, and its server \
-             answers): `afterimage unprotect` the guest there, then the agent attaches by itself"
-        );
-    }
-    Ok(disks)
+    chosen(context, qemu).await
 }
 
 /// Jobs by names of ours that are not of the disk's own volume, with the disk's node.
@@ -107,20 +106,4 @@ fn strange_jobs(context: &Context, disks: &[Disk]) -> Vec<(String, String)> {
         (own(disk).as_ref() != Some(&job)).then(|| (disk.node.clone(), job))
     };
     disks.iter().filter_map(strange).collect()
-}
-
-/// What the journal is to know of a disk.
-pub(super) fn volume_of(context: &Context, disk: &Disk) -> Volume {
-    Volume {
-        id: 0,
-        kind: VolumeKind::Disk,
-        uuid: uuid::Uuid::nil(),
-        guest: context.settings.name.clone(),
-        disk: disk.identity.to_string(),
-        node: disk.node.clone(),
-        bytes: disk.bytes,
-        format: disk.driver.clone(),
-        source: disk.file.clone(),
-        active: true,
-    }
 }

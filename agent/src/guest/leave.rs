@@ -6,6 +6,7 @@
 
 use super::attach;
 use super::life::{self, Ending, Life};
+use super::owned::Owned;
 use super::removal;
 use super::task::{DETACHED, Let, Task};
 use crate::api::{ApiError, GuestState};
@@ -14,7 +15,7 @@ use afterimage_journal::Seq;
 use afterimage_journal::meta::{ImageIdentity, Volume};
 use afterimage_planted as planted;
 use afterimage_qmp::QemuEvent;
-use afterimage_qmp::qemu::NbdServer;
+use afterimage_qmp::qemu::{Names, NbdServer};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -92,6 +93,9 @@ impl Life {
             Ending::Detach(reply) => {
                 let proved = self.proved(task).await;
                 close_as(GuestState::Detached, DETACHED, proved);
+                if self.syncing.is_none() {
+                    self.mark_ends(true).await;
+                }
                 let detached = self.detach(task, false).await;
                 let saved = task.save_detached(true);
                 let _ = reply.send(detached.and(saved));
@@ -248,7 +252,7 @@ impl Life {
         if self.shutdown.is_none() || self.disorderly || self.ended_early {
             return Vec::new();
         }
-        self.attached.disks.iter().filter_map(|d| image_identity(&d.volume)).collect()
+        self.attached.disks.iter().filter_map(|d| image_identity(&d.volume, &d.names)).collect()
     }
 
     /// Takes our mirrors out of QEMU, and everything else too where it is for good. The session has
@@ -264,7 +268,8 @@ impl Life {
         }
         let qemu = self.attached.qemu.clone();
         let mut outcome = Ok(());
-        let kept = |name: &str| !name.contains("-pull-");
+        let owned = Owned::by_journal(&task.context.group, &task.context.settings.name);
+        let kept = |name: &str| !name.contains("-pull-") || !owned.has(name);
         if let Err(e) = qemu.remove_leftovers(END_LIMIT, kept).await {
             outcome = Err(ApiError::other(format!("remove our export from QEMU: {e}")));
         }
@@ -276,7 +281,7 @@ impl Life {
             outcome = Err(ApiError::other(format!("take our mirrors out of QEMU: {e:#}")));
         }
         if for_good {
-            let removed = qemu.remove_leftovers(END_LIMIT, |_| false).await;
+            let removed = qemu.remove_leftovers(END_LIMIT, |name| !owned.has(name)).await;
             if let Err(e) = removed {
                 outcome = Err(ApiError::other(format!("clean up in QEMU: {e}")));
             }
@@ -332,7 +337,7 @@ impl Drop for Life {
 }
 
 /// The image of a volume as it lies now; `None` when it is no plain file here.
-pub(super) fn image_identity(volume: &Volume) -> Option<ImageIdentity> {
+pub(super) fn image_identity(volume: &Volume, names: &Names) -> Option<ImageIdentity> {
     use std::os::unix::fs::MetadataExt;
     let meta = std::fs::metadata(&volume.source).ok().filter(std::fs::Metadata::is_file)?;
     let ns = |s: i64, n: i64| i128::from(s) * 1_000_000_000 + i128::from(n);
@@ -343,5 +348,6 @@ pub(super) fn image_identity(volume: &Volume) -> Option<ImageIdentity> {
         bytes: meta.len(),
         mtime_ns: ns(meta.mtime(), meta.mtime_nsec()),
         ctime_ns: ns(meta.ctime(), meta.ctime_nsec()),
+        below: names.below().to_owned(),
     })
 }

@@ -13,6 +13,7 @@ use super::task::{Task, Waiting};
 use super::{Command, marks};
 use crate::api::{ApiError, GuestState};
 use crate::capture::CaptureEvent;
+use crate::settings::GuestSettings;
 use afterimage_journal::Seq;
 use afterimage_journal::meta::CopyCause;
 use afterimage_qmp::qemu::{DevicePath, RunState};
@@ -166,7 +167,15 @@ impl Life {
             Command::Set(settings, reply) => {
                 let rate = settings.rate_bytes_per_s.unwrap_or(0);
                 self.progress.rate_bytes_per_s.store(rate, Ordering::Relaxed);
-                let _ = reply.send(task.change_settings(*settings));
+                // Where it is attached to a VM, that is the guest already.
+                let moved = settings.monitor() != task.context.settings.monitor();
+                let settings =
+                    GuestSettings { accept_vm: settings.accept_vm && moved, ..*settings };
+                let monitor = settings.monitor();
+                drop(reply.send(task.change_settings(settings)));
+                if moved {
+                    return Some(Ending::Changed(format!("its monitor is at {monitor} now")));
+                }
             }
             Command::Lend(reply) => drop(reply.send(self.lend(task))),
             Command::Mark(request, reply) => match self.mark(task, request).await {
@@ -207,6 +216,7 @@ impl Life {
         match event {
             QemuEvent::Eof { reason } => return Some(Ending::MonitorLost(reason)),
             QemuEvent::Overflow { .. } if self.syncing.is_none() => {
+                self.note_end(event);
                 return self.look(task, "events were lost").await;
             }
             QemuEvent::DeviceDeleted { path, .. } => {
@@ -222,33 +232,6 @@ impl Life {
             }
         }
         None
-    }
-
-    /// Notes what tells how guest and mirrors end, and in which order. True for an event of one
-    /// of our mirrors.
-    pub(super) fn note_end(&mut self, event: QemuEvent) -> bool {
-        match event {
-            QemuEvent::Shutdown { reason, .. } => self.shutdown = Some(reason),
-            QemuEvent::BlockJobCompleted { job, .. } | QemuEvent::BlockJobCancelled { job } => {
-                let ours = self.disk_of(&job);
-                // QEMU ends its jobs as well when it quits, but says first that the guest has
-                // been shut down.
-                if ours.is_some() && self.shutdown.is_none() {
-                    self.ended_early = true;
-                    self.cancelled = ours.clone();
-                }
-                return ours.is_some();
-            }
-            QemuEvent::BlockJobError { job, .. } => return self.disk_of(&job).is_some(),
-            _ => {}
-        }
-        false
-    }
-
-    /// The disk that one of our mirrors is of.
-    fn disk_of(&self, job: &str) -> Option<String> {
-        let ours = self.attached.disks.iter().find(|d| d.attachment.job == job);
-        ours.map(|d| d.disk.node.clone())
     }
 
     pub(super) async fn captured(
@@ -292,12 +275,12 @@ impl Life {
                     let connected = disk.counters.connected.load(Ordering::Acquire) > 0;
                     match job {
                         None => {
-                            self.ended_early |= connected && self.shutdown.is_none();
+                            self.ended_early |= connected && !self.is_going_down().await;
                             self.cancelled = Some(disk.disk.node.clone());
                             return Some(Ending::Lost(cancelled(&disk.disk.node)));
                         }
                         Some(job) if job.paused || !connected => {
-                            self.ended_early |= connected && self.shutdown.is_none();
+                            self.ended_early |= connected && !self.is_going_down().await;
                             return Some(Ending::Lost(why.to_owned()));
                         }
                         Some(job) if !job.is_level() => {
@@ -357,6 +340,7 @@ impl Life {
         }
         self.rotated = Instant::now();
         self.rotated_head = session.from;
+        self.mark_ends(false).await;
         None
     }
 
@@ -401,6 +385,7 @@ impl Life {
             return Some(Ending::Lost(e.to_string()));
         }
         self.rotate(&task.context.group, &task.context.settings.name, &journal, position).await;
+        self.mark_ends(false).await;
         None
     }
 

@@ -13,14 +13,19 @@
 //! [`Face`] that it shows.
 
 mod attach;
+mod chain;
 mod choice;
 mod devices;
+mod disks;
+mod ending;
 mod face;
+mod identity;
 mod leave;
 mod lend;
 mod life;
 mod maps;
 pub(crate) mod marks;
+mod owned;
 mod plan;
 mod pull;
 mod removal;
@@ -30,6 +35,7 @@ mod sync;
 mod task;
 
 pub use face::{DiskFace, Face, Progress, Shown};
+pub use identity::Claims;
 pub(crate) use lend::Lease;
 pub use task::{Context, DETACHED};
 

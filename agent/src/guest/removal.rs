@@ -24,8 +24,6 @@ use std::time::Duration;
 
 /// How long mirrors that nobody served may take to end: QEMU tries to connect every 16 s at the latest.
 const END_LIMIT: Duration = RESUME_LIMIT;
-/// How long a connection to a local socket may take.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// How long [`remove`] may take in all.
 pub(super) const REMOVE_LIMIT: Duration = Duration::from_secs(45);
 
@@ -35,7 +33,7 @@ pub(super) fn names_of(volume: &Volume) -> Result<Names> {
     Ok(Names::new(token.get(..12).unwrap_or(&token))?)
 }
 
-/// Removes all of ours from a QEMU, but for what `wanted` names and mirrors that somebody serves.
+/// Removes all of ours from a QEMU whose mirrors nobody serves, but for what `wanted` names.
 ///
 /// # Errors
 /// What was left there, by name, and why.
@@ -45,9 +43,7 @@ pub(super) async fn remove(
     process: Option<&Process>,
     wanted: impl Fn(&str) -> bool + Send + Sync,
 ) -> Result<()> {
-    let mut mirrors = qemu.left_mirrors(|name| wanted(name)).await?;
-    let alive = take_served(&mut mirrors).await;
-    let wanted = |name: &str| wanted(name) || alive.iter().any(|prefix| name.starts_with(prefix));
+    let mirrors = qemu.left_mirrors(|name| wanted(name)).await?;
     let group = &context.group;
     let config = group.config();
     // Where nothing is to be served, nothing is made.
@@ -82,38 +78,6 @@ pub(super) async fn remove(
     match left.first() {
         None => Ok(()),
         Some((name, why)) => bail!("{name}: {why}"),
-    }
-}
-
-/// Leaves out mirrors whose server answers: another agent's, or another guest's. Gives what all names of
-/// theirs begin with.
-async fn take_served(mirrors: &mut Vec<LeftMirror>) -> Vec<String> {
-    let mut alive = Vec::new();
-    for mirror in std::mem::take(mirrors) {
-        let job = &mirror.attachment.job;
-        let is_served = match &mirror.socket {
-            Some(socket) => {
-                is_served(socket).await && !planted::is("mirrors-of-others-are-removed")
-            }
-            None => false,
-        };
-        match job.strip_suffix("job").filter(|_| is_served) {
-            Some(prefix) => {
-                tracing::warn!(job, "left alone: its server answers, so it is another agent's");
-                alive.push(prefix.to_owned());
-            }
-            None => mirrors.push(mirror),
-        }
-    }
-    alive
-}
-
-/// Whether somebody listens on a socket. Where that can't be told, somebody does.
-async fn is_served(socket: &Path) -> bool {
-    use std::io::ErrorKind::{ConnectionRefused, NotADirectory, NotFound};
-    match tokio::time::timeout(CONNECT_LIMIT, tokio::net::UnixStream::connect(socket)).await {
-        Ok(Ok(_)) | Err(_) => true,
-        Ok(Err(e)) => !matches!(e.kind(), ConnectionRefused | NotFound | NotADirectory),
     }
 }
 
@@ -162,7 +126,7 @@ fn socket_of(mirror: &LeftMirror, dir: &Path) -> Result<PathBuf> {
     if tail(told) != tail(&ours) {
         bail!(
             "it writes to {}, and its socket here is {}: run the agent with the state directory that \
-             the guest was protected from, or cancel the job by QMP",
+             the guest was protected from, or stop the guest by QMP, cancel the job, and let it go on",
             told.display(),
             ours.display()
         );

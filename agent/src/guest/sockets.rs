@@ -60,9 +60,14 @@ pub(super) fn run_dir(context: &Context, process: Option<&Process>) -> Result<Pa
     prepare_run_dir(&context.state, &context.settings.name, other_owner(process)?)
 }
 
+/// Where it lies, whether it is there or not.
+pub(super) fn run_path(state: &Path, name: &str) -> PathBuf {
+    state.join("run").join(name)
+}
+
 fn prepare_run_dir(state: &Path, name: &str, qemu: Option<(u32, u32)>) -> Result<PathBuf> {
     let run = state.join("run");
-    let dir = run.join(name);
+    let dir = run_path(state, name);
     afterimage_journal::layout::make_dir(&dir)?;
     let opened = open_dir(&dir)?;
     if fstat(&opened)?.st_uid != geteuid().as_raw() && !planted::is("run-dir-is-qemus") {
@@ -91,6 +96,17 @@ fn prepare_run_dir(state: &Path, name: &str, qemu: Option<(u32, u32)>) -> Result
     }
     fchmod(&pull_opened, Mode::from_raw_mode(0o700))?;
     Ok(dir)
+}
+
+/// Removes the directory of a guest's sockets, once nothing of ours is left in its QEMU.
+pub(crate) fn remove_run_dir(state: &Path, name: &str) {
+    let dir = run_path(state, name);
+    match std::fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(dir = %dir.display(), %error, "left behind");
+        }
+        _ => {}
+    }
 }
 
 /// Opens a directory that is no symlink.

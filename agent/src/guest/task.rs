@@ -6,9 +6,11 @@
 use super::Command;
 use super::attach;
 use super::face::Face;
+use super::identity::{Claims, recognize};
 use super::lend;
 use super::life::Life;
 use super::maps::is_any_map;
+use super::owned::Owned;
 use super::removal;
 use crate::api::{ApiError, GuestState};
 use crate::group::Group;
@@ -48,6 +50,8 @@ pub struct Context {
     pub worker: Option<Worker>,
     /// What it shows.
     pub face: Arc<Face>,
+    /// Which QEMU processes guests of the agent are attached to.
+    pub claims: Arc<Claims>,
 }
 
 /// Why an attached guest was let go of.
@@ -159,6 +163,9 @@ fn absent_state(error: &anyhow::Error) -> GuestState {
 
 fn api_error(error: &anyhow::Error, text: String) -> ApiError {
     use afterimage_qmp::error::Kind;
+    if let Some(error) = error.downcast_ref::<ApiError>() {
+        return error.clone();
+    }
     if let Some(error) = error.downcast_ref::<afterimage_qmp::Error>() {
         return match error.kind() {
             Kind::Gone | Kind::Retry => ApiError::not_reachable(text),
@@ -274,10 +281,15 @@ impl Task {
         self.change_settings(settings)
     }
 
-    /// Takes new settings over, but for the one that is this task's own.
+    /// Takes new settings over, but for those that are this task's own.
     pub(super) fn change_settings(&mut self, settings: GuestSettings) -> Result<(), ApiError> {
-        let detached = self.context.settings.detached;
-        self.context.settings = GuestSettings { detached, ..settings };
+        let own = &self.context.settings;
+        self.context.settings = GuestSettings {
+            detached: own.detached,
+            vm: own.vm.clone(),
+            accept_vm: own.accept_vm || settings.accept_vm,
+            ..settings
+        };
         self.save()
     }
 
@@ -327,7 +339,13 @@ impl Task {
     async fn clean_up(&self, kept: fn(&str) -> bool) -> Result<(), String> {
         let cleaning = async {
             let (qemu, _) = self.connect().await?;
+            // Of another VM nothing is the guest's.
+            if recognize(&self.context.settings, &qemu.identity().await?).is_err() {
+                return Ok(());
+            }
             let process = qemu.process()?;
+            let owned = Owned::by_journal_and_sockets(&self.context, &qemu).await?;
+            let kept = |name: &str| kept(name) || !owned.has(name);
             removal::remove(&qemu, &self.context, process.as_ref(), kept).await
         };
         match tokio::time::timeout(removal::REMOVE_LIMIT, cleaning).await {
@@ -360,6 +378,7 @@ impl Task {
     }
 
     async fn attached_life(&mut self, qemu: Qemu, xml: Option<String>) -> Result<Let> {
+        let _claim = self.admit(&qemu).await?;
         let events = qemu.events();
         lend::settle(&self.context.state, &self.context.settings.name, &qemu).await;
         let (sender, captures) = mpsc::unbounded_channel();
@@ -387,6 +406,7 @@ mod tests {
             group: Arc::clone(&group),
             worker: None,
             face: Face::new("vm"),
+            claims: Arc::default(),
         };
         let (_commands, inbox) = mpsc::channel(1);
         let (first, outcome) = oneshot::channel();

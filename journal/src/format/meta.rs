@@ -158,6 +158,9 @@ pub struct ImageIdentity {
     pub mtime_ns: i128,
     /// Time of the last change of the inode.
     pub ctime_ns: i128,
+    /// The identity of the images below it, as its writer tells them; empty if there are none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub below: String,
 }
 
 /// Progress of a copy: initial sync or resync (I-5). A copy's *as-of position* is the sequence

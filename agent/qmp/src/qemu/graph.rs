@@ -30,7 +30,7 @@ struct Edge {
 }
 
 impl Graph {
-    fn read(answer: &Value) -> Option<Graph> {
+    pub(super) fn read(answer: &Value) -> Option<Graph> {
         let nodes = answer["nodes"].as_array()?.iter().map(|n| {
             Some(Node {
                 id: n["id"].as_u64()?,
@@ -58,6 +58,16 @@ impl Graph {
         let mut below =
             self.edges.iter().filter(|e| e.parent == id && matches!(&*e.role, "backing" | "file"));
         self.name(below.next()?.child)
+    }
+
+    /// The nodes below `node` with what they are to it, in the order of these roles.
+    pub(crate) fn children(&self, node: &str) -> Vec<(&str, &str)> {
+        let id = self.nodes.iter().find(|n| !n.is_job && n.name == node).map(|n| n.id);
+        let edges = self.edges.iter().filter(|e| Some(e.parent) == id);
+        let mut found: Vec<(&str, &str)> =
+            edges.filter_map(|e| Some((e.role.as_str(), self.name(e.child)?))).collect();
+        found.sort_unstable();
+        found
     }
 
     /// The nodes that jobs read from.

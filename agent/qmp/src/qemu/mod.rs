@@ -5,8 +5,11 @@
 
 pub mod bitmap;
 pub mod disk;
+mod end_mark;
 pub mod export;
 mod graph;
+pub mod identity;
+pub mod layers;
 pub mod leftovers;
 pub mod mirror;
 pub mod names;
@@ -22,6 +25,8 @@ use serde_json::{Value, json};
 pub use bitmap::{Bitmap, GRANULARITY_BYTES, NewBitmap, Rotation};
 pub use disk::{Disk, DiskIdentity, Disks, Skipped};
 pub use export::{Export, ExportSpec, NbdServer};
+pub use identity::VmIdentity;
+pub use layers::{Below, Layer, Layers};
 pub use leftovers::{LeftMirror, Removed};
 pub use mirror::{Attachment, IoStatus, JobState, MirrorSpec, RESUME_LIMIT};
 pub use names::{Names, OURS};
