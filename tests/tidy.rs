@@ -179,3 +179,104 @@ fn small_files_are_read_by_the_one_place_that_waits_for_nobody_and_follows_no_li
     });
     assert!(found.is_empty(), "{found}");
 }
+
+/// The pages that people read, with their texts.
+fn pages() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in ["", "docs", "docs/decisions"] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap().flatten() {
+            // The history of changes names what was there then.
+            let is_page = entry.path().extension().is_some_and(|e| e == "md");
+            if is_page && entry.file_name() != "CHANGELOG.md" {
+                let text = std::fs::read_to_string(entry.path()).unwrap();
+                found.push((Path::new(folder).join(entry.file_name()), text));
+            }
+        }
+    }
+    assert!(found.len() > 10, "the pages were not found: {found:?}");
+    found
+}
+
+/// `a/{b,c}.rs` as `a/b.rs` and `a/c.rs`.
+fn expanded(path: &str) -> Vec<String> {
+    let Some((before, (inside, after))) =
+        path.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?)))
+    else {
+        return vec![path.to_owned()];
+    };
+    inside.split(',').flat_map(|one| expanded(&format!("{before}{one}{after}"))).collect()
+}
+
+/// True if a path of the repository exists; its last part may hold one `*`.
+fn exists(path: &str) -> bool {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let Some((start, end)) = name.split_once('*') else { return path.exists() };
+    let is_meant = |name: &str| name.strip_prefix(start).is_some_and(|rest| rest.ends_with(end));
+    let entries = path.parent().and_then(|folder| std::fs::read_dir(folder).ok());
+    let mut entries = entries.into_iter().flatten().flatten();
+    entries.any(|entry| is_meant(&entry.file_name().to_string_lossy()))
+}
+
+/// True if a source text has this name as a whole word.
+fn has_word(text: &str, name: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(name).any(|(at, _)| {
+        !text[..at].ends_with(is_part) && !text[at + name.len()..].starts_with(is_part)
+    })
+}
+
+/// What is wrong with a word between backquotes, if it names a path of the repository; and whether it does.
+fn path_complaint(word: &str, sources: &[PathBuf]) -> (bool, Option<String>) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (path, names) = word.split_once("::").unwrap_or((word, ""));
+    let is_word = !word.contains(|c: char| c.is_whitespace());
+    let is_bare = path.ends_with(".rs") && !path.contains('/');
+    if is_word && is_bare && !path.contains(['{', '*']) {
+        let is_there = sources.iter().any(|source| source.file_name().is_some_and(|n| n == path));
+        return (true, (!is_there).then(|| format!("there is no file {path}")));
+    }
+    let top = path.split_once('/').map(|(top, _)| top).filter(|top| *top != "target");
+    let is_ours = top.is_some_and(|top| !top.is_empty() && root.join(top).is_dir());
+    if !is_word || !is_ours {
+        return (false, None);
+    }
+    if let Some(missing) = expanded(path).iter().find(|path| !exists(path)) {
+        return (true, Some(format!("{missing} does not exist")));
+    }
+    if names.is_empty() || !path.ends_with(".rs") {
+        return (true, None);
+    }
+    let text = std::fs::read_to_string(root.join(path)).unwrap_or_default();
+    let missing = names.split("::").find(|name| !has_word(&text, name));
+    (true, missing.map(|name| format!("{path} has no {name}")))
+}
+
+#[test]
+fn docs_name_paths_and_functions_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = sources();
+    let (mut named, mut linked) = (0, 0);
+    let mut found = Vec::new();
+    for (page, text) in pages() {
+        for word in text.split('`').skip(1).step_by(2) {
+            let (is_path, complaint) = path_complaint(word, &sources);
+            named += usize::from(is_path);
+            found.extend(complaint.map(|why| format!("{}: {why}", page.display())));
+        }
+        for rest in text.split("](").skip(1) {
+            let target = rest.split([')', '#']).next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            linked += 1;
+            if !root.join(&page).with_file_name(target).exists() {
+                found.push(format!("{}: the link to {target} leads nowhere", page.display()));
+            }
+        }
+    }
+    assert!(named > 400, "the paths that docs name were not found: {named}");
+    assert!(linked > 50, "the links of docs were not found: {linked}");
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
