@@ -190,7 +190,11 @@ fn data_that_looks_like_a_journal_is_never_taken_for_one() {
     let copy = home.path().join("copy");
     fs::create_dir(&copy).unwrap();
     for entry in fs::read_dir(journal.dir()).unwrap().map(|e| e.unwrap().path()) {
-        fs::copy(&entry, copy.join(entry.file_name().unwrap())).unwrap();
+        match fs::copy(&entry, copy.join(entry.file_name().unwrap())) {
+            // A draft of a small file, which has its name by now.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            copied => drop(copied.unwrap()),
+        }
     }
     let history = History::load(&copy).unwrap();
     let at = entries(&history).iter().find(|e| e.record.seq == bearer).unwrap().at;
