@@ -32,8 +32,7 @@ fn filled(path: PathBuf) -> Disk {
 fn attaches_that_come_to_nothing_leave_no_more_maps_each_time() {
     let mut scene = scene_of(&[filled], |b| b);
     // Somebody's server: QEMU has one, and what the first copy reads comes through it.
-    let theirs = scene.dir.path().join("theirs.sock");
-    let addr = json!({ "type": "unix", "data": { "path": theirs.display().to_string() } });
+    let addr = json!({ "type": "inet", "data": { "host": "127.0.0.1", "port": "0" } });
     scene.vm.qmp().execute("nbd-server-start", json!({ "addr": addr }));
     scene.protect(&[]);
     let mut seen = BTreeSet::new();
@@ -44,8 +43,9 @@ fn attaches_that_come_to_nothing_leave_no_more_maps_each_time() {
         (seen.len() > ATTACHES).then_some(())
     });
     assert!(many.is_some(), "it did not try again: {seen:?}");
-    let status = scene.agent.json(&["status", "vm"]);
-    assert!(status["reason"].as_str().unwrap_or_default().contains("NBD server"), "{status}");
+    scene.agent.wait_status("vm", STATE_LIMIT, |status| {
+        status["reason"].as_str().is_some_and(|reason| reason.contains("NBD server"))
+    });
 
     scene.vm.qmp().execute("nbd-server-stop", json!({}));
     scene.agent.wait_state("vm", "protected", STATE_LIMIT);

@@ -90,6 +90,17 @@ impl Keeper {
         Ok(names.into_iter().any(is_gone))
     }
 
+    /// Nothing is made, or given up, where the journal's directory was removed, replaced or mounted over.
+    pub(super) fn check_home(&self) -> Result<()> {
+        let identity = self.setup.dir.join("journal.json");
+        if self.setup.storage.exists(&identity) {
+            return Ok(());
+        }
+        let why = "it is not there: put the journal's directory back, or unmount what lies over it"
+            .into();
+        Err(Error::Unusable { path: identity, why })
+    }
+
     /// Whether no member of the pool is away, and all that lies on them can be listed: looked at anew.
     fn sees_all(&mut self) -> Result<bool> {
         self.places = Places::of(&self.setup.storage, &self.setup.dir)?;

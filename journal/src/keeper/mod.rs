@@ -201,6 +201,7 @@ impl Keeper {
     /// Something could not be read or written; what was done so far stands, and the next step may
     /// try again.
     pub fn step(&mut self) -> Result<bool> {
+        self.check_home()?;
         if self.lacks_units()? {
             self.reopen()?;
             return Ok(true);
@@ -313,6 +314,7 @@ impl Keeper {
     }
 
     fn save(&mut self) -> Result<()> {
+        self.check_home()?;
         let storage = self.setup.storage.as_ref();
         catalogue::save(storage, &self.setup.dir, &self.identity, &mut self.catalogue)?;
         self.unsaved = false;

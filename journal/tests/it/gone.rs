@@ -9,11 +9,22 @@ use std::time::{Duration, Instant};
 /// Far past what a look needs, on a machine that has much to do.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A journal with threads and one record.
+/// Units that a journal has by itself: the one that is written, and two ahead.
+const UNITS: usize = 3;
+
+/// A journal with threads and one record, and with its units made: what is made at the very instant in
+/// which the directory goes may land in the new place.
 fn running(dir: &Path) -> Journal {
     let journal = new_journal(dir, Options { inline: false, ..options() });
     write(&journal, 0, &[1; 4096]);
     journal.sync().unwrap();
+    let begun = Instant::now();
+    let names = || std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name());
+    let is_unit = |name: &std::ffi::OsString| name.to_string_lossy().starts_with("unit-");
+    while names().filter(is_unit).count() < UNITS {
+        assert!(begun.elapsed() < LIMIT, "{:?}", names().collect::<Vec<_>>());
+        std::thread::yield_now();
+    }
     journal
 }
 
