@@ -42,6 +42,8 @@ pub struct GuestFiles {
 impl GuestFiles {
     /// Looks for them in `dir`.
     pub fn find(dir: &Path) -> Result<Self> {
+        // A copy uses them too, and runs from another directory: a relative path is no file of the host's.
+        let dir = std::path::absolute(dir)?;
         let files = Self { kernel: dir.join("vmlinuz"), initrd: dir.join("initrd") };
         for file in [&files.kernel, &files.initrd] {
             if !file.exists() {
