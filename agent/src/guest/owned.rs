@@ -9,13 +9,10 @@ use super::task::Context;
 use crate::group::Group;
 use afterimage_planted as planted;
 use afterimage_qmp::Qemu;
-use afterimage_qmp::qemu::LeftMirror;
+use afterimage_qmp::qemu::{LeftMirror, OURS};
 use anyhow::Result;
 use std::collections::BTreeSet;
 use std::path::Path;
-
-/// What all names of ours in QEMU begin with.
-const OURS: &str = "ai-";
 
 /// The volumes of a guest, as names in QEMU tell them.
 #[derive(Debug, Clone, Default)]

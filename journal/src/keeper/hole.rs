@@ -64,7 +64,7 @@ impl Keeper {
         let is_sure = before == found && has_waited;
         // A member may have gone while its units were looked for.
         if !is_sure || !self.sees_all()? {
-            self.suspected = Some((found, before == found && has_waited));
+            self.suspected = Some((found, is_sure));
             self.looked_at = 0;
             return Ok(false);
         }

@@ -62,6 +62,18 @@ fn an_old_copy_costs_the_points_that_need_it_by_name_and_no_others() {
     assert_eq!(content(&web, last, 0, 100_000), bytes_of(59, 100_000));
 }
 
+fn setup(bed: &Bed, journal: &std::path::Path, limits: Limits) -> Setup {
+    Setup {
+        storage: Arc::clone(&bed.storage),
+        dir: journal.to_owned(),
+        clock: Arc::new(SystemClock),
+        ground: Arc::new(Home { storage: Arc::clone(&bed.storage) }),
+        pace: Arc::new(Unpaced),
+        key: None,
+        limits,
+    }
+}
+
 #[test]
 fn nothing_is_merged_while_a_member_is_away() {
     let bed = Bed::new();
@@ -73,15 +85,8 @@ fn nothing_is_merged_while_a_member_is_away() {
     let last = writes[writes.len() - 1];
     journal.close().unwrap();
     let keep = || {
-        let mut keeper = Keeper::open(Setup {
-            storage: Arc::clone(&bed.storage),
-            dir: web.clone(),
-            clock: Arc::new(SystemClock),
-            ground: Arc::new(Home { storage: Arc::clone(&bed.storage) }),
-            pace: Arc::new(Unpaced),
-            key: None,
-            limits: Limits { guaranteed_ns: 0, ..Limits::new(0, None) },
-        })?;
+        let mut keeper =
+            Keeper::open(setup(&bed, &web, Limits { guaranteed_ns: 0, ..Limits::new(0, None) }))?;
         while keeper.step()? {}
         afterimage_journal::Result::Ok(keeper.occupancy().clone())
     };
@@ -114,16 +119,7 @@ fn units_of_a_member_that_goes_away_under_the_keeper_are_not_given_up() {
     let all = || (units(&web), units(&bed.path("b/web")));
     let before = all();
     assert!(!before.0.is_empty() && !before.1.is_empty(), "{before:?}");
-    let mut keeper = Keeper::open(Setup {
-        storage: Arc::clone(&bed.storage),
-        dir: web.clone(),
-        clock: Arc::new(SystemClock),
-        ground: Arc::new(Home { storage: Arc::clone(&bed.storage) }),
-        pace: Arc::new(Unpaced),
-        key: None,
-        limits: Limits::new(u64::MAX / 2, None),
-    })
-    .unwrap();
+    let mut keeper = Keeper::open(setup(&bed, &web, Limits::new(u64::MAX / 2, None))).unwrap();
     std::fs::rename(bed.path("b"), bed.path("gone")).unwrap();
     for _ in 0..40 {
         let _ = keeper.step();
